@@ -1,0 +1,49 @@
+//! Recipes: the written order of each reduction.
+//!
+//! A recipe fixes every rounding step of an op, so that a request's numbers never depend on what shares its step, on
+//! the prefill chunk or on the thread count. Every kernel of the op on a target implements it exactly, for one token
+//! and for thousands. The plan stores it by its printed form.
+
+use std::fmt;
+
+use crate::scheme::Scheme;
+
+/// Lanes of the lane tree: a row is summed as 16 interleaved partial sums, then as a binary tree.
+pub const LANES: usize = 16;
+
+/// Tokens of the cache that one attention split covers; partial results merge in split order.
+pub const ATTENTION_SPLIT: usize = 256;
+
+/// The order in which a reduction adds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Recipe {
+    /// A sum over a row: lane `i` adds elements `i, i+16, i+32, …` from zero by fused multiply-add, then lanes add
+    /// pairwise at distance 8, 4, 2, 1.
+    LaneTree,
+    /// A dot product over K with f32 activations: from zero, one fused multiply-add per element in order of k, with
+    /// the weight first dequantized to f32.
+    Sequential,
+    /// A dot product over K with int8 activations: per group of the weight scheme the exact integer dot product `i`,
+    /// then `acc = fma(f32(i) · d, s, acc)` and, with minima, `acc = fma(m, s·sum, acc)`; groups in order from zero.
+    Groups {
+        /// The weight scheme.
+        scheme: Scheme,
+    },
+    /// Attention over cached tokens in order: pages of 16 tokens; online softmax inside a split of
+    /// [`ATTENTION_SPLIT`] tokens; splits merged in order.
+    Splits {
+        /// Tokens per split.
+        tokens: usize,
+    },
+}
+
+impl fmt::Display for Recipe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Recipe::LaneTree => write!(f, "lane_tree(16)"),
+            Recipe::Sequential => write!(f, "sequential"),
+            Recipe::Groups { scheme } => write!(f, "groups({scheme})"),
+            Recipe::Splits { tokens } => write!(f, "splits({tokens})"),
+        }
+    }
+}
