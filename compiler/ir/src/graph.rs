@@ -1,17 +1,17 @@
 //! The graph: typed SSA values over nodes, edges held by petgraph.
 //!
-//! A node is a step input, a weight, a cache or an op. A value is (node, result index). Nodes keep their insertion
-//! order; [`Graph::order`] is the one canonical topological order (smallest insertion index first), which printing,
-//! evaluation and scheduling all use, so that the same graph always gives the same text.
+//! A node is a step input, a weight, a cache or an op. A value is (node, result index). [`Graph::order`] is the one
+//! canonical topological order, which printing, evaluation and scheduling all use, so that the same graph always gives
+//! the same text.
 
+use std::collections::HashSet;
 use std::fmt;
 
+use petgraph::Direction;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
-use petgraph::visit::EdgeRef;
-use petgraph::{Direction, visit};
 
 use crate::op::{Op, OpError};
-use crate::types::{CacheType, Type};
+use crate::types::{CacheType, Dim, Type};
 
 /// A node of the graph. Ids are never reused.
 pub type NodeId = NodeIndex<u32>;
@@ -40,8 +40,7 @@ pub enum StepInput {
 
 impl StepInput {
     /// Every step input, in canonical order.
-    pub const ALL: [StepInput; 4] =
-        [StepInput::Tokens, StepInput::Positions, StepInput::Sequences, StepInput::Rows];
+    pub const ALL: [StepInput; 4] = [StepInput::Tokens, StepInput::Positions, StepInput::Sequences, StepInput::Rows];
 
     /// The name in the text IR, printed as `%tokens`.
     pub fn name(self) -> &'static str {
@@ -51,6 +50,11 @@ impl StepInput {
             StepInput::Sequences => "sequences",
             StepInput::Rows => "rows",
         }
+    }
+
+    /// Its type.
+    pub fn ty(self) -> Type {
+        Type::i32([if self == StepInput::Rows { Dim::R } else { Dim::T }])
     }
 }
 
@@ -143,10 +147,8 @@ impl Graph {
 
     /// The value of a step input; added on first use, its type follows from the input.
     pub fn input(&mut self, input: StepInput) -> Value {
-        use crate::types::Dim;
         let found = self.nodes.node_indices().find(|&id| self.nodes[id].kind == NodeKind::Input(input));
-        let dim = if input == StepInput::Rows { Dim::R } else { Dim::T };
-        let node = found.unwrap_or_else(|| self.insert(NodeKind::Input(input), Vec::new(), vec![Type::i32([dim])]));
+        let node = found.unwrap_or_else(|| self.insert(NodeKind::Input(input), Vec::new(), vec![input.ty()]));
         Value { node, result: 0 }
     }
 
@@ -213,32 +215,41 @@ impl Graph {
         self.nodes[id].results = vec![ty];
     }
 
-    /// Every node in canonical topological order.
+    /// How many nodes there are.
+    pub fn node_count(&self) -> usize {
+        self.nodes.node_count()
+    }
+
+    /// Whether a value exists: its node is there and has that result.
+    pub fn contains(&self, value: Value) -> bool {
+        self.nodes.node_weight(value.node).is_some_and(|node| (value.result as usize) < node.results.len())
+    }
+
+    /// Every node in canonical topological order: depth first from the outputs, operands in order before their user;
+    /// then what no output needs, by insertion. So the order follows from the structure, however it was built.
     ///
-    /// # Panics
-    /// Never for a graph built through this interface: an op can only name values that exist, so there is no cycle.
+    /// A cycle, which only [`Graph::replace_uses`] can make, is entered at some point; the verifier refuses it.
     pub fn order(&self) -> Vec<NodeId> {
-        let mut ready: std::collections::BTreeSet<NodeId> = self.nodes.node_indices().collect();
-        let mut waiting: std::collections::HashMap<NodeId, usize> = std::collections::HashMap::new();
-        for id in self.nodes.node_indices() {
-            let count = self.nodes.edges_directed(id, Direction::Incoming).count();
-            if count > 0 {
-                ready.remove(&id);
-                waiting.insert(id, count);
-            }
-        }
+        let roots = self.outputs.iter().map(|(_, value)| value.node).chain(self.nodes.node_indices());
+        let mut seen = HashSet::with_capacity(self.nodes.node_count());
         let mut order = Vec::with_capacity(self.nodes.node_count());
-        while let Some(id) = ready.pop_first() {
-            order.push(id);
-            for edge in self.nodes.edges_directed(id, Direction::Outgoing) {
-                let count = waiting.get_mut(&edge.target()).expect("an edge's target was counted");
-                *count -= 1;
-                if *count == 0 {
-                    ready.insert(edge.target());
+        for root in roots.filter(|&root| self.nodes.contains_node(root)) {
+            if !seen.insert(root) {
+                continue;
+            }
+            let mut stack = vec![(root, 0)];
+            while let Some((id, next)) = stack.last_mut() {
+                if let Some(input) = self.nodes[*id].inputs.get(*next) {
+                    *next += 1;
+                    if seen.insert(input.node) {
+                        stack.push((input.node, 0));
+                    }
+                } else {
+                    order.push(*id);
+                    stack.pop();
                 }
             }
         }
-        debug_assert_eq!(order.len(), visit::NodeIndexable::node_bound(&self.nodes).min(order.len()));
         order
     }
 
@@ -257,14 +268,16 @@ impl Graph {
         (users, self.outputs.iter().any(|(_, output)| *output == value))
     }
 
-    /// Makes every use of `old` a use of `new`, graph outputs included.
+    /// Makes every use of `old` a use of `new`, graph outputs included. Uses by the node of `new` itself stay, so that a
+    /// value can be replaced by an op on it.
     pub fn replace_uses(&mut self, old: Value, new: Value) {
-        for user in self.users(old.node) {
+        for user in self.users(old.node).into_iter().filter(|&user| user != new.node) {
             for slot in 0..self.nodes[user].inputs.len() {
                 if self.nodes[user].inputs[slot] == old {
                     self.nodes[user].inputs[slot] = new;
-                    let edge = self.nodes.find_edge(old.node, user).expect("a use has an edge");
-                    self.nodes.remove_edge(edge);
+                    if let Some(edge) = self.nodes.find_edge(old.node, user) {
+                        self.nodes.remove_edge(edge);
+                    }
                     self.nodes.add_edge(new.node, user, ());
                 }
             }
@@ -278,7 +291,7 @@ impl Graph {
 
     /// Removes every node that no graph output needs; returns how many went. Step inputs stay.
     pub fn remove_dead(&mut self) -> usize {
-        let mut live: std::collections::HashSet<NodeId> = std::collections::HashSet::new();
+        let mut live: HashSet<NodeId> = HashSet::new();
         let mut stack: Vec<NodeId> = self.outputs.iter().map(|(_, value)| value.node).collect();
         while let Some(id) = stack.pop() {
             if live.insert(id) {

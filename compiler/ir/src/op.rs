@@ -26,10 +26,32 @@ pub struct Cost {
     pub bytes: u64,
 }
 
+/// Where an op may stand besides on its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Only as a node.
+    Alone,
+    /// Also before the product of a [`crate::ops::linear::Linear`].
+    Prologue,
+    /// Also after the product of a [`crate::ops::linear::Linear`].
+    Epilogue,
+}
+
 /// What each op says of itself.
 pub trait OpRules: Sized + Clone + fmt::Debug + PartialEq {
     /// The name in the text IR.
     const NAME: &'static str;
+
+    /// Names of the operands, in order. As a stage the op takes the running value as the first one.
+    const OPERANDS: &'static [&'static str];
+
+    /// Where the op may stand.
+    const STAGE: Stage = Stage::Alone;
+
+    /// How many operands it takes.
+    fn arity(&self) -> usize {
+        Self::OPERANDS.len()
+    }
 
     /// Result types from operand types.
     ///
@@ -49,7 +71,8 @@ pub trait OpRules: Sized + Clone + fmt::Debug + PartialEq {
     /// Slow, obvious evaluation in f32: the oracle for passes and kernels.
     ///
     /// # Errors
-    /// When an operand's data contradicts its type (an index out of range).
+    /// When an operand's data contradicts its type (an index out of range). Operands are of types that
+    /// [`OpRules::infer`] accepts.
     fn eval(&self, inputs: &[Tensor], context: &mut EvalContext) -> Result<Vec<Tensor>, EvalError>;
 
     /// Work at a step size.
@@ -80,6 +103,16 @@ macro_rules! registry {
                 match self { $(Op::$variant(_) => <crate::ops::$module::$variant as OpRules>::NAME,)+ }
             }
 
+            /// See [`OpRules::STAGE`].
+            pub fn stage(&self) -> Stage {
+                match self { $(Op::$variant(_) => <crate::ops::$module::$variant as OpRules>::STAGE,)+ }
+            }
+
+            /// See [`OpRules::arity`].
+            pub fn arity(&self) -> usize {
+                match self { $(Op::$variant(op) => op.arity(),)+ }
+            }
+
             /// See [`OpRules::infer`].
             pub fn infer(&self, inputs: &[&Type]) -> Result<Vec<Type>, OpError> {
                 match self { $(Op::$variant(op) => op.infer(inputs),)+ }
@@ -90,10 +123,11 @@ macro_rules! registry {
                 match self { $(Op::$variant(op) => op.attributes(),)+ }
             }
 
-            /// The op of this name from its attributes; `None` when there is no such op.
+            /// The op of this name from its attributes, all of which it must know; `None` when there is no such op.
             pub fn from_attributes(name: &str, attributes: &mut Attributes) -> Option<Result<Op, AttributeError>> {
                 $(if name == <crate::ops::$module::$variant as OpRules>::NAME {
-                    return Some(crate::ops::$module::$variant::from_attributes(attributes).map(Op::$variant));
+                    let op = crate::ops::$module::$variant::from_attributes(attributes).map(Op::$variant);
+                    return Some(op.and_then(|op| attributes.finish().map(|()| op)));
                 })+
                 None
             }
@@ -116,6 +150,7 @@ registry! {
     RmsNorm(rms_norm),
     Quantize(quantize),
     Linear(linear),
+    Rotary(rotary),
     Rope(rope),
     Append(append),
     AppendQkv(append_qkv),

@@ -7,6 +7,10 @@ use std::fmt;
 
 use crate::scheme::Scheme;
 
+/// The largest number that a text may give for a dimension, a row count or a head count: products of two stay within
+/// 64 bits.
+pub const MAX_COUNT: usize = 1 << 30;
+
 /// The size of one step: values for the symbols that dimensions are written in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StepSize {
@@ -52,6 +56,12 @@ impl Dim {
     /// The value in a step of the given size.
     pub fn eval(self, size: StepSize) -> usize {
         self.t * size.tokens + self.s * size.sequences + self.r * size.rows + self.c
+    }
+}
+
+impl From<usize> for Dim {
+    fn from(c: usize) -> Dim {
+        Dim::of(c)
     }
 }
 
@@ -145,6 +155,13 @@ pub struct CacheType {
     pub heads: usize,
     /// Elements per head.
     pub head_dim: usize,
+}
+
+impl CacheType {
+    /// Elements in so many heads; saturates, so that no nonsense in a checkpoint overflows.
+    pub fn width(self, heads: usize) -> usize {
+        heads.saturating_mul(self.head_dim)
+    }
 }
 
 impl fmt::Display for CacheType {

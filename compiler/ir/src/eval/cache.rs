@@ -1,0 +1,68 @@
+//! The key/value cache of the reference evaluation: a map from (sequence, position) to one row of keys and values.
+
+use std::collections::BTreeMap;
+
+use half::{bf16, f16};
+
+use super::EvalError;
+use crate::types::{CacheType, DType};
+
+/// What one token left in a cache.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CacheRow {
+    /// Keys of all heads.
+    pub key: Vec<f32>, // [KV, D]
+    /// Values of all heads.
+    pub value: Vec<f32>, // [KV, D]
+}
+
+/// The state of one cache. Appending gives the next state; a position appended again is overwritten.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CacheState {
+    ty: CacheType,
+    rows: BTreeMap<(i32, i32), CacheRow>,
+}
+
+impl CacheState {
+    /// An empty cache.
+    pub fn new(ty: CacheType) -> CacheState {
+        CacheState { ty, rows: BTreeMap::new() }
+    }
+
+    /// Its type.
+    pub fn ty(&self) -> CacheType {
+        self.ty
+    }
+
+    /// Stores one token's keys and values, [KV, D] each, rounded to the cache's element type.
+    pub fn append(&mut self, sequence: i32, position: i32, key: &[f32], value: &[f32]) {
+        let round = |values: &[f32]| values.iter().map(|&value| round_to(self.ty.dtype, value)).collect();
+        let row = CacheRow { key: round(key), value: round(value) };
+        self.rows.insert((sequence, position), row);
+    }
+
+    /// The rows of a sequence at positions `0..=position`, in order.
+    ///
+    /// # Errors
+    /// When one of them was never appended.
+    pub fn visible(&self, sequence: i32, position: i32) -> Result<Vec<&CacheRow>, EvalError> {
+        if position < 0 {
+            return Err(EvalError::NotCached { sequence, position });
+        }
+        let row = |position| self.rows.get(&(sequence, position)).ok_or(EvalError::NotCached { sequence, position });
+        (0..=position).map(row).collect()
+    }
+
+    /// Forgets a sequence.
+    pub fn remove_sequence(&mut self, sequence: i32) {
+        self.rows.retain(|&(other, _), _| other != sequence);
+    }
+}
+
+fn round_to(dtype: DType, value: f32) -> f32 {
+    match dtype {
+        DType::F16 => f16::from_f32(value).to_f32(),
+        DType::Bf16 => bf16::from_f32(value).to_f32(),
+        DType::F32 | DType::I32 => value,
+    }
+}

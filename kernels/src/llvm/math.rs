@@ -1,0 +1,126 @@
+//! Mathematics of lane programs: lane trees, exponential, sine and cosine. No library calls.
+
+use inkwell::{FloatPredicate, IntPredicate};
+
+use super::builder::{Builder, Kind, Val};
+use crate::targets::Machine;
+
+/// Below this argument `exp` is zero: the result would be subnormal.
+const EXP_MIN: f32 = -87.0;
+/// Above this argument `exp` saturates just below infinity.
+const EXP_MAX: f32 = 88.0;
+/// ln 2 in two parts: the first has few bits, so that its product with a small integer is exact.
+const LN2_HIGH: f32 = 0.693_359_4;
+const LN2_LOW: f32 = -2.121_944_4e-4;
+/// π/2 in three parts of 33, 33 and 53 bits (Cody and Waite), for arguments up to 2^20.
+const HALF_PI: [f64; 3] = [1.570_796_326_734_125_6, 6.077_100_506_303_966e-11, 2.022_266_248_795_950_7e-21];
+
+impl<'c> Builder<'c> {
+    /// The sum of all lanes by the lane tree: distances 8, 4, 2, 1.
+    pub fn sum(&self, value: Val<'c>) -> Val<'c> {
+        self.tree(value, |a, b| self.fadd(a, b))
+    }
+
+    /// The integer sum of all lanes.
+    pub fn sum_int(&self, value: Val<'c>) -> Val<'c> {
+        self.tree(value, |a, b| self.add(a, b))
+    }
+
+    /// The maximum of all lanes.
+    pub fn max(&self, value: Val<'c>) -> Val<'c> {
+        self.tree(value, |a, b| self.fmax(a, b))
+    }
+
+    fn tree(&self, value: Val<'c>, combine: impl Fn(Val<'c>, Val<'c>) -> Val<'c>) -> Val<'c> {
+        let mut value = value;
+        for distance in [8, 4, 2, 1] {
+            value = combine(value, self.butterfly(value, distance));
+        }
+        self.first(value)
+    }
+
+    /// A polynomial by Horner's rule, highest coefficient first, one fused multiply-add per step.
+    fn horner(&self, x: Val<'c>, kind: Kind, coefficients: &[f64]) -> Val<'c> {
+        let constant = |c: f64| match kind {
+            Kind::F64 => Val(self.context.f64_type().const_float(c).into()),
+            _ => self.float(c as f32),
+        };
+        let lanes = |c: f64| if x.0.is_vector_value() { self.splat(constant(c)) } else { constant(c) };
+        let mut result = lanes(coefficients[0]);
+        for &coefficient in &coefficients[1..] {
+            result = self.fma(result, x, lanes(coefficient));
+        }
+        result
+    }
+
+    /// `e^x` per lane, relative error under 2e-7; 0 below −87, finite above 88. Range reduction by ln 2 in two parts,
+    /// then the Taylor polynomial of degree 7 on ±ln 2 / 2.
+    pub fn exp(&self, x: Val<'c>) -> Val<'c> {
+        let underflow = self.fcmp(FloatPredicate::OLT, x, self.float_lanes(EXP_MIN));
+        let clamped = self.overloaded("llvm.minnum", &[x, self.float_lanes(EXP_MAX)]);
+        let clamped = self.fmax(clamped, self.float_lanes(EXP_MIN));
+        let n = self.overloaded("llvm.roundeven", &[self.fmul(clamped, self.float_lanes(std::f32::consts::LOG2_E))]);
+        let minus_n = self.fsub(self.float_lanes(0.0), n);
+        let r = self.fma(minus_n, self.float_lanes(LN2_HIGH), clamped);
+        let r = self.fma(minus_n, self.float_lanes(LN2_LOW), r);
+        let p =
+            self.horner(r, Kind::F32, &[1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0]);
+        let exponent = self.add(self.to_int(n, Kind::I32), self.int_lanes(127));
+        let power = self.bitcast(self.shl(exponent, self.int_lanes(23)), Kind::F32);
+        self.select(underflow, self.float_lanes(0.0), self.fmul(p, power))
+    }
+
+    /// `e^x` of a uniform value, with the same bits as a lane would get.
+    pub fn exp_uniform(&self, x: Val<'c>) -> Val<'c> {
+        self.first(self.exp(self.splat(x)))
+    }
+
+    /// `x · sigmoid(x)` per lane.
+    pub fn silu(&self, x: Val<'c>) -> Val<'c> {
+        let e = self.exp(self.fsub(self.float_lanes(0.0), x));
+        self.fdiv(x, self.fadd(self.float_lanes(1.0), e))
+    }
+
+    /// Cosine and sine of f64 lanes in `[0, 2^20)`, rounded to f32. Taylor polynomials on ±π/4 in f64.
+    pub fn cos_sin(&self, angle: Val<'c>) -> (Val<'c>, Val<'c>) {
+        let f64_lanes = |value: f64| self.splat(Val(self.context.f64_type().const_float(value).into()));
+        let n = self.overloaded("llvm.roundeven", &[self.fmul(angle, f64_lanes(std::f64::consts::FRAC_2_PI))]);
+        let minus_n = self.fsub(f64_lanes(0.0), n);
+        let mut r = angle;
+        for part in HALF_PI {
+            r = self.fma(minus_n, f64_lanes(part), r);
+        }
+        let r2 = self.fmul(r, r);
+        let factorials = |from: u32| {
+            let coefficients = (0..7).map(move |i| {
+                let order = from + 2 * (6 - i);
+                let sign = if (order / 2).is_multiple_of(2) { 1.0 } else { -1.0 };
+                sign / (1..=order).map(f64::from).product::<f64>()
+            });
+            coefficients.collect::<Vec<f64>>()
+        };
+        let cos = self.horner(r2, Kind::F64, &factorials(0));
+        let sin = self.fmul(r, self.horner(r2, Kind::F64, &factorials(1)));
+        let quadrant = self.and(self.to_int(n, Kind::I32), self.int_lanes(3));
+        let bit = |value: Val<'c>, mask: i32| {
+            self.icmp(IntPredicate::NE, self.and(value, self.int_lanes(mask)), self.int_lanes(0))
+        };
+        let swapped = bit(quadrant, 1);
+        let negate = |flag: Val<'c>, value: Val<'c>| self.select(flag, self.fsub(f64_lanes(0.0), value), value);
+        let cos_result = negate(bit(self.add(quadrant, self.int_lanes(1)), 2), self.select(swapped, sin, cos));
+        let sin_result = negate(bit(quadrant, 2), self.select(swapped, cos, sin));
+        (self.to_width(cos_result, Kind::F32), self.to_width(sin_result, Kind::F32))
+    }
+
+    /// Adds, per lane, the dot product of four unsigned bytes of `weights` with four signed bytes of `activations`.
+    pub fn dot4(&self, acc: Val<'c>, weights: Val<'c>, activations: Val<'c>) -> Val<'c> {
+        if self.target.machine == Machine::Nvptx {
+            return self.intrinsic("llvm.nvvm.idp4a.u.s", &[], &[weights, activations, acc]);
+        }
+        let bytes = self.context.i8_type().vec_type(64);
+        let as_bytes = |value: Val<'c>| {
+            Val(self.llvm.build_bit_cast(value.0, bytes, "").expect("sixteen 32-bit lanes are 64 bytes"))
+        };
+        self.intrinsic("llvm.x86.avx512.vpdpbusd.512", &[], &[acc, as_bytes(weights), as_bytes(activations)])
+    }
+}

@@ -1,0 +1,429 @@
+//! Kernel specs: what a kernel computes, as data. The printed spec is the cache key, the name in the plan and the name
+//! of the snapshot.
+//!
+//! A spec also states its calling convention: the operands in order, the launch parameters, and how many bytes of each
+//! operand the kernel may touch as a polynomial of the parameters. The runtime checks every launch against it.
+//!
+//! Conventions: `M` rows of activations, `N` weight rows (outputs, a multiple of 16), `G` groups of 32 along K,
+//! `T` tokens, `S` sequences, `B` pages per sequence in the block table, `D` head size.
+
+use std::fmt;
+
+use lathe_ir::scheme::{Scheme, Zero};
+use lathe_ir::types::DType;
+
+/// Tokens in a cache page.
+pub const PAGE_TOKENS: usize = 16;
+/// Rows of a weight block.
+pub const BLOCK_ROWS: usize = 16;
+/// Elements along K that `G` counts.
+pub const GROUP: usize = 32;
+/// Bytes of a quantized activation record per group of 32: codes, scale, scale · sum, sum.
+pub const ACT_GROUP_BYTES: usize = 32 + 4 + 4 + 4;
+
+/// The form in which a linear kernel reads its activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Activation {
+    /// f32, `[M, K]`.
+    F32,
+    /// Quantized records in groups of 32, `[M, G · 44 bytes]`.
+    Int8,
+}
+
+/// How a linear kernel walks its matrix. Every tile follows the same recipe and gives the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Tile {
+    /// For few rows: weights are decoded in registers, `tokens` rows of activations at a time.
+    Stream {
+        /// Rows of activations per pass over a strip.
+        tokens: usize,
+    },
+    /// For many rows: a strip of weights is unpacked once to scratch, then multiplied `tokens` rows at a time.
+    Unpack {
+        /// Rows of activations per inner tile.
+        tokens: usize,
+    },
+}
+
+/// A stage that a linear kernel applies to each strip of its result before it leaves the first-level cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Stage {
+    /// Rotates the first `heads` heads. Operand: rotary.
+    Rope {
+        /// Elements per head.
+        head_dim: usize,
+        /// Heads that turn.
+        heads: usize,
+    },
+    /// Writes key and value heads to the cache and passes the query heads on. Operands: positions, sequences, block
+    /// table, cache.
+    AppendQkv {
+        /// Elements per head.
+        head_dim: usize,
+        /// Query heads.
+        heads: usize,
+        /// Key/value heads.
+        kv_heads: usize,
+        /// Element type of the cache.
+        dtype: DType,
+    },
+    /// `silu(gate) · up` over rows that alternate 16 gates and 16 ups.
+    SwiGlu,
+    /// Adds the residual. Operand: residual.
+    Add,
+}
+
+/// An element-wise operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum MapOp {
+    /// `a + b`.
+    Add,
+    /// `a · b`.
+    Mul,
+    /// `a · sigmoid(a)`.
+    Silu,
+    /// `silu(gate) · up` of rows that alternate 16 gates and 16 ups.
+    SwiGlu,
+}
+
+/// What a kernel computes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum KernelSpec {
+    /// Rows of a table by token id. Params T, N (vocabulary), G. Units: tokens.
+    Embed {
+        /// Scheme of the table.
+        scheme: Scheme,
+    },
+    /// Row by row: gather, then root-mean-square norm, then quantization, each optional. Params M, T (rows of the
+    /// input), G. Units: rows.
+    Rows {
+        /// Whether row `m` of the result comes from row `rows[m]`.
+        gather: bool,
+        /// The epsilon of the norm.
+        norm: Option<f32>,
+        /// Whether the result is quantized to records of int8.
+        quantize: bool,
+    },
+    /// Cosines and sines of each token's rotary angles. Params T. Units: tokens.
+    Rotary {
+        /// Elements per head.
+        head_dim: usize,
+        /// Base of the frequencies.
+        theta: f32,
+    },
+    /// A matrix product with a packed weight. Params M, N, G, and S, B where a stage names the cache. Units: strips.
+    Linear {
+        /// Scheme of the weight.
+        scheme: Scheme,
+        /// Form of the activations.
+        act: Activation,
+        /// How the matrix is walked.
+        tile: Tile,
+        /// Stages in order.
+        epilogue: Vec<Stage>,
+    },
+    /// Causal attention over the paged cache. Params T, KV (key/value heads), S, B. Units: tokens · key/value heads.
+    Attention {
+        /// Query heads per key/value head.
+        group: usize,
+        /// Elements per head.
+        head_dim: usize,
+        /// Element type of the cache.
+        dtype: DType,
+        /// Factor on the scores.
+        scale: f32,
+    },
+    /// Element-wise. Params M, N (columns of the result). Units: rows.
+    Map {
+        /// The operation.
+        op: MapOp,
+    },
+    /// Rotates heads. Params T, H (heads), HR (heads that turn). Units: tokens.
+    Rope {
+        /// Elements per head.
+        head_dim: usize,
+    },
+    /// Writes keys and values to the cache. Params T, KV, S, B. Units: tokens.
+    Append {
+        /// Elements per head.
+        head_dim: usize,
+        /// Element type of the cache.
+        dtype: DType,
+    },
+    /// Splits a merged projection: keys and values to the cache, queries to the result. Params T, H, KV, S, B. Units:
+    /// tokens.
+    AppendQkv {
+        /// Elements per head.
+        head_dim: usize,
+        /// Element type of the cache.
+        dtype: DType,
+    },
+}
+
+/// What a kernel may do with an operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Only reads.
+    Read,
+    /// Only writes.
+    Write,
+    /// Both.
+    ReadWrite,
+}
+
+/// `coefficient · params[a] · params[b]` bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Term {
+    /// Bytes.
+    pub coefficient: u64,
+    /// Indices of up to two parameters.
+    pub factors: [Option<u8>; 2],
+}
+
+/// An operand of a kernel. For a cache the extent is of one page, for scratch of one worker.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Operand {
+    /// Name in generated code and messages.
+    pub name: &'static str,
+    /// Reads, writes or both.
+    pub access: Access,
+    /// Bytes that the kernel may touch from the operand's base.
+    pub extent: Vec<Term>,
+}
+
+fn operand(name: &'static str, access: Access, coefficient: usize, factors: &[u8]) -> Operand {
+    let factors = [factors.first().copied(), factors.get(1).copied()];
+    Operand { name, access, extent: vec![Term { coefficient: coefficient as u64, factors }] }
+}
+
+fn read(name: &'static str, coefficient: usize, factors: &[u8]) -> Operand {
+    operand(name, Access::Read, coefficient, factors)
+}
+
+fn write(name: &'static str, coefficient: usize, factors: &[u8]) -> Operand {
+    operand(name, Access::Write, coefficient, factors)
+}
+
+/// Bytes of a packed weight per row and group of 32.
+pub fn group_bytes(scheme: Scheme) -> usize {
+    scheme.row_bytes(GROUP)
+}
+
+/// Bytes of one cache page: per key/value head, keys `[D, 16]` then values `[16, D]`.
+pub fn page_bytes(kv_heads: usize, head_dim: usize, dtype: DType) -> usize {
+    kv_heads * 2 * PAGE_TOKENS * head_dim * dtype.bytes()
+}
+
+impl Stage {
+    fn operands(self, operands: &mut Vec<Operand>) {
+        match self {
+            Stage::Rope { head_dim, .. } => operands.push(read("rotary", 4 * head_dim, &[0])),
+            Stage::AppendQkv { head_dim, kv_heads, dtype, .. } => {
+                operands.push(read("positions", 4, &[0]));
+                operands.push(read("sequences", 4, &[0]));
+                operands.push(read("block_table", 4, &[3, 4]));
+                operands.push(operand("cache", Access::ReadWrite, page_bytes(kv_heads, head_dim, dtype), &[]));
+            }
+            Stage::SwiGlu => {}
+            Stage::Add => operands.push(read("residual", 4, &[0, 1])),
+        }
+    }
+}
+
+impl KernelSpec {
+    /// Blocks of 16 weight rows that a linear kernel finishes at once.
+    pub fn strip_blocks(epilogue: &[Stage]) -> usize {
+        let head = epilogue.iter().find_map(|stage| match stage {
+            Stage::Rope { head_dim, .. } | Stage::AppendQkv { head_dim, .. } => Some(head_dim / BLOCK_ROWS),
+            Stage::SwiGlu | Stage::Add => None,
+        });
+        head.unwrap_or(2)
+    }
+
+    /// Names of the launch parameters, in order.
+    pub fn params(&self) -> &'static [&'static str] {
+        match self {
+            KernelSpec::Embed { .. } => &["T", "N", "G"],
+            KernelSpec::Rows { .. } => &["M", "T", "G"],
+            KernelSpec::Rotary { .. } => &["T"],
+            KernelSpec::Linear { epilogue, .. } => {
+                if epilogue.iter().any(|stage| matches!(stage, Stage::AppendQkv { .. })) {
+                    &["M", "N", "G", "S", "B"]
+                } else {
+                    &["M", "N", "G"]
+                }
+            }
+            KernelSpec::Attention { .. } | KernelSpec::Append { .. } => &["T", "KV", "S", "B"],
+            KernelSpec::Map { .. } => &["M", "N"],
+            KernelSpec::Rope { .. } => &["T", "H", "HR"],
+            KernelSpec::AppendQkv { .. } => &["T", "H", "KV", "S", "B"],
+        }
+    }
+
+    /// The operands, in order.
+    pub fn operands(&self) -> Vec<Operand> {
+        let act_bytes = |act: Activation| if act == Activation::Int8 { ACT_GROUP_BYTES } else { 4 * GROUP };
+        match self {
+            KernelSpec::Embed { scheme } => vec![
+                read("tokens", 4, &[0]),
+                read("table", group_bytes(*scheme), &[1, 2]),
+                write("out", 4 * GROUP, &[0, 2]),
+            ],
+            KernelSpec::Rows { gather, norm, quantize } => {
+                let mut operands = vec![read("x", 4 * GROUP, &[1, 2])];
+                if *gather {
+                    operands.push(read("rows", 4, &[0]));
+                }
+                if norm.is_some() {
+                    operands.push(read("norm", 4 * GROUP, &[2]));
+                }
+                operands.push(write("out", if *quantize { ACT_GROUP_BYTES } else { 4 * GROUP }, &[0, 2]));
+                operands
+            }
+            KernelSpec::Rotary { head_dim, .. } => {
+                vec![read("positions", 4, &[0]), write("out", 4 * head_dim, &[0])]
+            }
+            KernelSpec::Linear { scheme, act, tile, epilogue } => {
+                let mut operands = vec![read("x", act_bytes(*act), &[0, 2]), read("w", group_bytes(*scheme), &[1, 2])];
+                for stage in epilogue {
+                    stage.operands(&mut operands);
+                }
+                operands.push(Self::linear_out(epilogue));
+                operands.push(Self::linear_scratch(*scheme, *act, *tile, epilogue));
+                operands
+            }
+            KernelSpec::Attention { group, head_dim, dtype, .. } => vec![
+                read("q", 4 * head_dim * group, &[0, 1]),
+                read("positions", 4, &[0]),
+                read("sequences", 4, &[0]),
+                read("block_table", 4, &[2, 3]),
+                read("cache", page_bytes(1, *head_dim, *dtype), &[1]),
+                write("out", 4 * head_dim * group, &[0, 1]),
+            ],
+            KernelSpec::Map { op } => match op {
+                MapOp::Add | MapOp::Mul => {
+                    vec![read("a", 4, &[0, 1]), read("b", 4, &[0, 1]), write("out", 4, &[0, 1])]
+                }
+                MapOp::Silu => vec![read("a", 4, &[0, 1]), write("out", 4, &[0, 1])],
+                MapOp::SwiGlu => vec![read("a", 8, &[0, 1]), write("out", 4, &[0, 1])],
+            },
+            KernelSpec::Rope { head_dim } => vec![
+                read("x", 4 * head_dim, &[0, 1]),
+                read("rotary", 4 * head_dim, &[0]),
+                write("out", 4 * head_dim, &[0, 1]),
+            ],
+            KernelSpec::Append { head_dim, dtype } => vec![
+                read("k", 4 * head_dim, &[0, 1]),
+                read("v", 4 * head_dim, &[0, 1]),
+                read("positions", 4, &[0]),
+                read("sequences", 4, &[0]),
+                read("block_table", 4, &[2, 3]),
+                operand("cache", Access::ReadWrite, page_bytes(1, *head_dim, *dtype), &[1]),
+            ],
+            KernelSpec::AppendQkv { head_dim, dtype } => {
+                let mut qkv = read("qkv", 4 * head_dim, &[0, 1]);
+                qkv.extent.push(Term { coefficient: 8 * *head_dim as u64, factors: [Some(0), Some(2)] });
+                vec![
+                    qkv,
+                    read("positions", 4, &[0]),
+                    read("sequences", 4, &[0]),
+                    read("block_table", 4, &[3, 4]),
+                    operand("cache", Access::ReadWrite, page_bytes(1, *head_dim, *dtype), &[2]),
+                    write("out", 4 * head_dim, &[0, 1]),
+                ]
+            }
+        }
+    }
+
+    fn linear_out(epilogue: &[Stage]) -> Operand {
+        for stage in epilogue {
+            match stage {
+                Stage::AppendQkv { head_dim, heads, .. } => return write("out", 4 * head_dim * heads, &[0]),
+                Stage::SwiGlu => return write("out", 2, &[0, 1]),
+                Stage::Rope { .. } | Stage::Add => {}
+            }
+        }
+        write("out", 4, &[0, 1])
+    }
+
+    /// Bytes per row and group of 32 of weights unpacked to scratch: f32 elements, or bytes with f32 scales and minima.
+    pub fn unpacked_group_bytes(scheme: Scheme, act: Activation) -> usize {
+        match (act, scheme.zero) {
+            (Activation::F32, _) => 4 * GROUP,
+            (Activation::Int8, Zero::Symmetric) => GROUP + 4,
+            (Activation::Int8, Zero::Min) => GROUP + 8,
+        }
+    }
+
+    /// The unpacked weights of a strip; nothing for [`Tile::Stream`].
+    fn linear_scratch(scheme: Scheme, act: Activation, tile: Tile, epilogue: &[Stage]) -> Operand {
+        let rows = Self::strip_blocks(epilogue) * BLOCK_ROWS;
+        let bytes = match tile {
+            Tile::Stream { .. } => 0,
+            Tile::Unpack { .. } => rows * Self::unpacked_group_bytes(scheme, act),
+        };
+        operand("scratch", Access::ReadWrite, bytes, &[2])
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Stage::Rope { head_dim, heads } => write!(f, "rope({heads}x{head_dim})"),
+            Stage::AppendQkv { head_dim, heads, kv_heads, dtype } => {
+                write!(f, "append_qkv({heads}+{kv_heads}x{head_dim} {dtype})")
+            }
+            Stage::SwiGlu => write!(f, "swiglu"),
+            Stage::Add => write!(f, "add"),
+        }
+    }
+}
+
+impl fmt::Display for KernelSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            KernelSpec::Embed { scheme } => write!(f, "embed[{scheme}]"),
+            KernelSpec::Rows { gather, norm, quantize } => {
+                let mut parts = Vec::new();
+                if *gather {
+                    parts.push("gather".to_string());
+                }
+                if let Some(eps) = norm {
+                    parts.push(format!("rms_norm({eps:e})"));
+                }
+                if *quantize {
+                    parts.push("quantize(int8 g32)".to_string());
+                }
+                write!(f, "rows[{}]", parts.join(", "))
+            }
+            KernelSpec::Rotary { head_dim, theta } => write!(f, "rotary[{head_dim}, theta={theta}]"),
+            KernelSpec::Linear { scheme, act, tile, epilogue } => {
+                let act = if *act == Activation::Int8 { "int8" } else { "f32" };
+                let tile = match tile {
+                    Tile::Stream { tokens } => format!("stream {tokens}"),
+                    Tile::Unpack { tokens } => format!("unpack {tokens}"),
+                };
+                write!(f, "linear[{scheme} x {act}, {tile}")?;
+                for stage in epilogue {
+                    write!(f, ", {stage}")?;
+                }
+                write!(f, "]")
+            }
+            KernelSpec::Attention { group, head_dim, dtype, scale } => {
+                write!(f, "attention[{group}x{head_dim} {dtype}, scale={scale}]")
+            }
+            KernelSpec::Map { op } => {
+                let name = match op {
+                    MapOp::Add => "add",
+                    MapOp::Mul => "mul",
+                    MapOp::Silu => "silu",
+                    MapOp::SwiGlu => "swiglu",
+                };
+                write!(f, "map[{name}]")
+            }
+            KernelSpec::Rope { head_dim } => write!(f, "rope[{head_dim}]"),
+            KernelSpec::Append { head_dim, dtype } => write!(f, "append[{head_dim} {dtype}]"),
+            KernelSpec::AppendQkv { head_dim, dtype } => write!(f, "append_qkv[{head_dim} {dtype}]"),
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Writing keys and values to the paged cache.
+//!
+//! A page holds 16 tokens. Per key/value head: keys as `[D, 16]`, so that a score of 16 tokens is one lane value, then
+//! values as `[16, D]`.
+
+use inkwell::values::PointerValue;
+use lathe_ir::types::DType;
+
+use crate::llvm::builder::{Builder, Kind, LANES, Val};
+use crate::spec::PAGE_TOKENS;
+
+/// How tokens find their cache pages.
+pub struct Page<'c> {
+    /// Logical positions, i32[T].
+    pub positions: PointerValue<'c>,
+    /// Sequence of each token, i32[T].
+    pub sequences: PointerValue<'c>,
+    /// Page numbers, i32[S, B].
+    pub block_table: PointerValue<'c>,
+    /// The cache tensor.
+    pub cache: PointerValue<'c>,
+    /// B.
+    pub table_width: Val<'c>,
+}
+
+/// The page of a token, and the token's slot in it.
+pub fn page<'c>(b: &Builder<'c>, pages: &Page<'c>, token: Val<'c>, page_bytes: Val<'c>) -> (PointerValue<'c>, Val<'c>) {
+    let tokens = b.int(PAGE_TOKENS as i64);
+    let position = b.load_index(pages.positions, token);
+    let sequence = b.load_index(pages.sequences, token);
+    let entry = b.add(b.mul(sequence, pages.table_width), b.udiv(position, tokens));
+    let number = b.load_index(pages.block_table, entry);
+    (b.offset(pages.cache, b.mul(number, page_bytes)), b.urem(position, tokens))
+}
+
+fn to_cache<'c>(b: &Builder<'c>, value: Val<'c>, dtype: DType) -> (Kind, Val<'c>) {
+    if dtype == DType::F16 { (Kind::F16, b.to_width(value, Kind::F16)) } else { (Kind::F32, value) }
+}
+
+/// Writes one key, given in blocks of 16, to its slot of a head's part of a page.
+pub fn store_key<'c>(b: &Builder<'c>, head: PointerValue<'c>, slot: Val<'c>, values: &[Val<'c>], dtype: DType) {
+    let stride = PAGE_TOKENS * dtype.bytes();
+    let column = b.element(head, slot, dtype.bytes());
+    for (i, value) in values.iter().enumerate() {
+        let (kind, value) = to_cache(b, *value, dtype);
+        b.store_strided(kind, b.offset(column, b.int((i * LANES * stride) as i64)), value, stride);
+    }
+}
+
+/// Writes one value vector, given in blocks of 16, to its slot of a head's part of a page.
+pub fn store_value<'c>(b: &Builder<'c>, head: PointerValue<'c>, slot: Val<'c>, values: &[Val<'c>], dtype: DType) {
+    let row_bytes = values.len() * LANES * dtype.bytes();
+    let row = b.element(b.offset(head, b.int((PAGE_TOKENS * row_bytes) as i64)), slot, row_bytes);
+    for (i, value) in values.iter().enumerate() {
+        let (kind, value) = to_cache(b, *value, dtype);
+        b.store_lanes(kind, b.offset(row, b.int((i * LANES * dtype.bytes()) as i64)), value);
+    }
+}
+
+fn load_head<'c>(b: &Builder<'c>, base: PointerValue<'c>, head_dim: usize) -> Vec<Val<'c>> {
+    let block = |i: usize| b.load_lanes(Kind::F32, b.offset(base, b.int((4 * LANES * i) as i64)));
+    (0..head_dim / LANES).map(block).collect()
+}
+
+/// Operands: k, v, positions, sequences, block table, cache. Params: T, KV, S, B.
+pub fn append(b: &Builder<'_>, head_dim: usize, dtype: DType) {
+    let pages = pages_from(b, 2, b.param(3));
+    let heads = b.param(1);
+    let side = 2 * PAGE_TOKENS * head_dim * dtype.bytes();
+    b.for_units(|token| {
+        let (base, slot) = page(b, &pages, token, b.mul(heads, b.int(side as i64)));
+        b.for_range(b.int(0), heads, b.int(1), |head| {
+            let at = b.add(b.mul(token, heads), head);
+            let base = b.element(base, head, side);
+            store_key(b, base, slot, &load_head(b, b.element(b.operand(0), at, 4 * head_dim), head_dim), dtype);
+            store_value(b, base, slot, &load_head(b, b.element(b.operand(1), at, 4 * head_dim), head_dim), dtype);
+        });
+    });
+}
+
+/// Operands: qkv, positions, sequences, block table, cache, out. Params: T, H, KV, S, B.
+pub fn append_qkv(b: &Builder<'_>, head_dim: usize, dtype: DType) {
+    let pages = pages_from(b, 1, b.param(4));
+    let (qkv, out) = (b.operand(0), b.operand(5));
+    let (heads, kv_heads) = (b.param(1), b.param(2));
+    let side = 2 * PAGE_TOKENS * head_dim * dtype.bytes();
+    b.for_units(|token| {
+        let all = b.add(heads, b.mul(kv_heads, b.int(2)));
+        let row = b.element(qkv, b.mul(token, all), 4 * head_dim);
+        let out = b.element(out, b.mul(token, heads), 4 * head_dim);
+        b.for_range(b.int(0), heads, b.int(1), |head| {
+            let values = load_head(b, b.element(row, head, 4 * head_dim), head_dim);
+            let out = b.element(out, head, 4 * head_dim);
+            for (i, value) in values.into_iter().enumerate() {
+                b.store_lanes(Kind::F32, b.offset(out, b.int((4 * LANES * i) as i64)), value);
+            }
+        });
+        let (base, slot) = page(b, &pages, token, b.mul(kv_heads, b.int(side as i64)));
+        b.for_range(b.int(0), kv_heads, b.int(1), |head| {
+            let base = b.element(base, head, side);
+            let key = b.add(heads, head);
+            let value = b.add(key, kv_heads);
+            store_key(b, base, slot, &load_head(b, b.element(row, key, 4 * head_dim), head_dim), dtype);
+            store_value(b, base, slot, &load_head(b, b.element(row, value, 4 * head_dim), head_dim), dtype);
+        });
+    });
+}
+
+fn pages_from<'c>(b: &Builder<'c>, first: usize, table_width: Val<'c>) -> Page<'c> {
+    Page {
+        positions: b.operand(first),
+        sequences: b.operand(first + 1),
+        block_table: b.operand(first + 2),
+        cache: b.operand(first + 3),
+        table_width,
+    }
+}

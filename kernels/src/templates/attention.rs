@@ -1,0 +1,162 @@
+//! Causal attention over the paged cache: one unit is one token and one key/value head, for all its query heads.
+//!
+//! Online softmax (Milakov and Gimelshein, 2018) over pages of 16 tokens, in splits of 256 tokens that merge in order,
+//! as flash attention does (Dao et al., 2022). A token's result depends on nothing but its own history, in logical
+//! order. Scores of tokens after the position are replaced, and their values never read.
+
+use inkwell::IntPredicate;
+use inkwell::values::PointerValue;
+use lathe_ir::recipe::ATTENTION_SPLIT;
+use lathe_ir::types::DType;
+
+use crate::llvm::builder::{Builder, Kind, LANES, Val, Var};
+use crate::spec::{PAGE_TOKENS, page_bytes};
+
+/// The running state of one query head: maximum, lane sums of weights, weighted sum of values.
+struct State<'c> {
+    max: Var<'c>,
+    sum: Var<'c>,
+    values: Vec<Var<'c>>,
+}
+
+/// Operands: q, positions, sequences, block table, cache, out. Params: T, KV, S, B.
+pub fn attention(b: &Builder<'_>, group: usize, head_dim: usize, dtype: DType, scale: f32) {
+    let [q, positions, sequences, table, cache, out] = [0, 1, 2, 3, 4, 5].map(|i| b.operand(i));
+    let (kv_heads, width) = (b.param(1), b.param(3));
+    let weights = b.frame(group * PAGE_TOKENS);
+    b.for_units(|unit| {
+        let token = b.udiv(unit, kv_heads);
+        let head = b.urem(unit, kv_heads);
+        let position = b.load_index(positions, token);
+        let sequence = b.load_index(sequences, token);
+        let table = b.element(table, b.mul(sequence, width), 4);
+        let query = b.element(q, unit, 4 * group * head_dim);
+        let pages = b.add(b.udiv(position, b.int(PAGE_TOKENS as i64)), b.int(1));
+        let total: Vec<State<'_>> = (0..group).map(|_| start(b, head_dim)).collect();
+        let split = b.int((ATTENTION_SPLIT / PAGE_TOKENS) as i64);
+        b.for_range(b.int(0), pages, split, |first| {
+            let partial: Vec<State<'_>> = (0..group).map(|_| start(b, head_dim)).collect();
+            let end = b.overloaded("llvm.smin", &[b.add(first, split), pages]);
+            b.for_range(first, end, b.int(1), |page| {
+                let number = b.load_index(table, page);
+                let bytes = page_bytes(1, head_dim, dtype);
+                let base = b.element(cache, b.add(b.mul(number, kv_heads), head), bytes);
+                let last = b.sub(position, b.mul(page, b.int(PAGE_TOKENS as i64)));
+                let scores = score(b, query, base, group, head_dim, dtype);
+                for (i, (state, dot)) in partial.iter().zip(scores).enumerate() {
+                    let visible = b.icmp(IntPredicate::SLE, b.lane_index(), b.splat(b.trunc(last, Kind::I32)));
+                    let scaled = b.fmul(dot, b.float_lanes(scale));
+                    let masked = b.select(visible, scaled, b.float_lanes(f32::NEG_INFINITY));
+                    let slots = b.offset(weights, b.int((4 * PAGE_TOKENS * i) as i64));
+                    weigh(b, state, masked, slots);
+                }
+                let values = b.offset(base, b.int((PAGE_TOKENS * head_dim * dtype.bytes()) as i64));
+                let count = b.overloaded("llvm.smin", &[b.add(last, b.int(1)), b.int(PAGE_TOKENS as i64)]);
+                add_values(b, &partial, weights, values, count, dtype);
+            });
+            for (total, partial) in total.iter().zip(&partial) {
+                merge(b, total, partial);
+            }
+        });
+        for (i, state) in total.iter().enumerate() {
+            let inverse = b.splat(b.sum(b.get(state.sum)));
+            let out = b.element(out, b.add(b.mul(unit, b.int(group as i64)), b.int(i as i64)), 4 * head_dim);
+            for (block, &value) in state.values.iter().enumerate() {
+                let at = b.offset(out, b.int((4 * LANES * block) as i64));
+                b.store_lanes(Kind::F32, at, b.fdiv(b.get(value), inverse));
+            }
+        }
+    });
+}
+
+fn start<'c>(b: &Builder<'c>, head_dim: usize) -> State<'c> {
+    State {
+        max: b.var(b.float(f32::NEG_INFINITY)),
+        sum: b.var(b.float_lanes(0.0)),
+        values: (0..head_dim / LANES).map(|_| b.var(b.float_lanes(0.0))).collect(),
+    }
+}
+
+fn load<'c>(b: &Builder<'c>, pointer: PointerValue<'c>, dtype: DType) -> Val<'c> {
+    if dtype == DType::F16 {
+        b.to_width(b.load_lanes(Kind::F16, pointer), Kind::F32)
+    } else {
+        b.load_lanes(Kind::F32, pointer)
+    }
+}
+
+/// Dot products of each query head with the 16 keys of a page, in order of d.
+fn score<'c>(
+    b: &Builder<'c>,
+    query: PointerValue<'c>,
+    keys: PointerValue<'c>,
+    group: usize,
+    head_dim: usize,
+    dtype: DType,
+) -> Vec<Val<'c>> {
+    let mut dots = vec![b.float_lanes(0.0); group];
+    for d in 0..head_dim {
+        let key = load(b, b.offset(keys, b.int((d * PAGE_TOKENS * dtype.bytes()) as i64)), dtype);
+        for (i, dot) in dots.iter_mut().enumerate() {
+            let q = b.load(Kind::F32, b.offset(query, b.int((4 * (i * head_dim + d)) as i64)));
+            *dot = b.fma(b.splat(q), key, *dot);
+        }
+    }
+    dots
+}
+
+/// Turns scores into weights relative to the new maximum, rescales what was summed before, and leaves the weights in
+/// `slots`.
+fn weigh<'c>(b: &Builder<'c>, state: &State<'c>, scores: Val<'c>, slots: PointerValue<'c>) {
+    let old = b.get(state.max);
+    let new = b.fmax(old, b.max(scores));
+    let correction = b.splat(b.exp_uniform(b.fsub(old, new)));
+    let weights = b.exp(b.fsub(scores, b.splat(new)));
+    b.store_lanes(Kind::F32, slots, weights);
+    b.set(state.max, new);
+    b.set(state.sum, b.fma(b.get(state.sum), correction, weights));
+    for &value in &state.values {
+        b.set(value, b.fmul(b.get(value), correction));
+    }
+}
+
+/// Adds the weighted values of the first `count` tokens of a page.
+fn add_values<'c>(
+    b: &Builder<'c>,
+    states: &[State<'c>],
+    weights: PointerValue<'c>,
+    values: PointerValue<'c>,
+    count: Val<'c>,
+    dtype: DType,
+) {
+    let head_dim = states[0].values.len() * LANES;
+    b.for_range(b.int(0), count, b.int(1), |token| {
+        let row = b.element(values, token, head_dim * dtype.bytes());
+        let vector: Vec<Val<'c>> = (0..states[0].values.len())
+            .map(|block| load(b, b.offset(row, b.int((block * LANES * dtype.bytes()) as i64)), dtype))
+            .collect();
+        for (i, state) in states.iter().enumerate() {
+            let slots = b.offset(weights, b.int((4 * PAGE_TOKENS * i) as i64));
+            let weight = b.splat(b.load(Kind::F32, b.element(slots, token, 4)));
+            for (&sum, &value) in state.values.iter().zip(&vector) {
+                b.set(sum, b.fma(weight, value, b.get(sum)));
+            }
+        }
+    });
+}
+
+/// Merges a finished split into the total.
+fn merge<'c>(b: &Builder<'c>, total: &State<'c>, partial: &State<'c>) {
+    let (old, other) = (b.get(total.max), b.get(partial.max));
+    let new = b.fmax(old, other);
+    let keep = b.splat(b.exp_uniform(b.fsub(old, new)));
+    let take = b.splat(b.exp_uniform(b.fsub(other, new)));
+    let combine = |total: Var<'c>, partial: Var<'c>| {
+        b.set(total, b.fma(b.get(partial), take, b.fmul(b.get(total), keep)));
+    };
+    combine(total.sum, partial.sum);
+    for (&total, &partial) in total.values.iter().zip(&partial.values) {
+        combine(total, partial);
+    }
+    b.set(total.max, new);
+}

@@ -1,0 +1,45 @@
+//! Templates: one file per kind of kernel. Each turns a spec into a lane program; one line in [`generate`] each.
+
+mod append;
+mod attention;
+mod decode;
+mod embed;
+mod linear;
+mod map;
+mod rotary;
+mod rows;
+mod stages;
+
+use crate::llvm::builder::Builder;
+use crate::spec::{KernelSpec, Tile};
+
+/// Why a spec has no generator on the builder's target, or `None` when it has one.
+pub fn missing(spec: &KernelSpec, vector: bool) -> Option<&'static str> {
+    match spec {
+        _ if vector => None,
+        KernelSpec::Attention { .. } => Some("attention is generated for CPUs only so far"),
+        KernelSpec::Linear { tile: Tile::Unpack { .. }, .. } => {
+            Some("the linear kernel for many tokens is generated for CPUs only so far")
+        }
+        _ => None,
+    }
+}
+
+/// Builds the kernel of a spec as function `symbol`.
+pub fn generate(b: &mut Builder<'_>, symbol: &str, spec: &KernelSpec) {
+    b.begin(symbol, spec);
+    match spec {
+        KernelSpec::Embed { scheme } => embed::embed(b, *scheme),
+        KernelSpec::Rows { gather, norm, quantize } => rows::rows(b, *gather, *norm, *quantize),
+        KernelSpec::Rotary { head_dim, theta } => rotary::rotary(b, *head_dim, *theta),
+        KernelSpec::Linear { scheme, act, tile, epilogue } => linear::linear(b, *scheme, *act, *tile, epilogue),
+        KernelSpec::Attention { group, head_dim, dtype, scale } => {
+            attention::attention(b, *group, *head_dim, *dtype, *scale);
+        }
+        KernelSpec::Map { op } => map::map(b, *op),
+        KernelSpec::Rope { head_dim } => rotary::rope(b, *head_dim),
+        KernelSpec::Append { head_dim, dtype } => append::append(b, *head_dim, *dtype),
+        KernelSpec::AppendQkv { head_dim, dtype } => append::append_qkv(b, *head_dim, *dtype),
+    }
+    b.end();
+}

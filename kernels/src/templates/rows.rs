@@ -1,0 +1,82 @@
+//! Row kernels: gather, root-mean-square norm and quantization of activation rows, in one pass over each row.
+//!
+//! The norm sums squares by the lane tree: `y = x · (1 / sqrt(Σx²/K + eps)) · w`. Quantization takes groups of 32:
+//! scale = max|y| / 127, code = y / scale rounded to even, and stores scale · Σcode and Σcode beside the codes.
+
+use inkwell::FloatPredicate;
+use inkwell::values::PointerValue;
+
+use crate::llvm::builder::{Builder, Kind, LANES, Val};
+use crate::spec::{ACT_GROUP_BYTES, GROUP};
+
+/// The largest magnitude of a code.
+const MAX_CODE: f32 = 127.0;
+
+/// Operands: x, rows if gathering, norm weight if norming, out. Params: M, T, G.
+pub fn rows(b: &Builder<'_>, gather: bool, norm: Option<f32>, quantize: bool) {
+    let mut operands = (0..).map(|i| b.operand(i));
+    let mut next = || operands.next().expect("the range has no end");
+    let x = next();
+    let index = gather.then(&mut next);
+    let weight = norm.is_some().then(&mut next);
+    let out = next();
+    let groups = b.param(2);
+    b.for_units(|row| {
+        let source = index.map_or(row, |index| b.load_index(index, row));
+        let x = b.element(x, b.mul(source, groups), 4 * GROUP);
+        let factor = norm.map(|eps| b.splat(inverse_rms(b, x, groups, eps)));
+        let row_base = b.mul(row, groups);
+        b.for_range(b.int(0), groups, b.int(1), |g| {
+            let half = |i: usize| {
+                let at = b.offset(b.element(x, g, 4 * GROUP), b.int((i * 4 * LANES) as i64));
+                let value = b.load_lanes(Kind::F32, at);
+                let (Some(factor), Some(weight)) = (factor, weight) else { return value };
+                let at = b.offset(b.element(weight, g, 4 * GROUP), b.int((i * 4 * LANES) as i64));
+                b.fmul(b.fmul(value, factor), b.load_lanes(Kind::F32, at))
+            };
+            let halves = [half(0), half(1)];
+            if quantize {
+                store_group(b, b.element(out, row_base, ACT_GROUP_BYTES), g, groups, halves);
+            } else {
+                let out = b.element(out, b.add(row_base, g), 4 * GROUP);
+                for (i, value) in halves.into_iter().enumerate() {
+                    b.store_lanes(Kind::F32, b.offset(out, b.int((i * 4 * LANES) as i64)), value);
+                }
+            }
+        });
+    });
+}
+
+fn inverse_rms<'c>(b: &Builder<'c>, x: PointerValue<'c>, groups: Val<'c>, eps: f32) -> Val<'c> {
+    let squares = b.var(b.float_lanes(0.0));
+    let columns = b.mul(groups, b.int(GROUP as i64));
+    b.for_range(b.int(0), columns, b.int(LANES as i64), |k| {
+        let value = b.load_lanes(Kind::F32, b.element(x, k, 4));
+        b.set(squares, b.fma(value, value, b.get(squares)));
+    });
+    let mean = b.fdiv(b.sum(b.get(squares)), b.to_float(columns, Kind::F32));
+    let root = b.overloaded("llvm.sqrt", &[b.fadd(mean, b.float(eps))]);
+    b.fdiv(b.float(1.0), root)
+}
+
+/// Quantizes 32 values into group `g` of the record at `record`.
+fn store_group<'c>(b: &Builder<'c>, record: PointerValue<'c>, g: Val<'c>, groups: Val<'c>, halves: [Val<'c>; 2]) {
+    let magnitude = |value: Val<'c>| b.overloaded("llvm.fabs", &[value]);
+    let largest = b.max(b.fmax(magnitude(halves[0]), magnitude(halves[1])));
+    let scale = b.fdiv(largest, b.float(MAX_CODE));
+    let positive = b.fcmp(FloatPredicate::OGT, scale, b.float(0.0));
+    let inverse = b.select(positive, b.fdiv(b.float(1.0), scale), b.float(0.0));
+    let codes = halves.map(|value| {
+        let scaled = b.fmul(value, b.splat(inverse));
+        b.to_int(b.overloaded("llvm.roundeven", &[scaled]), Kind::I32)
+    });
+    for (i, code) in codes.into_iter().enumerate() {
+        let at = b.add(b.mul(g, b.int(GROUP as i64)), b.int((i * LANES) as i64));
+        b.store_lanes(Kind::I8, b.offset(record, at), b.trunc(code, Kind::I8));
+    }
+    let sum = b.sum_int(b.add(codes[0], codes[1]));
+    let field = |bytes: usize| b.element(b.element(record, groups, bytes), g, 4);
+    b.store(Kind::F32, field(GROUP), scale);
+    b.store(Kind::F32, field(GROUP + 4), b.fmul(scale, b.to_float(sum, Kind::F32)));
+    b.store(Kind::I32, field(GROUP + 8), sum);
+}

@@ -1,0 +1,120 @@
+//! Epilogue stages: what a linear kernel does with a strip of its result while it is in registers.
+//!
+//! A strip is a list of lane values, block after block of 16 outputs, of one row of activations. All stages are
+//! lane-local: rotary pairs, and gates with their ups, lie in the same lane of two blocks.
+
+use inkwell::IntPredicate;
+use inkwell::values::PointerValue;
+
+use super::append::{Page, page};
+use crate::llvm::builder::{Builder, Kind, LANES, Val};
+use crate::spec::{PAGE_TOKENS, Stage, page_bytes};
+
+/// A strip of results: `values` are the 16-wide blocks of row `row`, strip number `index`.
+pub struct Strip<'c> {
+    /// Row of activations.
+    pub row: Val<'c>,
+    /// Number of the strip.
+    pub index: Val<'c>,
+    /// The blocks.
+    pub values: Vec<Val<'c>>,
+}
+
+/// Applies the stages in order and stores the result. Stage operands start at `first_operand`, the result follows.
+pub fn finish<'c>(b: &Builder<'c>, epilogue: &[Stage], mut strip: Strip<'c>, first_operand: usize) {
+    let mut operands = (first_operand..).map(|i| b.operand(i));
+    let mut next = || operands.next().expect("the range has no end");
+    let mut columns = b.param(1);
+    for stage in epilogue {
+        match *stage {
+            Stage::Rope { head_dim, heads } => {
+                let table = b.element(next(), strip.row, 4 * head_dim);
+                let turns = b.icmp(IntPredicate::SLT, strip.index, b.int(heads as i64));
+                rotate(b, &mut strip.values, table, turns);
+            }
+            Stage::SwiGlu => {
+                strip.values = strip.values.chunks(2).map(|pair| b.fmul(b.silu(pair[0]), pair[1])).collect();
+                columns = b.udiv(columns, b.int(2));
+            }
+            Stage::Add => {
+                let residual = place(b, next(), &strip, columns);
+                for (i, value) in strip.values.iter_mut().enumerate() {
+                    let other = b.load_lanes(Kind::F32, b.offset(residual, block_offset(b, i)));
+                    *value = b.fadd(*value, other);
+                }
+            }
+            Stage::AppendQkv { head_dim, heads, kv_heads, dtype } => {
+                let [positions, sequences, block_table, cache] = [next(), next(), next(), next()];
+                let pages = Page { positions, sequences, block_table, cache, table_width: b.param(4) };
+                let bytes = page_bytes(kv_heads, head_dim, dtype);
+                return append_strip(b, &strip, &pages, next(), [head_dim, heads, kv_heads, bytes], dtype);
+            }
+        }
+    }
+    let out = place(b, next(), &strip, columns);
+    store_blocks(b, out, &strip.values);
+}
+
+fn block_offset<'c>(b: &Builder<'c>, block: usize) -> Val<'c> {
+    b.int((4 * LANES * block) as i64)
+}
+
+/// Address of the strip in a row-major f32 matrix.
+fn place<'c>(b: &Builder<'c>, base: PointerValue<'c>, strip: &Strip<'c>, columns: Val<'c>) -> PointerValue<'c> {
+    let column = b.mul(strip.index, b.int((strip.values.len() * LANES) as i64));
+    b.element(base, b.add(b.mul(strip.row, columns), column), 4)
+}
+
+fn store_blocks<'c>(b: &Builder<'c>, out: PointerValue<'c>, values: &[Val<'c>]) {
+    for (i, value) in values.iter().enumerate() {
+        b.store_lanes(Kind::F32, b.offset(out, block_offset(b, i)), *value);
+    }
+}
+
+/// Rotates the blocks of one head where `turns` holds. `table` is the token's row of cosines, then sines.
+pub fn rotate<'c>(b: &Builder<'c>, values: &mut [Val<'c>], table: PointerValue<'c>, turns: Val<'c>) {
+    let half = values.len() / 2;
+    for i in 0..half {
+        let cos = b.load_lanes(Kind::F32, b.offset(table, block_offset(b, i)));
+        let sin = b.load_lanes(Kind::F32, b.offset(table, block_offset(b, half + i)));
+        let (x, y) = (values[i], values[half + i]);
+        let minus_sin = b.fsub(b.float_lanes(0.0), sin);
+        values[i] = b.select(turns, b.fma(x, cos, b.fmul(y, minus_sin)), x);
+        values[half + i] = b.select(turns, b.fma(y, cos, b.fmul(x, sin)), y);
+    }
+}
+
+/// Strip `h` is a head: queries go to the result, keys and values to the cache.
+fn append_strip<'c>(
+    b: &Builder<'c>,
+    strip: &Strip<'c>,
+    pages: &Page<'c>,
+    out: PointerValue<'c>,
+    [head_dim, heads, kv_heads, bytes]: [usize; 4],
+    dtype: lathe_ir::types::DType,
+) {
+    let head = strip.index;
+    let below = |limit: usize| b.icmp(IntPredicate::SLT, head, b.int(limit as i64));
+    b.either(
+        below(heads),
+        || {
+            let at = b.add(b.mul(strip.row, b.int(heads as i64)), head);
+            store_blocks(b, b.element(out, at, 4 * head_dim), &strip.values);
+        },
+        || {
+            let (base, slot) = page(b, pages, strip.row, b.int(bytes as i64));
+            let side = 2 * PAGE_TOKENS * head_dim * dtype.bytes();
+            b.either(
+                below(heads + kv_heads),
+                || {
+                    let base = b.element(base, b.sub(head, b.int(heads as i64)), side);
+                    super::append::store_key(b, base, slot, &strip.values, dtype);
+                },
+                || {
+                    let base = b.element(base, b.sub(head, b.int((heads + kv_heads) as i64)), side);
+                    super::append::store_value(b, base, slot, &strip.values, dtype);
+                },
+            );
+        },
+    );
+}

@@ -1,0 +1,173 @@
+//! Linear kernels: every scheme, activation form, tile and epilogue; and the bits, which no tile or batch may change.
+
+use lathe_ir::eval::{CacheState, EvalContext, Tensor};
+use lathe_ir::op::Op;
+use lathe_ir::ops::{add, append_qkv, linear, quantize, rope, swiglu};
+use lathe_ir::scheme::Scheme;
+use lathe_ir::types::{CacheType, DType};
+use lathe_kernels::spec::{Activation, KernelSpec, Stage, Tile, page_bytes};
+
+use crate::data::{F32_BOUND, Random, act_records, assert_close, f32_bytes, floats, i32_bytes, weight};
+use crate::machine::Buffer::{self, Data as Bytes, Output};
+use crate::machine::run;
+
+const TILES: [Tile; 2] = [Tile::Stream { tokens: 4 }, Tile::Unpack { tokens: 4 }];
+
+/// Each weight scheme with each form of activations that it takes.
+fn forms() -> Vec<(Scheme, Activation)> {
+    let integer = Scheme::ALL.into_iter().filter(|scheme| scheme.is_integer());
+    let float = Scheme::ALL.into_iter().map(|scheme| (scheme, Activation::F32));
+    float.chain(integer.map(|scheme| (scheme, Activation::Int8))).collect()
+}
+
+/// Activations as the kernel reads them and as the reference does.
+fn activations(act: Activation, x: &[f32], k: usize) -> (Vec<u8>, Tensor) {
+    let tensor = Tensor::f32(vec![x.len() / k, k], x.to_vec());
+    match act {
+        Activation::F32 => (f32_bytes(x), tensor),
+        Activation::Int8 => {
+            let op: Op = quantize::Quantize { group: 32 }.into();
+            let quantized = op.eval(&[tensor], &mut EvalContext::default()).unwrap().remove(0);
+            (act_records(&quantized), quantized)
+        }
+    }
+}
+
+/// Operands of the stages: as the kernel reads them and as the reference does.
+type Extra = (Vec<Buffer>, Vec<Tensor>);
+
+fn check(epilogue: &[Stage], ops: &[Op], rows: usize, extra: &dyn Fn(&mut Random) -> Extra) {
+    let (k, n) = (96, 7 * 32);
+    for (scheme, act) in forms() {
+        for tile in TILES {
+            let mut random = Random(rows as u64);
+            let (matrix, packed) = weight(&mut random, scheme, n, k);
+            let x = random.floats(rows * k);
+            let (x_bytes, x_tensor) = activations(act, &x, k);
+            let (extra_buffers, extra_tensors) = extra(&mut random);
+            let spec = KernelSpec::Linear { scheme, act, tile, epilogue: epilogue.to_vec() };
+            let mut buffers = vec![Bytes(x_bytes), Bytes(packed)];
+            buffers.extend(extra_buffers);
+            buffers.extend([Output, Output]);
+            let mut params = vec![rows as i64, n as i64, k as i64 / 32, 2, 2];
+            params.truncate(spec.params().len());
+            let units = n / 16 / KernelSpec::strip_blocks(epilogue);
+            let outputs = run(&spec, buffers, &params, units as i64, 3);
+            let mut inputs = vec![x_tensor, Tensor::matrix(matrix)];
+            inputs.extend(extra_tensors);
+            let op: Op = linear::Linear { prologue: vec![], epilogue: ops.to_vec() }.into();
+            let expected = op.eval(&inputs, &mut EvalContext::default()).unwrap().remove(0);
+            let found = floats(&outputs[outputs.len() - 2]);
+            assert_close(&format!("{spec} of {rows} rows"), &found, expected.as_f32().unwrap(), F32_BOUND);
+        }
+    }
+}
+
+#[test]
+fn products_of_every_form() {
+    for rows in [1, 2, 5, 8] {
+        check(&[], &[], rows, &|_| (vec![], vec![]));
+    }
+}
+
+#[test]
+fn residual_and_activation_epilogues() {
+    for rows in [1, 6] {
+        check(&[Stage::Add], &[add::Add {}.into()], rows, &|random| {
+            let residual = random.floats(rows * 224);
+            (vec![Bytes(f32_bytes(&residual))], vec![Tensor::f32(vec![rows, 224], residual)])
+        });
+        check(&[Stage::SwiGlu], &[swiglu::SwiGlu {}.into()], rows, &|_| (vec![], vec![]));
+    }
+}
+
+#[test]
+fn rope_and_append_epilogue() {
+    let (head_dim, heads, kv_heads) = (32, 3, 2);
+    let ty = CacheType { dtype: DType::F32, heads: kv_heads, head_dim };
+    let rows = 5;
+    let stages = [
+        Stage::Rope { head_dim, heads: heads + kv_heads },
+        Stage::AppendQkv { head_dim, heads, kv_heads, dtype: DType::F32 },
+    ];
+    let ops: [Op; 2] = [rope::Rope { head_dim, heads: 5 }.into(), append_qkv::AppendQkv { heads }.into()];
+    check(&stages, &ops, rows, &|random| {
+        let rotary = random.floats(rows * head_dim);
+        let (positions, sequences) = (vec![0, 1, 2, 16, 17], vec![0, 0, 0, 1, 1]);
+        let table = vec![3, 1, 0, 2];
+        let cache = vec![0xff; 4 * page_bytes(kv_heads, head_dim, DType::F32)];
+        let buffers = vec![
+            Bytes(f32_bytes(&rotary)),
+            Bytes(i32_bytes(&positions)),
+            Bytes(i32_bytes(&sequences)),
+            Bytes(i32_bytes(&table)),
+            Bytes(cache),
+        ];
+        let tensors = vec![
+            Tensor::f32(vec![rows, head_dim], rotary),
+            Tensor::i32(vec![rows], positions),
+            Tensor::i32(vec![rows], sequences),
+            Tensor::cache(CacheState::new(ty)),
+        ];
+        (buffers, tensors)
+    });
+}
+
+#[test]
+fn a_row_has_the_same_bits_in_every_tile_and_batch() {
+    let (rows, k, n) = (11, 576, 64);
+    for (scheme, act) in forms() {
+        let mut random = Random(9);
+        let (_, packed) = weight(&mut random, scheme, n, k);
+        let x = random.floats(rows * k);
+        let product = |tile: Tile, first: usize, count: usize| {
+            let spec = KernelSpec::Linear { scheme, act, tile, epilogue: vec![] };
+            let (bytes, _) = activations(act, &x[first * k..(first + count) * k], k);
+            let buffers = vec![Bytes(bytes), Bytes(packed.clone()), Output, Output];
+            run(&spec, buffers, &[count as i64, n as i64, k as i64 / 32], n as i64 / 32, 1).swap_remove(2)
+        };
+        let alone: Vec<u8> = (0..rows).flat_map(|row| product(TILES[0], row, 1)).collect();
+        for tile in [TILES[0], TILES[1], Tile::Unpack { tokens: 6 }, Tile::Stream { tokens: 3 }] {
+            assert!(product(tile, 0, rows) == alone, "{scheme} with {act:?} activations in {tile:?}");
+        }
+    }
+}
+
+#[test]
+fn the_fused_epilogue_writes_the_cache_that_separate_kernels_write() {
+    let (head_dim, heads, kv_heads, rows, k) = (64, 2, 1, 5, 64);
+    let dtype = DType::F16;
+    let n = (heads + 2 * kv_heads) * head_dim;
+    let mut random = Random(11);
+    let (_, packed) = weight(&mut random, Scheme::INT4, n, k);
+    let x = random.floats(rows * k);
+    let rotary = f32_bytes(&random.floats(rows * head_dim));
+    let tables = || {
+        let (positions, sequences, table) = ([15, 16, 17, 0, 1], [0, 0, 0, 1, 1], [3, 1, 0, 2]);
+        [positions.to_vec(), sequences.to_vec(), table.to_vec()].map(|values: Vec<i32>| Bytes(i32_bytes(&values)))
+    };
+    let cache = || Bytes(vec![0xff; 4 * page_bytes(kv_heads, head_dim, dtype)]);
+    let stages =
+        vec![Stage::Rope { head_dim, heads: heads + kv_heads }, Stage::AppendQkv { head_dim, heads, kv_heads, dtype }];
+    let linear = |epilogue: Vec<Stage>, extra: Vec<Buffer>| {
+        let units = (n / 16 / KernelSpec::strip_blocks(&epilogue)) as i64;
+        let spec = KernelSpec::Linear { scheme: Scheme::INT4, act: Activation::F32, tile: TILES[0], epilogue };
+        let mut params = vec![rows as i64, n as i64, k as i64 / 32, 2, 2];
+        params.truncate(spec.params().len());
+        let mut buffers = vec![Bytes(f32_bytes(&x)), Bytes(packed.clone())];
+        buffers.extend(extra);
+        buffers.extend([Output, Output]);
+        run(&spec, buffers, &params, units, 1)
+    };
+    let [positions, sequences, table] = tables();
+    let fused = linear(stages, vec![Bytes(rotary.clone()), positions, sequences, table, cache()]);
+
+    let product = linear(vec![], vec![]).swap_remove(2);
+    let buffers = vec![Bytes(product), Bytes(rotary), Output];
+    let turned = run(&KernelSpec::Rope { head_dim }, buffers, &[5, 4, 3], 5, 5).swap_remove(2);
+    let [positions, sequences, table] = tables();
+    let buffers = vec![Bytes(turned), positions, sequences, table, cache(), Output];
+    let separate = run(&KernelSpec::AppendQkv { head_dim, dtype }, buffers, &[5, 2, 1, 2, 2], 5, 5);
+    assert!(fused[6] == separate[4], "cache contents");
+    assert!(fused[7] == separate[5], "queries");
+}
