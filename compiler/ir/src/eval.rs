@@ -112,13 +112,13 @@ impl Default for EvalContext {
 /// The step inputs of one evaluation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StepInputs {
-    /// Token ids, [T].
+    /// Token ids, `[T]`.
     pub tokens: Vec<i32>,
-    /// Logical positions, [T].
+    /// Logical positions, `[T]`.
     pub positions: Vec<i32>,
-    /// The sequence of each token, [T]. Caches are keyed by it, so a sequence keeps its number from step to step.
+    /// The sequence of each token, `[T]`. Caches are keyed by it, so a sequence keeps its number from step to step.
     pub sequences: Vec<i32>,
-    /// Token indices whose logits are wanted, [R].
+    /// Token indices whose logits are wanted, `[R]`.
     pub rows: Vec<i32>,
 }
 

@@ -1,5 +1,5 @@
 //! The registry of ops. An op owns everything about itself in one file under `ops/`: operands and results, attributes
-//! and their text form, reference evaluation and cost. Adding one is that file and one line in [`registry!`].
+//! and their text form, reference evaluation and cost. Adding one is that file and one line in the registry below.
 
 use std::fmt;
 

@@ -214,7 +214,7 @@ fn stack(parts: Vec<Matrix>) -> Matrix {
 
 /// The data of any weight: each part from its tensor's name, arranged as declared.
 pub fn weights(weight: &Weight, ty: &Type) -> Result<Tensor, String> {
-    let Elem::Weight(scheme) = ty.elem().unwrap() else {
+    let Elem::Weight(scheme) = ty.elem().ok_or("a weight is a tensor")? else {
         let k = ty.shape().unwrap()[0].c;
         let values = Numbers::of(&weight.parts[0].tensor).take(k).into_iter().map(|value| 1.0 + 0.3 * value).collect();
         return Ok(Tensor::f32(vec![k], values));

@@ -1,0 +1,80 @@
+//! The manifest: what a plan is, for people and tools. Nothing at run time is decided from it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::codec::DecodeError;
+
+/// What a plan is. Fields print in this order; a field that a reader doesn't know is ignored.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Manifest {
+    /// The model's own name.
+    pub name: String,
+    /// Its architecture (`llama`).
+    pub architecture: String,
+    /// How many numbers the checkpoint holds.
+    pub parameters: u64,
+    /// Most positions of a sequence.
+    pub max_context: u64,
+    /// Size of the vocabulary.
+    pub vocabulary: u64,
+    /// The targets that the plan holds code for.
+    pub targets: Vec<String>,
+    /// How weights are stored (`source`, `int4`, …).
+    pub quantization: String,
+    /// How activations enter matrix products (`f32`, `int8`).
+    pub activations: String,
+    /// What may be done with the model (`apache-2.0`), where the checkpoint says it.
+    pub licence: Option<String>,
+    /// The compiler and its version.
+    pub compiler: String,
+    /// The flags of the compile that change the result.
+    pub flags: Vec<String>,
+    /// What was compiled.
+    pub source: Source,
+    /// Bytes of the packed weights.
+    pub weights_bytes: u64,
+    /// Each packed tensor.
+    pub tensors: Vec<Tensor>,
+}
+
+/// The checkpoint that was compiled.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Source {
+    /// Its format (`gguf`, `safetensors`).
+    pub format: String,
+    /// BLAKE3 of its bytes, in hex.
+    pub blake3: String,
+}
+
+/// How a tensor is stored, and what that cost.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Tensor {
+    /// Name in the graph.
+    pub name: String,
+    /// Rows, columns.
+    pub shape: Vec<u64>,
+    /// The checkpoint's type (`Q4_1`).
+    pub source: String,
+    /// The scheme chosen.
+    pub scheme: String,
+    /// Packed bytes.
+    pub bytes: u64,
+    /// ‖stored − source‖ / ‖source‖; `None` where it is not a finite number.
+    pub error: Option<f64>,
+}
+
+impl Manifest {
+    /// As indented JSON.
+    pub fn to_json(&self) -> String {
+        // Maps with keys that are no strings are the only thing that serde_json refuses here, and there is none.
+        serde_json::to_string_pretty(self).unwrap_or_default()
+    }
+
+    /// From JSON.
+    pub fn from_json(text: &str) -> Result<Manifest, DecodeError> {
+        serde_json::from_str(text).map_err(|error| DecodeError::Json(error.to_string()))
+    }
+}

@@ -1,0 +1,125 @@
+//! What goes in comes out, and the same input gives the same bytes.
+
+use std::cell::RefCell;
+
+use lathe_plan::{LoadMode, Plan, PlanError, PlanWriter, RUNTIME_ABI, SectionKind};
+
+use crate::sample::{self, LAYOUT, bytes, load, weight_byte};
+
+#[test]
+fn every_section_comes_back() {
+    let plan = load(bytes()).unwrap();
+    assert_eq!(plan.programs(), [sample::program()]);
+    assert_eq!(plan.program("main"), Some(&sample::program()));
+    let codes: Vec<_> = plan.codes("main").map(|code| (code.layout.as_str(), code.object.clone())).collect();
+    assert_eq!(codes, [(LAYOUT, sample::code())]);
+    assert_eq!(plan.codes("draft").count(), 0);
+    assert_eq!(plan.tokenizer(), Some(&sample::tokenizer()));
+    assert_eq!(plan.manifest(), Some(&sample::manifest()));
+    assert_eq!(plan.chat_template(), Some("{{ messages }}"));
+    assert_eq!(plan.generation_config(), Some("{}"));
+    assert_eq!(plan.licence(), Some("Do what you like."));
+    assert_eq!(plan.reports().collect::<Vec<_>>(), [("graph", "%0 = embed"), ("schedule", "launch 0 embed")]);
+    assert_eq!(plan.report("graph"), Some("%0 = embed"));
+    assert_eq!(plan.report("passes"), None);
+}
+
+#[test]
+fn weights_come_back_with_zeros_between_them() {
+    let plan = Plan::from_bytes(bytes()).unwrap();
+    let weights = plan.load_weights("main", LAYOUT, LoadMode::Read, 2).unwrap();
+    let spans = sample::program().weights;
+    for (index, span) in spans.iter().enumerate() {
+        let expected: Vec<u8> = (0..span.bytes).map(|i| weight_byte(index, i)).collect();
+        assert_eq!(weights.span(span), Some(&expected[..]));
+    }
+    assert_eq!(weights.len(), 812);
+    assert_eq!(weights[500..512], [0; 12]);
+    let missing = plan.load_weights("main", "columns", LoadMode::Read, 1).unwrap_err().to_string();
+    assert_eq!(missing, "the plan has no weights of program `main` in layout `columns`");
+}
+
+#[test]
+fn the_same_sections_in_any_order_give_the_same_bytes() {
+    let program = sample::program();
+    let mut other = PlanWriter::new();
+    other.program(&program);
+    other.code("main", LAYOUT, &sample::code());
+    other.report("graph", "%0 = embed");
+    other.tokenizer(&sample::tokenizer());
+    other.chat_template("{{ messages }}");
+    other.report("schedule", "launch 0 embed");
+    other.generation_config("{}");
+    other.licence("Do what you like.");
+    other.manifest(&sample::manifest());
+    other.weights(&program, LAYOUT, |index, out| {
+        (0..program.weights[index].bytes).try_for_each(|i| out.write_all(&[weight_byte(index, i)]))
+    });
+    assert!(other.to_bytes().unwrap() == bytes());
+}
+
+#[test]
+fn the_file_is_laid_out_as_documented() {
+    let bytes = bytes();
+    assert!(bytes.len() < 64 << 10);
+    assert_eq!(bytes[..8], *b"\x89LATHE\r\n");
+    assert_eq!(sample::number(&bytes, 12, 4), u64::from(RUNTIME_ABI));
+    assert_eq!(sample::number(&bytes, 16, 8), bytes.len() as u64);
+    assert_eq!(&bytes[sample::section(&bytes, 4)], b"{}");
+    let weights = sample::section(&bytes, 10);
+    assert_eq!((weights.start % 4096, weights.len(), weights.end), (0, 812, bytes.len()));
+    assert_eq!(bytes[sample::section(&bytes, 9)], *blake3::hash(&bytes[weights]).as_bytes());
+    let plan = Plan::from_bytes(bytes.clone()).unwrap();
+    assert_eq!(plan.length(), bytes.len() as u64);
+    assert_eq!(plan.root(), bytes[64..96]);
+    let kinds: Vec<_> = plan.sections().iter().map(|section| section.kind).collect();
+    assert!(kinds.is_sorted());
+    assert_eq!(kinds.last(), Some(&SectionKind::Weights));
+}
+
+#[test]
+fn every_weight_is_asked_for_once_in_order() {
+    let asked = RefCell::new(Vec::new());
+    let program = sample::program();
+    let mut writer = PlanWriter::new();
+    writer.program(&program);
+    writer.weights(&program, LAYOUT, |index, out| {
+        asked.borrow_mut().push(index);
+        out.write_all(&vec![0; program.weights[index].bytes as usize])
+    });
+    writer.to_bytes().unwrap();
+    assert_eq!(asked.into_inner(), [0, 1]);
+}
+
+#[test]
+fn the_writer_refuses_what_it_cannot_write() {
+    let program = sample::program();
+    let mut twice = sample::writer(&program);
+    twice.report("graph", "again");
+    assert_eq!(twice.to_bytes().unwrap_err().to_string(), "the report `graph` was given twice");
+
+    for (length, found) in [(499, 499), (501, 501)] {
+        let mut writer = PlanWriter::new();
+        writer.weights(&program, LAYOUT, move |_, out| out.write_all(&vec![1; length]));
+        let error = writer.to_bytes().unwrap_err();
+        assert!(matches!(error, PlanError::WeightBytes { expected: 500, found: f, .. } if f == found), "{error}");
+    }
+
+    let mut overlapping = program.clone();
+    overlapping.weights[1].offset = 448;
+    let error = sample::writer(&overlapping).to_bytes().unwrap_err().to_string();
+    assert!(error.contains("weight `head` starts at byte 448, expected a multiple of 64 from 500"), "{error}");
+}
+
+#[test]
+fn programs_without_weights_have_none() {
+    let mut program = sample::program();
+    program.weights.clear();
+    program.kernels.clear();
+    program.buckets.iter_mut().for_each(|bucket| bucket.launches.clear());
+    let mut writer = PlanWriter::new();
+    writer.program(&program);
+    writer.weights(&program, LAYOUT, |_, _| Ok(()));
+    let plan = load(writer.to_bytes().unwrap()).unwrap();
+    assert!(plan.load_weights("main", LAYOUT, LoadMode::Map, 2).unwrap().is_empty());
+}
