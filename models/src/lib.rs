@@ -1,1 +1,105 @@
-//! To be written.
+//! Readers of checkpoints and the families of models: a file becomes a graph, a source of weights and a tokenizer.
+//!
+//! [`open`] reads a GGUF file into a [`Model`]. The graph is the unfused one that [`layers`] build from the knobs of
+//! a [`config::ModelConfig`]; its weights name tensors of the checkpoint, whose data [`checkpoint::assemble`] loads.
+//! Whatever a file says that Lathe does not understand is refused by name, never ignored.
+
+pub mod checkpoint;
+pub mod config;
+pub mod error;
+pub mod families;
+pub mod gguf;
+pub mod layers;
+pub mod seeded;
+pub mod tokenizer;
+
+use std::path::Path;
+
+use lathe_ir::graph::Graph;
+use lathe_ir::types::DType;
+
+use checkpoint::Checkpoint;
+use config::{Metadata, ModelConfig};
+pub use error::ModelError;
+use gguf::{Gguf, Value};
+use tokenizer::Tokenizer;
+
+/// A model, ready to be compiled.
+pub struct Model {
+    /// Its knobs.
+    pub config: ModelConfig,
+    /// One step of it, unfused.
+    pub graph: Graph,
+    /// Its weights.
+    pub checkpoint: Box<dyn Checkpoint>,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Template (Jinja) that renders a chat as text.
+    pub chat_template: Option<String>,
+    /// Name of its licence, as the file gives it.
+    pub licence: Option<String>,
+    /// Where it came from, for people.
+    pub source: String,
+}
+
+impl Model {
+    /// Chooses the element type of the key/value cache and builds the graph anew.
+    ///
+    /// # Errors
+    /// None for a model that was opened; as [`open`] otherwise.
+    pub fn with_cache(mut self, cache: DType) -> Result<Model, ModelError> {
+        self.config.cache = cache;
+        let names = families::find(&self.config.architecture)?.names;
+        self.graph = layers::decoder::build(&self.config, &names, &*self.checkpoint)?;
+        Ok(self)
+    }
+}
+
+/// Opens a GGUF file. The key/value cache is of type f16; see [`Model::with_cache`]. The file must not change while
+/// the model is in use.
+///
+/// # Errors
+/// When the file cannot be read, is damaged or is of another kind, and when it asks for something that Lathe does not
+/// do. The message says what to do.
+pub fn open(path: &Path) -> Result<Model, ModelError> {
+    let file_name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    from_gguf(Gguf::open(path)?, &file_name).map_err(|error| error.in_file(path))
+}
+
+/// Makes a model of a file that is open already; `file_name` goes into its `source`.
+///
+/// # Errors
+/// As [`open`], when the metadata or tensors are not those of a model that Lathe understands.
+pub fn from_gguf(gguf: Gguf, file_name: &str) -> Result<Model, ModelError> {
+    let metadata = Metadata::new(&gguf.metadata);
+    check_general(&metadata)?;
+    let family = families::find(metadata.text("general.architecture")?)?;
+    let mut config = (family.config)(&metadata)?;
+    config.check()?;
+    config.tied_head = gguf.tensor(family.names.head).is_none();
+    let tokenizer = Tokenizer::read(&metadata)?;
+    let chat_template = metadata.optional_text("tokenizer.chat_template")?.map(str::to_owned);
+    let licence = metadata.optional_text("general.license")?.map(str::to_owned);
+    metadata.skip(INFORMATIVE);
+    metadata.finish()?;
+    let graph = layers::decoder::build(&config, &family.names, &gguf)?;
+    let source = format!("{} ({file_name})", config.name);
+    Ok(Model { config, graph, checkpoint: Box::new(gguf), tokenizer, chat_template, licence, source })
+}
+
+/// Keys that describe a file and change nothing in what the model computes, by prefix.
+const INFORMATIVE: &[&str] = &["general.", "quantize."];
+
+/// Keys of the file at large that say that it is not a whole model, or not one that this reader understands.
+fn check_general(metadata: &Metadata) -> Result<(), ModelError> {
+    let wrong = |key: &str, expected: &str, found: String| {
+        Err(ModelError::Key { key: key.to_owned(), expected: expected.to_owned(), found })
+    };
+    if let Some(kind) = metadata.optional_text("general.type")?.filter(|&kind| kind != "model") {
+        return wrong("general.type", "'model'", format!("'{kind}'"));
+    }
+    match metadata.get("general.quantization_version") {
+        None | Some(Value::Unsigned(2)) => Ok(()),
+        Some(other) => wrong("general.quantization_version", "2", other.describe()),
+    }
+}

@@ -1,0 +1,29 @@
+//! The families of models that Lathe knows. Adding one is a file here and a line in [`FAMILIES`].
+
+pub mod llama;
+
+use crate::config::{Metadata, ModelConfig};
+use crate::error::ModelError;
+use crate::layers::decoder::TensorNames;
+
+/// What sets a family apart, as data.
+#[derive(Clone, Copy, Debug)]
+pub struct Family {
+    /// Its name in `general.architecture`, which is also the prefix of its metadata keys.
+    pub architecture: &'static str,
+    /// Reads the knobs of the decoder. `tied_head` is set afterwards, from the tensors.
+    pub config: fn(&Metadata) -> Result<ModelConfig, ModelError>,
+    /// Names of the tensors.
+    pub names: TensorNames,
+}
+
+/// Every family.
+pub const FAMILIES: &[Family] = &[llama::FAMILY];
+
+/// The family of an architecture.
+pub fn find(architecture: &str) -> Result<Family, ModelError> {
+    FAMILIES.iter().find(|family| family.architecture == architecture).copied().ok_or_else(|| {
+        let known = FAMILIES.iter().map(|family| family.architecture.to_owned()).collect();
+        ModelError::Architecture { found: architecture.to_owned(), known }
+    })
+}

@@ -1,0 +1,254 @@
+//! Reader of GGUF version 3 files (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>).
+//!
+//! A file is a header (magic, version, counts), metadata pairs, tensor descriptions, and the tensors' bytes, aligned.
+//! The reader is strict: whatever the format does not allow is refused with a sentence, and no length in the file is
+//! believed before the bytes that it promises are known to be there. Weights stay in the mapped file until asked for.
+
+#![expect(unsafe_code, reason = "maps the file into memory")]
+
+mod cursor;
+mod sniff;
+mod tensor;
+mod value;
+pub mod write;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::ops::Range;
+use std::path::Path;
+
+use lathe_ir::scheme::Matrix;
+use memmap2::Mmap;
+
+pub use tensor::{TensorEntry, TensorType};
+pub use value::{Value, ValueType};
+
+use crate::checkpoint::{Checkpoint, TensorInfo};
+use crate::error::ModelError;
+use cursor::Cursor;
+
+const MAGIC: &[u8; 4] = b"GGUF";
+const VERSION: u32 = 3;
+const DEFAULT_ALIGNMENT: u64 = 32;
+const MAX_DIMS: u32 = 4;
+/// The format's own limits, in bytes.
+const MAX_KEY: usize = 65535;
+const MAX_TENSOR_NAME: usize = 64;
+
+/// Everything in the file but the tensors' bytes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Header {
+    /// Metadata by key.
+    pub metadata: BTreeMap<String, Value>,
+    /// Tensors by name.
+    pub tensors: BTreeMap<String, TensorEntry>,
+}
+
+impl Header {
+    /// Reads and checks the header of a complete file.
+    pub fn parse(file: &[u8]) -> Result<Header, ModelError> {
+        let mut cursor = Cursor::new(file);
+        if !file.starts_with(MAGIC) {
+            return Err(sniff::not_gguf(file));
+        }
+        cursor.take(MAGIC.len(), "the magic number")?;
+        check_version(cursor.u32("the version")?)?;
+        // A tensor's description takes at least a name's length, a dimension count, one dimension, a type and an
+        // offset; a metadata pair at least a key's length, a type and one byte.
+        let tensor_count = cursor.count(8 + 4 + 8 + 4 + 8, "the list of tensors")?;
+        let pair_count = cursor.count(8 + 4 + 1, "the metadata")?;
+
+        let metadata = read_metadata(&mut cursor, pair_count)?;
+        let alignment = alignment(&metadata)?;
+        let described: Vec<Described> =
+            (0..tensor_count).map(|_| Described::read(&mut cursor, alignment)).collect::<Result<_, _>>()?;
+        let start = (cursor.position() as u64).checked_next_multiple_of(alignment).unwrap_or(u64::MAX);
+        let tensors = locate(described, start, file.len() as u64)?;
+        Ok(Header { metadata, tensors })
+    }
+}
+
+fn check_version(version: u32) -> Result<(), ModelError> {
+    match version {
+        VERSION => Ok(()),
+        swapped if swapped.swap_bytes() == VERSION => {
+            Err(ModelError::Version { found: "a big-endian file of that version".to_owned() })
+        }
+        other => Err(ModelError::Version { found: format!("version {other}") }),
+    }
+}
+
+fn read_metadata(cursor: &mut Cursor, count: usize) -> Result<BTreeMap<String, Value>, ModelError> {
+    let mut metadata = BTreeMap::new();
+    for _ in 0..count {
+        let key = cursor.string("a metadata key")?;
+        if key.is_empty() || key.len() > MAX_KEY {
+            return Err(malformed("a metadata key", format!("1 to {MAX_KEY} bytes"), format!("{} bytes", key.len())));
+        }
+        let value = Value::read(cursor, &format!("the value of '{}'", key.escape_debug()))?;
+        if metadata.insert(key.to_owned(), value).is_some() {
+            return Err(malformed("the metadata", "each key once", format!("'{key}' twice")));
+        }
+    }
+    Ok(metadata)
+}
+
+fn alignment(metadata: &BTreeMap<String, Value>) -> Result<u64, ModelError> {
+    match metadata.get("general.alignment") {
+        None => Ok(DEFAULT_ALIGNMENT),
+        Some(Value::Unsigned(alignment)) if alignment.is_power_of_two() => Ok(*alignment),
+        Some(other) => Err(malformed("'general.alignment'", "a power of two", other.describe())),
+    }
+}
+
+/// A tensor's description, before its place in the file is checked.
+struct Described {
+    name: String,
+    dims: Vec<usize>,
+    ty: TensorType,
+    offset: u64,
+    length: u64,
+}
+
+impl Described {
+    fn read(cursor: &mut Cursor, alignment: u64) -> Result<Described, ModelError> {
+        let name = cursor.string("a tensor's name")?;
+        if name.is_empty() || name.len() > MAX_TENSOR_NAME {
+            let expected = format!("1 to {MAX_TENSOR_NAME} bytes");
+            return Err(malformed("a tensor's name", expected, format!("{} bytes", name.len())));
+        }
+        let what = format!("tensor '{}'", name.escape_debug());
+        let count = cursor.u32(&what)?;
+        if count == 0 || count > MAX_DIMS {
+            return Err(malformed(&what, format!("1 to {MAX_DIMS} dimensions"), count.to_string()));
+        }
+        let dims = (0..count).map(|_| cursor.u64(&what)).collect::<Result<Vec<u64>, _>>()?;
+        let ty = TensorType::from_id(cursor.u32(&what)?)
+            .map_err(|found| ModelError::TensorType { tensor: name.to_owned(), found })?;
+        let offset = cursor.u64(&what)?;
+        if !offset.is_multiple_of(alignment) {
+            return Err(malformed(&what, format!("an offset that {alignment} divides"), offset.to_string()));
+        }
+        let length = byte_length(ty, &dims)
+            .ok_or_else(|| malformed(&what, format!("dimensions that suit {ty:?}"), format!("{dims:?}")))?;
+        // The length fits a u64 and no dimension is zero, so that each dimension fits a usize where u64 does.
+        let dims = dims.into_iter().map(|dim| dim as usize).collect();
+        Ok(Described { name: name.to_owned(), dims, ty, offset, length })
+    }
+}
+
+/// Bytes of a tensor; `None` for a dimension of zero, rows of broken blocks and overflow.
+fn byte_length(ty: TensorType, dims: &[u64]) -> Option<u64> {
+    let (block, block_bytes) = ty.block();
+    if dims.contains(&0) || !dims[0].is_multiple_of(block as u64) {
+        return None;
+    }
+    let elements = dims.iter().try_fold(1u64, |product, &dim| product.checked_mul(dim))?;
+    (elements / block as u64).checked_mul(block_bytes as u64)
+}
+
+/// Turns offsets into ranges of the file, and checks that they lie in it, do not overlap and have different names.
+fn locate(described: Vec<Described>, start: u64, file: u64) -> Result<BTreeMap<String, TensorEntry>, ModelError> {
+    let mut tensors = BTreeMap::new();
+    let mut ranges = Vec::with_capacity(described.len());
+    for Described { name, mut dims, ty, offset, length } in described {
+        let what = format!("tensor '{}'", name.escape_debug());
+        let from = start.checked_add(offset);
+        let to = from.and_then(|from| from.checked_add(length));
+        let (Some(from), Some(to)) = (from, to) else {
+            return Err(malformed(&what, "an offset inside the file", offset.to_string()));
+        };
+        if to > file {
+            return Err(ModelError::Truncated { what, needed: length, remaining: file.saturating_sub(from) });
+        }
+        ranges.push((from, to, name.clone()));
+        while dims.len() > 1 && dims.last() == Some(&1) {
+            dims.pop();
+        }
+        let bytes = from as usize..to as usize;
+        let entry = TensorEntry { ty, cols: dims[0], rows: dims[1..].iter().product(), bytes, dims };
+        if tensors.insert(name.clone(), entry).is_some() {
+            return Err(malformed("the list of tensors", "each name once", format!("'{name}' twice")));
+        }
+    }
+    ranges.sort();
+    match ranges.windows(2).find(|pair| pair[1].0 < pair[0].1) {
+        None => Ok(tensors),
+        Some(pair) => {
+            let found = format!("'{}' and '{}' overlapping", pair[0].2, pair[1].2);
+            Err(malformed("the list of tensors", "each tensor in bytes of its own", found))
+        }
+    }
+}
+
+fn malformed(what: &str, expected: impl Into<String>, found: impl Into<String>) -> ModelError {
+    ModelError::Malformed { what: what.to_owned(), expected: expected.into(), found: found.into() }
+}
+
+/// A GGUF file, mapped or in memory.
+pub struct Gguf {
+    /// Metadata by key.
+    pub metadata: BTreeMap<String, Value>,
+    tensors: BTreeMap<String, TensorEntry>,
+    file: Box<dyn AsRef<[u8]> + Send + Sync>,
+}
+
+impl Gguf {
+    /// Maps a file and checks its header. The file must not change while the result lives.
+    pub fn open(path: &Path) -> Result<Gguf, ModelError> {
+        let io = |action| move |error| ModelError::Io { action, path: path.to_owned(), error };
+        let file = File::open(path).map_err(io("open"))?;
+        if file.metadata().map_err(io("examine"))?.is_dir() {
+            let advice = "give the path of the GGUF file itself";
+            return Err(ModelError::NotGguf { found: "a directory", advice }.in_file(path));
+        }
+        // SAFETY: the mapping is private and only read. Another process that shortens the file would end this one by
+        // a signal, and one that rewrites it would give wrong weights: the same trust as any program has in the files
+        // that it maps. No reference into the map assumes more than initialized bytes.
+        let file = unsafe { Mmap::map(&file) }.map_err(io("map"))?;
+        Gguf::new(Box::new(file)).map_err(|error| error.in_file(path))
+    }
+
+    /// Checks the header of a file in memory.
+    pub fn from_bytes(file: Vec<u8>) -> Result<Gguf, ModelError> {
+        Gguf::new(Box::new(file))
+    }
+
+    fn new(file: Box<dyn AsRef<[u8]> + Send + Sync>) -> Result<Gguf, ModelError> {
+        let Header { metadata, tensors } = Header::parse((*file).as_ref())?;
+        check_matrices(&tensors)?;
+        Ok(Gguf { metadata, tensors, file })
+    }
+}
+
+/// The graph's weights are vectors and matrices.
+fn check_matrices(tensors: &BTreeMap<String, TensorEntry>) -> Result<(), ModelError> {
+    match tensors.iter().find(|(_, entry)| entry.dims.len() > 2) {
+        None => Ok(()),
+        Some((name, entry)) => Err(ModelError::Shape {
+            tensor: name.clone(),
+            expected: "a vector or a matrix".to_owned(),
+            found: format!("the dimensions {:?}", entry.dims),
+        }),
+    }
+}
+
+impl Checkpoint for Gguf {
+    fn names(&self) -> BTreeSet<&str> {
+        self.tensors.keys().map(String::as_str).collect()
+    }
+
+    fn tensor(&self, name: &str) -> Option<TensorInfo> {
+        let entry = self.tensors.get(name)?;
+        Some(TensorInfo { rows: entry.rows, cols: entry.cols, scheme: entry.ty.scheme() })
+    }
+
+    fn load_rows(&self, name: &str, rows: Range<usize>) -> Result<Matrix, ModelError> {
+        let info = self.tensor(name).ok_or_else(|| ModelError::NoTensor { tensor: name.to_owned() })?;
+        info.check_rows(name, &rows)?;
+        let entry = &self.tensors[name];
+        let row_bytes = entry.bytes.len() / entry.rows;
+        let bytes = &(*self.file).as_ref()[entry.bytes.clone()][rows.start * row_bytes..rows.end * row_bytes];
+        Ok(tensor::decode(entry.ty, bytes, entry.cols))
+    }
+}

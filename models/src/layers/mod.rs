@@ -1,0 +1,3 @@
+//! Builders of graphs from knobs, shared by families.
+
+pub mod decoder;
