@@ -1,1 +1,20 @@
-//! To be written.
+//! The ahead-of-time compiler: a model becomes a plan.
+//!
+//! In the order in which data meets the modules: [`pipeline`] is the whole compiler as one function; [`pass`] is the
+//! table of [`passes`] that rewrite the graph; [`schedule`] turns it into launches over an arena; [`weights`] brings the
+//! checkpoint's tensors into the form that kernels read, [`ahead`] with several threads; [`emit`] is the one converter
+//! to the plan's types, [`report`] writes its texts.
+//!
+//! Nothing here runs at serving time, and nothing of the runtime is known here beyond the plan's types.
+
+pub mod ahead;
+pub mod emit;
+pub mod error;
+pub mod pass;
+pub mod passes;
+pub mod pipeline;
+pub mod report;
+pub mod schedule;
+pub mod weights;
+
+pub use error::CompileError;

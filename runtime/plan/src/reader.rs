@@ -243,6 +243,16 @@ impl Plan {
         weights.try_for_each(|section| weights::verify(&self.source, &self.expected(section)?, threads))
     }
 
+    /// Verifies the chunk of weights that holds byte `at` of the file; `None` when no weights lie there.
+    pub fn verify_weights_at(&self, at: u64) -> Option<Result<(), PlanError>> {
+        let holds = |section: &&Section| {
+            section.kind == SectionKind::Weights && (section.offset..section.offset + section.length).contains(&at)
+        };
+        let section = self.head.sections.iter().find(holds)?;
+        let chunk = (at - section.offset) as usize / CHUNK;
+        Some(self.expected(section).and_then(|expected| weights::verify_chunk(&self.source, &expected, chunk)))
+    }
+
     /// The format's minor version.
     pub fn minor(&self) -> u16 {
         self.head.minor

@@ -82,12 +82,15 @@ pub(crate) fn load(source: &Source, expected: &Expected, mode: LoadMode, threads
 
 /// Verifies and keeps nothing.
 pub(crate) fn verify(source: &Source, expected: &Expected, threads: usize) -> Result<(), PlanError> {
-    in_parallel(threads, 0..expected.digests.len(), |chunk| {
-        let left = expected.section.length - (chunk * CHUNK) as u64;
-        let mut bytes = vec![0; CHUNK.min(left as usize)];
-        source.read_at(&mut bytes, expected.offset(chunk))?;
-        expected.check(chunk, &bytes)
-    })
+    in_parallel(threads, 0..expected.digests.len(), |chunk| verify_chunk(source, expected, chunk))
+}
+
+/// Verifies one chunk.
+pub(crate) fn verify_chunk(source: &Source, expected: &Expected, chunk: usize) -> Result<(), PlanError> {
+    let left = expected.section.length - (chunk * CHUNK) as u64;
+    let mut bytes = vec![0; CHUNK.min(left as usize)];
+    source.read_at(&mut bytes, expected.offset(chunk))?;
+    expected.check(chunk, &bytes)
 }
 
 /// Calls `work` with each item; the threads take items as they get free, and each stops at its first failure.

@@ -1,0 +1,331 @@
+//! The one converter from the compiler's types to those of the plan.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use lathe_ir::graph::StepInput;
+use lathe_ir::types::{Dim, StepSize};
+use lathe_kernels::spec::{self, KernelSpec, PAGE_TOKENS, page_bytes};
+use lathe_kernels::targets::Target;
+use lathe_models::Model;
+use lathe_models::tokenizer::{PreTokenizer, TokenKind, Tokenizer};
+use lathe_plan::manifest::{Manifest, Source, Tensor};
+use lathe_plan::{self as plan, Affine, PlanWriter};
+
+use crate::ahead::ahead;
+use crate::error::CompileError;
+use crate::pass::Record;
+use crate::pipeline::Options;
+use crate::schedule::{self, Bucket, Buffer, Launch, Schedule, Share};
+use crate::{report, weights};
+
+/// The layout of packed weights: one serves every x86-64 target.
+pub const LAYOUT: &str = "x86-64";
+/// Each weight starts at a multiple of this.
+const WEIGHT_ALIGN: u64 = 64;
+/// The one group of caches, and its index.
+const CACHE_GROUP: (&str, u32) = ("kv", 0);
+
+/// The program that the runtime executes.
+pub fn program(schedule: &Schedule, vocabulary: usize) -> plan::Program {
+    let kernels = schedule.kernels();
+    let mut end = 0;
+    let spans = schedule.weights.iter().map(|weight| {
+        let offset = u64::next_multiple_of(end, WEIGHT_ALIGN);
+        end = offset + weight.bytes;
+        plan::WeightSpan { name: weight.weight.name.clone(), offset, bytes: weight.bytes }
+    });
+    let tensors = schedule.caches.iter().map(|(name, cache)| {
+        let page_bytes = page_bytes(cache.heads, cache.head_dim, cache.dtype) as u64;
+        plan::CacheTensor { name: name.clone(), page_bytes }
+    });
+    plan::Program {
+        name: schedule.name.clone(),
+        vocabulary: vocabulary as u32,
+        max_context: schedule.max_context as u32,
+        inputs: INPUTS.to_vec(),
+        cache_groups: vec![plan::CacheGroup {
+            name: CACHE_GROUP.0.to_owned(),
+            page_tokens: PAGE_TOKENS as u32,
+            retention: plan::Retention::All,
+            tensors: tensors.collect(),
+        }],
+        weights: spans.collect(),
+        kernels: kernels.iter().map(kernel).collect(),
+        buckets: schedule.buckets.iter().map(|of| bucket(of, &kernels)).collect(),
+    }
+}
+
+/// Step inputs by index.
+const INPUTS: [plan::Input; 5] = [
+    plan::Input::Tokens,
+    plan::Input::Positions,
+    plan::Input::Sequences,
+    plan::Input::Rows,
+    plan::Input::BlockTable { group: CACHE_GROUP.1 },
+];
+
+fn input(input: StepInput) -> u32 {
+    match input {
+        StepInput::Tokens => 0,
+        StepInput::Positions => 1,
+        StepInput::Sequences => 2,
+        StepInput::Rows => 3,
+    }
+}
+
+fn kernel(kernel: &KernelSpec) -> plan::Kernel {
+    let operands = kernel.operands().into_iter().map(|operand| plan::Operand {
+        access: match operand.access {
+            spec::Access::Read => plan::Access::Read,
+            spec::Access::Write => plan::Access::Write,
+            spec::Access::ReadWrite => plan::Access::ReadWrite,
+        },
+        extent: operand
+            .extent
+            .iter()
+            .map(|term| plan::Term { coefficient: term.coefficient, factors: term.factors })
+            .collect(),
+    });
+    plan::Kernel { name: kernel.to_string(), params: kernel.params().len() as u32, operands: operands.collect() }
+}
+
+fn bucket(bucket: &Bucket, kernels: &[KernelSpec]) -> plan::Bucket {
+    let StepSize { tokens, sequences, rows } = bucket.max;
+    plan::Bucket {
+        max: plan::StepSize { tokens: tokens as u32, sequences: sequences as u32, rows: rows as u32 },
+        arena_bytes: bucket.arena_bytes,
+        scratch_bytes: bucket.scratch_bytes,
+        logits: buffer(bucket, bucket.logits),
+        launches: bucket.launches.iter().map(|of| launch(bucket, of, kernels)).collect(),
+    }
+}
+
+fn launch(bucket: &Bucket, launch: &Launch, kernels: &[KernelSpec]) -> plan::Launch {
+    // Every kernel of a launch is in the list, which was made from the launches.
+    let kernel = kernels.iter().position(|kernel| *kernel == launch.kernel).unwrap_or(kernels.len());
+    plan::Launch {
+        kernel: kernel as u32,
+        buffers: launch.buffers.iter().map(|&of| buffer(bucket, of)).collect(),
+        params: launch.params.iter().copied().map(affine).collect(),
+        units: affine(launch.units),
+        share: match launch.share {
+            Share::Even => plan::Share::Even,
+            Share::Claim(grain) => plan::Share::Claim { grain },
+        },
+        barrier: launch.barrier,
+        flops: affine(launch.flops),
+        bytes: affine(launch.bytes),
+    }
+}
+
+fn buffer(bucket: &Bucket, buffer: Buffer) -> plan::Buffer {
+    match buffer {
+        Buffer::Arena(at) => {
+            let schedule::ArenaBuffer { offset, bytes, .. } = bucket.buffers[at];
+            plan::Buffer::Arena { offset, bytes: affine(bytes) }
+        }
+        Buffer::Scratch(bytes) => plan::Buffer::Scratch { bytes },
+        Buffer::Weight(at) => plan::Buffer::Weight(at as u32),
+        Buffer::Input(of) => plan::Buffer::Input(input(of)),
+        Buffer::BlockTable => plan::Buffer::Input(INPUTS.len() as u32 - 1),
+        Buffer::Cache(at) => plan::Buffer::Cache { group: CACHE_GROUP.1, tensor: at as u32 },
+    }
+}
+
+fn affine(dim: Dim) -> Affine {
+    Affine { t: dim.t as u64, s: dim.s as u64, r: dim.r as u64, c: dim.c as u64 }
+}
+
+/// The tokenizer as the runtime's tables.
+pub fn tokenizer(tokenizer: &Tokenizer) -> plan::TokenizerTables {
+    let mut tables = plan::TokenizerTables {
+        model: plan::TokenizerModel::Bpe,
+        pretokenizer: match tokenizer.pre {
+            PreTokenizer::SmolLm => "smollm".to_owned(),
+        },
+        merges: tokenizer
+            .merges
+            .iter()
+            .map(|merge| plan::Merge { left: merge.left, right: merge.right, merged: merge.merged })
+            .collect(),
+        bos: tokenizer.bos,
+        eos: end_tokens(tokenizer),
+        add_bos: tokenizer.add_bos,
+        ..plan::TokenizerTables::default()
+    };
+    for token in &tokenizer.tokens {
+        let kind = match token.kind {
+            TokenKind::Normal => plan::TokenKind::Normal,
+            TokenKind::Unknown => plan::TokenKind::Unknown,
+            TokenKind::Control => plan::TokenKind::Control,
+            TokenKind::UserDefined => plan::TokenKind::UserDefined,
+            TokenKind::Unused => plan::TokenKind::Unused,
+            TokenKind::Byte => plan::TokenKind::Byte,
+        };
+        tables.push(&token.bytes, kind);
+    }
+    tables
+}
+
+/// The tokens that end an answer, each once.
+fn end_tokens(tokenizer: &Tokenizer) -> Vec<u32> {
+    tokenizer.eos.into_iter().chain(tokenizer.eot).collect::<BTreeSet<u32>>().into_iter().collect()
+}
+
+/// What generation needs to know of the model, with the names of Hugging Face's `generation_config.json`.
+fn generation_config(tokenizer: &Tokenizer) -> String {
+    serde_json::json!({ "bos_token_id": tokenizer.bos, "eos_token_id": end_tokens(tokenizer) }).to_string()
+}
+
+/// What the plan is, with the error of each tensor.
+///
+/// # Errors
+/// When the checkpoint cannot supply a weight.
+pub fn manifest(
+    model: &Model,
+    source: &Source,
+    schedule: &Schedule,
+    options: &Options,
+) -> Result<Manifest, CompileError> {
+    let checkpoint = &*model.checkpoint;
+    let errors = ahead(
+        schedule.weights.len(),
+        options.threads,
+        |at| weights::relative_error(checkpoint, &schedule.weights[at]),
+        |take| std::iter::from_fn(take).collect::<Result<Vec<_>, _>>(),
+    )?;
+    let tensors = schedule.weights.iter().zip(errors).map(|(weight, error)| {
+        let sources: BTreeSet<String> = weight
+            .weight
+            .parts
+            .iter()
+            .filter_map(|part| checkpoint.tensor(&part.tensor).map(|info| info.scheme.to_string()))
+            .collect();
+        Tensor {
+            name: weight.weight.name.clone(),
+            shape: shape(weight),
+            source: sources.into_iter().collect::<Vec<_>>().join(" and "),
+            scheme: weights::scheme(&weight.ty).map_or_else(|| "f32".to_owned(), |scheme| scheme.to_string()),
+            bytes: weight.bytes,
+            error,
+        }
+    });
+    Ok(Manifest {
+        name: model.config.name.clone(),
+        architecture: model.config.architecture.clone(),
+        parameters: schedule.weights.iter().map(|weight| shape(weight).iter().product::<u64>()).sum(),
+        max_context: schedule.max_context as u64,
+        vocabulary: model.config.vocab as u64,
+        targets: vec![options.target.name.to_owned()],
+        quantization: options.passes.quantize.name().to_owned(),
+        activations: options.passes.activations.name().to_owned(),
+        licence: model.licence.clone(),
+        compiler: COMPILER.to_owned(),
+        flags: options.flags(),
+        source: source.clone(),
+        weights_bytes: schedule.weights.iter().map(|weight| weight.bytes).sum(),
+        tensors: tensors.collect(),
+    })
+}
+
+/// The compiler and its version.
+const COMPILER: &str = concat!("lathe-compile ", env!("CARGO_PKG_VERSION"));
+
+fn shape(weight: &schedule::ScheduledWeight) -> Vec<u64> {
+    weight.ty.shape().unwrap_or_default().iter().map(|dim| dim.c as u64).collect()
+}
+
+/// Everything that goes into a plan.
+pub struct Parts<'a> {
+    /// The model.
+    pub model: &'a Model,
+    /// The schedule.
+    pub schedule: &'a Schedule,
+    /// Its kernels as machine code.
+    pub object: lathe_kernels::Object,
+    /// The manifest.
+    pub manifest: Manifest,
+    /// Texts of the levels: the graph before and after the passes.
+    pub graphs: [String; 2],
+    /// What became of the passes.
+    pub passes: &'a [Record],
+}
+
+/// Writes the plan, weights streamed and packed by several threads.
+///
+/// # Errors
+/// When a weight cannot be supplied, or the file cannot be written.
+pub fn write(parts: Parts<'_>, options: &Options, path: &Path) -> Result<(), CompileError> {
+    let Parts { model, schedule, object, manifest, graphs, passes } = parts;
+    let program = program(schedule, model.config.vocab);
+    let mut writer = PlanWriter::new();
+    writer.program(&program);
+    writer.code(&program.name, LAYOUT, &code(object, options.target));
+    writer.tokenizer(&tokenizer(&model.tokenizer));
+    writer.generation_config(&generation_config(&model.tokenizer));
+    if let Some(template) = &model.chat_template {
+        writer.chat_template(template);
+    }
+    if let Some(licence) = &model.licence {
+        writer.licence(licence);
+    }
+    writer.manifest(&manifest);
+    if options.report {
+        let [graph, fused] = graphs;
+        writer.report("graph", &graph);
+        writer.report("fused", &fused);
+        writer.report("passes", &report::passes(passes));
+        writer.report("schedule", &schedule::print::schedule(schedule));
+        writer.report("memory", &schedule::print::memory(schedule));
+        writer.report("errors", &report::errors(&manifest));
+    }
+    stream_weights(writer, &program, model, schedule, options, path)
+}
+
+fn code(object: lathe_kernels::Object, target: &Target) -> plan::CodeObject {
+    plan::CodeObject {
+        target: target.name.to_owned(),
+        features: target.features.iter().map(|&feature| feature.to_owned()).collect(),
+        entries: object.entries,
+        code: object.code,
+    }
+}
+
+fn stream_weights<'a>(
+    writer: PlanWriter<'a>,
+    program: &'a plan::Program,
+    model: &Model,
+    schedule: &Schedule,
+    options: &Options,
+    path: &Path,
+) -> Result<(), CompileError> {
+    let checkpoint = &*model.checkpoint;
+    let bar = report::weights_bar(program, options.progress);
+    // The writer's errors are of input and output; what stopped the packing is kept beside them.
+    let mut failure = None;
+    let work = |at: usize| weights::stored_bytes(checkpoint, &schedule.weights[at]);
+    let written = ahead(schedule.weights.len(), options.threads, work, |take| {
+        let mut fill = |at: usize, sink: &mut dyn std::io::Write| {
+            let weight = || schedule.weights[at].weight.name.clone();
+            match take().unwrap_or_else(|| Err(CompileError::Packing { weight: weight() })) {
+                Ok(bytes) => {
+                    bar.inc(bytes.len() as u64);
+                    sink.write_all(&bytes)
+                }
+                Err(error) => {
+                    failure = Some(error);
+                    Err(std::io::Error::other("a weight could not be packed"))
+                }
+            }
+        };
+        let mut writer = writer;
+        writer.weights(program, LAYOUT, &mut fill);
+        writer.write(path).map(drop)
+    });
+    bar.finish_and_clear();
+    match failure {
+        Some(error) => Err(error),
+        None => Ok(written?),
+    }
+}

@@ -1,0 +1,145 @@
+//! What can stop a compile: whose mistake it is, and the exit code that says so.
+
+use std::path::PathBuf;
+
+use lathe_kernels::KernelError;
+use lathe_kernels::targets::TargetError;
+use lathe_models::ModelError;
+use lathe_plan::PlanError;
+
+use crate::pass::PassError;
+use crate::schedule::ScheduleError;
+
+/// Why a model could not be compiled.
+#[derive(Debug, thiserror::Error)]
+pub enum CompileError {
+    /// The model's mistake, or something in it that Lathe does not do.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The machine's: the model could not be read.
+    #[error("could not read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The machine's: a text could not be written.
+    #[error("could not write {}: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The user's: a name that is no pass.
+    #[error("there is no pass '{name}'; lathe-compile --list-passes lists them")]
+    UnknownPass {
+        /// The name.
+        name: String,
+    },
+    /// The user's: a context of no positions.
+    #[error("--max-context expects 1 to {most} positions (what the model was trained for), found {found}")]
+    Context {
+        /// The largest context of the model.
+        most: usize,
+        /// What was asked for.
+        found: usize,
+    },
+    /// A pass could not go on.
+    #[error("pass {pass}: {source}")]
+    Pass {
+        /// Its name.
+        pass: &'static str,
+        /// Why.
+        source: PassError,
+    },
+    /// Lathe's: a graph that breaks an invariant.
+    #[error("the graph is wrong after {after}: {message}; this is a mistake in Lathe, please report it")]
+    Verify {
+        /// The pass, or `the model's builder`.
+        after: &'static str,
+        /// The verifier's sentence.
+        message: String,
+    },
+    /// The graph has no schedule.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+    /// The target is unknown, or this machine has none.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// Kernels could not be generated.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// A level of text that the target does not have.
+    #[error("--emit {level} needs {expected}, but the target is {target}; choose it with --target")]
+    Level {
+        /// The level.
+        level: &'static str,
+        /// The kind of target that has it.
+        expected: &'static str,
+        /// The target.
+        target: String,
+    },
+    /// Plans for GPUs are not written yet.
+    #[error("no plan can be written for {target} yet; {}", missing_kernels(missing))]
+    NoGpuPlan {
+        /// The target.
+        target: String,
+        /// Kernels without a generator.
+        missing: Vec<String>,
+    },
+    /// The plan could not be written.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// Lathe's: a thread that packed weights ended early.
+    #[error("packing weight '{weight}' ended early; this is a mistake in Lathe, please report it")]
+    Packing {
+        /// The weight.
+        weight: String,
+    },
+}
+
+fn missing_kernels(missing: &[String]) -> String {
+    match missing {
+        [] => "its runtime device is missing".to_owned(),
+        _ => format!("these kernels are missing: {}", missing.join(", ")),
+    }
+}
+
+/// Exit codes of `lathe-compile`.
+pub mod exit {
+    /// Done.
+    pub const OK: u8 = 0;
+    /// The machine failed, or Lathe has a mistake.
+    pub const FAILURE: u8 = 1;
+    /// The command line is wrong.
+    pub const USAGE: u8 = 2;
+    /// The model cannot be read or is damaged.
+    pub const MODEL: u8 = 3;
+    /// The target, or something that the model needs, is not supported.
+    pub const UNSUPPORTED: u8 = 4;
+}
+
+impl CompileError {
+    /// The exit code.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            CompileError::UnknownPass { .. }
+            | CompileError::Context { .. }
+            | CompileError::Level { .. }
+            | CompileError::Target(TargetError::Unknown { .. }) => exit::USAGE,
+            CompileError::Model(_) | CompileError::Read { .. } => exit::MODEL,
+            CompileError::Target(TargetError::Native { .. })
+            | CompileError::Schedule(_)
+            | CompileError::Kernel(KernelError::Unsupported { .. })
+            | CompileError::NoGpuPlan { .. } => exit::UNSUPPORTED,
+            CompileError::Pass { .. }
+            | CompileError::Verify { .. }
+            | CompileError::Kernel(KernelError::Internal { .. })
+            | CompileError::Plan(_)
+            | CompileError::Write { .. }
+            | CompileError::Packing { .. } => exit::FAILURE,
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! `lathe-compile`: compiles a model into a plan.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use lathe_compiler::CompileError;
+use lathe_compiler::error::exit;
+use lathe_compiler::pass::{Activations, PassOptions, Quantize, Selection};
+use lathe_compiler::pipeline::{self, Goal, Level, Options, Outcome};
+use lathe_compiler::report;
+use lathe_ir::types::DType;
+use lathe_kernels::targets::{TARGETS, Target};
+
+const AFTER_HELP: &str = "\
+Examples:
+  lathe-compile model.gguf -o model.plan
+  lathe-compile model.gguf -o small.plan --quantize int4 --max-context 2048
+  lathe-compile model.gguf --emit fused
+  lathe-compile model.gguf --stop-after merge_qkv
+  lathe-compile model.gguf --target sm_80 --emit ptx
+
+Exit codes:
+  0  done
+  1  the machine failed, or Lathe has a mistake
+  2  the command line is wrong
+  3  the model cannot be read or is damaged
+  4  the target, or something that the model needs, is not supported";
+
+/// Compiles a model into one plan file that the lathe runtime executes.
+#[derive(Debug, Parser)]
+#[command(name = "lathe-compile", version, after_help = AFTER_HELP)]
+struct Arguments {
+    /// The model: a GGUF file
+    #[arg(required_unless_present = "list_passes")]
+    model: Option<PathBuf>,
+    /// The plan to write
+    #[arg(short, long, value_name = "PLAN", required_unless_present_any = ["emit", "stop_after", "list_passes"])]
+    output: Option<PathBuf>,
+    /// The machine that the plan is for
+    #[arg(long, default_value = "native", help = targets())]
+    target: String,
+    /// How weights are stored
+    #[arg(long, value_enum, default_value_t)]
+    quantize: Quantize,
+    /// How activations enter matrix products with integer weights
+    #[arg(long, value_enum, default_value_t)]
+    activations: Activations,
+    /// Element type of the key/value cache
+    #[arg(long, value_enum, default_value_t)]
+    cache: Cache,
+    /// Most positions of a sequence [default: what the model was trained for]
+    #[arg(long, value_name = "N")]
+    max_context: Option<usize>,
+    /// Print a level of representation to stdout instead of writing a plan
+    #[arg(long, value_enum, value_name = "LEVEL", conflicts_with = "output")]
+    emit: Option<Level>,
+    /// Print the graph after this pass instead of writing a plan
+    #[arg(long, value_name = "PASS", conflicts_with_all = ["output", "emit"])]
+    stop_after: Option<String>,
+    /// Leave a pass out; may be given several times
+    #[arg(long, value_name = "PASS")]
+    disable_pass: Vec<String>,
+    /// Write the graph after each pass that changed it into this folder
+    #[arg(long, value_name = "DIR")]
+    dump_dir: Option<PathBuf>,
+    /// List the passes in the order in which they run
+    #[arg(long)]
+    list_passes: bool,
+    /// Leave the texts for people out of the plan
+    #[arg(long)]
+    strip_report: bool,
+    /// Threads that pack weights; the plan does not depend on it [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<std::num::NonZeroUsize>,
+    /// Show no progress and no summary
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+fn targets() -> String {
+    let names: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
+    format!("The machine that the plan is for: native, {}", names.join(", "))
+}
+
+/// Element types of the cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Cache {
+    /// Half precision.
+    #[default]
+    F16,
+    /// Single precision.
+    F32,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(()) => ExitCode::from(exit::OK),
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), CompileError> {
+    let Some(model) = arguments.model.as_deref().filter(|_| !arguments.list_passes) else {
+        return print(&report::pass_list());
+    };
+    let goal = match (&arguments.output, arguments.emit) {
+        (Some(path), None) => Goal::Plan(path),
+        (_, level) => Goal::Text(level.unwrap_or(Level::Fused)),
+    };
+    let options = options(arguments)?;
+    let (model, source) = pipeline::open(model)?;
+    let outcome = pipeline::compile(model, &source, goal, &options)?;
+    print(&outcome.text)?;
+    for missing in &outcome.missing {
+        eprintln!("left out: {missing}");
+    }
+    if let (Goal::Plan(path), false) = (goal, arguments.quiet) {
+        let bytes = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+        eprintln!("wrote {}: {:.1} MB ({})", path.display(), bytes as f64 / 1e6, times(&outcome));
+    }
+    Ok(())
+}
+
+fn options(arguments: &Arguments) -> Result<Options, CompileError> {
+    let all_cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(Options {
+        target: Target::parse(&arguments.target)?,
+        passes: PassOptions { quantize: arguments.quantize, activations: arguments.activations },
+        selection: Selection {
+            disabled: arguments.disable_pass.clone(),
+            stop_after: arguments.stop_after.clone(),
+            dump_dir: arguments.dump_dir.clone(),
+        },
+        cache: match arguments.cache {
+            Cache::F16 => DType::F16,
+            Cache::F32 => DType::F32,
+        },
+        max_context: arguments.max_context,
+        threads: arguments.threads.map_or_else(all_cores, usize::from),
+        report: !arguments.strip_report,
+        progress: !arguments.quiet,
+    })
+}
+
+/// Prints data to stdout. A reader that has gone away (`| head`) is no mistake.
+fn print(text: &str) -> Result<(), CompileError> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(source) if source.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(CompileError::Write { path: "stdout".into(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn times(outcome: &Outcome) -> String {
+    let seconds = |(stage, took): &(&str, Duration)| format!("{stage} {:.2} s", took.as_secs_f64());
+    outcome.times.iter().map(seconds).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,247 @@
+//! The whole compiler as one function: open, graph, passes, schedule, kernels, emit.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use lathe_ir::types::DType;
+use lathe_ir::verify;
+use lathe_kernels::spec::KernelSpec;
+use lathe_kernels::targets::{Machine, Target};
+use lathe_kernels::{KernelError, TextLevel};
+use lathe_models::Model;
+use lathe_plan::manifest::Source;
+
+use crate::error::CompileError;
+use crate::pass::{self, PassOptions, Selection};
+use crate::{emit, schedule};
+
+/// A level of representation that can be printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Level {
+    /// The graph as the model's family builds it.
+    Graph,
+    /// The graph after the passes.
+    Fused,
+    /// Launches, buffers and costs of every bucket.
+    Schedule,
+    /// Where every intermediate lies.
+    Memory,
+    /// The kernels in LLVM's language, before its optimizer.
+    Llvm,
+    /// The kernels in x86-64 assembly.
+    Asm,
+    /// The kernels in PTX.
+    Ptx,
+    /// What the plan would say of itself.
+    Manifest,
+}
+
+/// What a compile should give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goal<'a> {
+    /// A plan in this file.
+    Plan(&'a Path),
+    /// The text of a level.
+    Text(Level),
+}
+
+/// The choices of a compile.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The machine that the plan is for.
+    pub target: &'static Target,
+    /// What passes read.
+    pub passes: PassOptions,
+    /// Which passes run.
+    pub selection: Selection,
+    /// Element type of the cache.
+    pub cache: DType,
+    /// Most positions of a sequence; what the model was trained for where it is not given.
+    pub max_context: Option<usize>,
+    /// Threads that pack weights. The plan does not depend on it.
+    pub threads: usize,
+    /// Whether the plan carries texts of its levels.
+    pub report: bool,
+    /// Whether progress is shown on stderr.
+    pub progress: bool,
+}
+
+impl Options {
+    /// Defaults for a target.
+    pub fn new(target: &'static Target) -> Options {
+        Options {
+            target,
+            passes: PassOptions::default(),
+            selection: Selection::default(),
+            cache: DType::F16,
+            max_context: None,
+            threads: 1,
+            report: true,
+            progress: false,
+        }
+    }
+
+    /// The flags that change the plan and differ from their defaults, as they are typed.
+    pub fn flags(&self) -> Vec<String> {
+        let defaults = Options::new(self.target);
+        let mut flags = Vec::new();
+        if self.passes.quantize != defaults.passes.quantize {
+            flags.push(format!("--quantize {}", self.passes.quantize.name()));
+        }
+        if self.passes.activations != defaults.passes.activations {
+            flags.push(format!("--activations {}", self.passes.activations.name()));
+        }
+        if self.cache != defaults.cache {
+            flags.push(format!("--cache {}", self.cache));
+        }
+        flags.extend(self.max_context.map(|positions| format!("--max-context {positions}")));
+        flags.extend(self.selection.disabled.iter().map(|pass| format!("--disable-pass {pass}")));
+        if !self.report {
+            flags.push("--strip-report".to_owned());
+        }
+        flags
+    }
+}
+
+/// What a compile gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The text that was asked for; empty when a plan was written.
+    pub text: String,
+    /// Kernels without a generator on the target, left out of the text.
+    pub missing: Vec<String>,
+    /// How long each stage took.
+    pub times: Vec<(&'static str, Duration)>,
+}
+
+/// Compiles a model, as far as the goal needs it.
+///
+/// # Errors
+/// See [`CompileError`].
+pub fn compile(model: Model, source: &Source, goal: Goal<'_>, options: &Options) -> Result<Outcome, CompileError> {
+    let mut clock = Clock::start();
+    let model = model.with_cache(options.cache)?;
+    let max_context = max_context(options.max_context, model.config.context)?;
+    let mut graph = model.graph.clone();
+    verify::verify(&graph)
+        .map_err(|error| CompileError::Verify { after: "the model's builder", message: error.to_string() })?;
+    let unfused = graph.to_string();
+    if goal == Goal::Text(Level::Graph) {
+        return Ok(clock.text(unfused));
+    }
+
+    let passes = pass::run(&mut graph, options.target, options.passes, &options.selection)?;
+    clock.lap("passes");
+    let fused = graph.to_string();
+    if goal == Goal::Text(Level::Fused) {
+        return Ok(clock.text(fused));
+    }
+
+    let schedule = schedule::build(&graph, max_context)?;
+    clock.lap("schedule");
+    match goal {
+        Goal::Text(Level::Schedule) => return Ok(clock.text(schedule::print::schedule(&schedule))),
+        Goal::Text(Level::Memory) => return Ok(clock.text(schedule::print::memory(&schedule))),
+        _ => {}
+    }
+
+    let kernels = schedule.kernels();
+    let manifest = || emit::manifest(&model, source, &schedule, options);
+    let path = match goal {
+        Goal::Plan(path) => path,
+        Goal::Text(Level::Manifest) => return Ok(clock.text(manifest()?.to_json() + "\n")),
+        Goal::Text(level) => return kernel_texts(&kernels, level, options.target, clock),
+    };
+    refuse_gpu(&kernels, options.target)?;
+    let object = lathe_kernels::compile(&kernels, options.target)?;
+    clock.lap("kernels");
+    let manifest = manifest()?;
+    clock.lap("errors");
+    let parts =
+        emit::Parts { model: &model, schedule: &schedule, object, manifest, graphs: [unfused, fused], passes: &passes };
+    emit::write(parts, options, path)?;
+    clock.lap("weights");
+    Ok(clock.text(String::new()))
+}
+
+/// Opens a model and digests its file.
+///
+/// # Errors
+/// When the file cannot be read or is no model that Lathe understands.
+pub fn open(path: &Path) -> Result<(Model, Source), CompileError> {
+    let model = lathe_models::open(path)?;
+    let failed = |source| CompileError::Read { path: path.to_owned(), source };
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(std::fs::File::open(path).map_err(failed)?).map_err(failed)?;
+    Ok((model, Source { format: "gguf".to_owned(), blake3: hasher.finalize().to_string() }))
+}
+
+fn max_context(asked: Option<usize>, most: usize) -> Result<usize, CompileError> {
+    match asked {
+        None => Ok(most),
+        Some(found) if (1..=most).contains(&found) => Ok(found),
+        Some(found) => Err(CompileError::Context { most, found }),
+    }
+}
+
+/// The text of each kernel that has a generator, and the names of those that have none.
+fn kernel_texts(
+    kernels: &[KernelSpec],
+    level: Level,
+    target: &'static Target,
+    clock: Clock,
+) -> Result<Outcome, CompileError> {
+    let text_level = match (level, target.machine) {
+        (Level::Asm, Machine::X86) | (Level::Ptx, Machine::Nvptx) => TextLevel::Assembly,
+        (Level::Asm, _) => {
+            return Err(CompileError::Level { level: "asm", expected: "an x86-64 target", target: target.to_string() });
+        }
+        (Level::Ptx, _) => {
+            return Err(CompileError::Level { level: "ptx", expected: "an sm target", target: target.to_string() });
+        }
+        _ => TextLevel::Llvm,
+    };
+    let mut texts = Vec::new();
+    let mut missing = Vec::new();
+    for kernel in kernels {
+        match lathe_kernels::text(std::slice::from_ref(kernel), target, text_level) {
+            Ok(text) => texts.push(text),
+            Err(error @ KernelError::Unsupported { .. }) => missing.push(error.to_string()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(Outcome { missing, ..clock.text(texts.join("\n")) })
+}
+
+/// Refuses a GPU target with the names of the kernels that have no generator.
+fn refuse_gpu(kernels: &[KernelSpec], target: &'static Target) -> Result<(), CompileError> {
+    if target.machine == Machine::X86 {
+        return Ok(());
+    }
+    let generated =
+        |kernel: &&KernelSpec| lathe_kernels::text(std::slice::from_ref(kernel), target, TextLevel::Llvm).is_err();
+    let missing = kernels.iter().filter(generated).map(KernelSpec::to_string).collect();
+    Err(CompileError::NoGpuPlan { target: target.to_string(), missing })
+}
+
+/// Times of the stages.
+struct Clock {
+    last: Instant,
+    times: Vec<(&'static str, Duration)>,
+}
+
+impl Clock {
+    fn start() -> Clock {
+        Clock { last: Instant::now(), times: Vec::new() }
+    }
+
+    fn lap(&mut self, stage: &'static str) {
+        let now = Instant::now();
+        self.times.push((stage, now - self.last));
+        self.last = now;
+    }
+
+    fn text(self, text: String) -> Outcome {
+        Outcome { text, missing: Vec::new(), times: self.times }
+    }
+}

@@ -1,0 +1,101 @@
+//! The cost of a launch in operations and bytes, affine in the size of the step, for reports and predictions.
+//!
+//! Bytes follow from the kernel's own operands: each is read or written once. Two operands are not touched whole: the
+//! embedding table, of which a token reads one row, and the cache, priced at [`ATTENTION_CONTEXT`] cached positions.
+
+use lathe_ir::types::Dim;
+use lathe_kernels::spec::{Access, GROUP, KernelSpec, MapOp, Operand, Stage, page_bytes};
+
+use super::{plus, product, times};
+
+/// Cached positions that a token's attention is priced with: a conversation of some turns. The true number is known only
+/// at run time.
+pub const ATTENTION_CONTEXT: usize = 512;
+
+/// Bytes of an operand as a dimension over the launch's parameters; `None` when that is not affine.
+pub fn extent(operand: &Operand, params: &[Dim]) -> Option<Dim> {
+    let mut bytes = Dim::of(0);
+    for term in &operand.extent {
+        let mut value = Dim::of(term.coefficient as usize);
+        for factor in term.factors.into_iter().flatten() {
+            value = product(value, *params.get(usize::from(factor))?)?;
+        }
+        bytes = plus(bytes, value);
+    }
+    Some(bytes)
+}
+
+/// Bytes read and written by a launch.
+pub fn bytes(kernel: &KernelSpec, params: &[Dim]) -> Dim {
+    let zero = Dim::of(0);
+    let param = |at: usize| params.get(at).copied().unwrap_or(zero);
+    let whole = |name: &str| !matches!(name, "scratch" | "cache" | "table" | "block_table");
+    let dense = kernel.operands().iter().filter(|operand| whole(operand.name)).fold(zero, |sum, operand| {
+        let passes = if operand.access == Access::ReadWrite { 2 } else { 1 };
+        plus(sum, times(extent(operand, params).unwrap_or(zero), passes))
+    });
+    let token_bytes = |kv_heads: usize, head_dim: usize, dtype| {
+        page_bytes(kv_heads, head_dim, dtype) / lathe_kernels::spec::PAGE_TOKENS
+    };
+    let rest = match kernel {
+        KernelSpec::Embed { scheme } => times(param(0), scheme.row_bytes(GROUP) * param(2).c),
+        KernelSpec::Attention { head_dim, dtype, .. } => {
+            times(param(0), token_bytes(param(1).c, *head_dim, *dtype) * ATTENTION_CONTEXT)
+        }
+        KernelSpec::Append { head_dim, dtype } => times(param(0), token_bytes(param(1).c, *head_dim, *dtype)),
+        KernelSpec::AppendQkv { head_dim, dtype } => times(param(0), token_bytes(param(2).c, *head_dim, *dtype)),
+        KernelSpec::Linear { epilogue, .. } => epilogue.iter().fold(zero, |sum, stage| match stage {
+            Stage::AppendQkv { head_dim, kv_heads, dtype, .. } => {
+                plus(sum, times(param(0), token_bytes(*kv_heads, *head_dim, *dtype)))
+            }
+            Stage::Rope { .. } | Stage::SwiGlu | Stage::Add => sum,
+        }),
+        KernelSpec::Rows { .. } | KernelSpec::Rotary { .. } | KernelSpec::Map { .. } | KernelSpec::Rope { .. } => zero,
+    };
+    plus(dense, rest)
+}
+
+/// Operations of a launch. A multiply-add counts as two, an exponential, root or division as one.
+pub fn flops(kernel: &KernelSpec, params: &[Dim]) -> Dim {
+    let param = |at: usize| params.get(at).copied().unwrap_or(Dim::of(0));
+    let rows = param(0);
+    let columns = param(1).c;
+    match kernel {
+        KernelSpec::Embed { .. } => times(rows, 2 * GROUP * param(2).c),
+        // Square and sum, scale by the root and the weight; largest, scale, round.
+        KernelSpec::Rows { norm, quantize, .. } => {
+            let per_element = if norm.is_some() { 4 } else { 0 } + if *quantize { 3 } else { 0 };
+            times(rows, per_element * GROUP * param(2).c)
+        }
+        KernelSpec::Rotary { head_dim, .. } => times(rows, 2 * head_dim),
+        KernelSpec::Linear { epilogue, .. } => {
+            let stages: usize = epilogue.iter().map(|stage| stage_flops(*stage, columns)).sum();
+            times(rows, 2 * columns * GROUP * param(2).c + stages)
+        }
+        KernelSpec::Attention { group, head_dim, .. } => {
+            times(rows, 4 * columns * group * head_dim * ATTENTION_CONTEXT)
+        }
+        KernelSpec::Map { op } => times(rows, columns * map_flops(*op)),
+        KernelSpec::Rope { head_dim } => times(rows, 3 * head_dim * param(2).c),
+        KernelSpec::Append { .. } | KernelSpec::AppendQkv { .. } => Dim::of(0),
+    }
+}
+
+/// Operations per row of a stage after a product with `columns` results.
+fn stage_flops(stage: Stage, columns: usize) -> usize {
+    match stage {
+        Stage::Rope { head_dim, heads } => 3 * head_dim * heads,
+        Stage::AppendQkv { .. } => 0,
+        Stage::SwiGlu => columns / 2 * map_flops(MapOp::SwiGlu),
+        Stage::Add => columns,
+    }
+}
+
+/// Operations per element of the result.
+fn map_flops(op: MapOp) -> usize {
+    match op {
+        MapOp::Add | MapOp::Mul => 1,
+        MapOp::Silu => 3,
+        MapOp::SwiGlu => 4,
+    }
+}

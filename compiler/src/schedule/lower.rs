@@ -1,0 +1,402 @@
+//! Lowers the nodes of a graph to launches, in canonical order. A node becomes one launch, and a linear with a prologue
+//! two: the prologue's rows are computed once, not once per strip of the product.
+//!
+//! Ops that no pass has fused have kernels of their own, so a graph lowers with any of the fusing passes disabled.
+
+use std::collections::{BTreeMap, HashMap};
+
+use lathe_ir::graph::{Graph, NodeId, NodeKind, Value};
+use lathe_ir::op::Op;
+use lathe_ir::ops::linear::Linear;
+use lathe_ir::scheme::Scheme;
+use lathe_ir::types::{CacheType, DType, Dim, Elem, StepSize, Type};
+use lathe_kernels::packing::packed_bytes;
+use lathe_kernels::spec::{Activation, BLOCK_ROWS, GROUP, KernelSpec, MapOp, Stage};
+
+use super::{ArenaBuffer, Bucket, Buffer, Launch, ScheduleError, ScheduledWeight, Share, cost, tile, times};
+
+/// What all buckets of a program share.
+pub struct Program {
+    /// Weights in the order of their first use.
+    pub weights: Vec<ScheduledWeight>,
+    /// Caches in the order of their first use.
+    pub caches: Vec<(String, CacheType)>,
+}
+
+impl Program {
+    /// Collects weights and caches, and checks that kernels can walk every weight.
+    pub fn of(graph: &Graph) -> Result<Program, ScheduleError> {
+        let mut program = Program { weights: Vec::new(), caches: Vec::new() };
+        for id in graph.order() {
+            for value in graph.node(id).inputs.clone() {
+                let node = graph.node(value.node);
+                match (&node.kind, &node.results[0]) {
+                    (NodeKind::Weight(weight), ty) if program.weights.iter().all(|known| known.node != value.node) => {
+                        let bytes = weight_bytes(&weight.name, ty)?;
+                        let (weight, ty) = (weight.clone(), ty.clone());
+                        program.weights.push(ScheduledWeight { node: value.node, weight, ty, bytes });
+                    }
+                    (NodeKind::Cache(name), Type::Cache(cache))
+                        if program.caches.iter().all(|known| known.0 != *name) =>
+                    {
+                        program.caches.push((name.clone(), *cache));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(program)
+    }
+}
+
+/// Stored bytes of a weight.
+fn weight_bytes(name: &str, ty: &Type) -> Result<u64, ScheduleError> {
+    let sizes: Option<Vec<usize>> = ty.shape().map(|shape| shape.iter().filter_map(|dim| dim.constant()).collect());
+    let bytes = match (ty.elem(), sizes.as_deref()) {
+        (Some(Elem::Weight(scheme)), Some(&[n, k])) if Scheme::ALL.contains(scheme) => {
+            check_multiple(name, "rows", n, BLOCK_ROWS)?;
+            check_multiple(name, "columns", k, GROUP)?;
+            packed_bytes(*scheme, n, k)
+        }
+        (Some(Elem::Dense(DType::F32)), Some(&[k])) => {
+            check_multiple(name, "elements", k, GROUP)?;
+            k * DType::F32.bytes()
+        }
+        _ => {
+            let expected = "a matrix in a known scheme or a vector of f32";
+            return Err(ScheduleError::Weight { weight: name.to_owned(), expected, found: ty.to_string() });
+        }
+    };
+    Ok(bytes as u64)
+}
+
+fn check_multiple(weight: &str, what: &'static str, found: usize, expected: usize) -> Result<(), ScheduleError> {
+    if found.is_multiple_of(expected) {
+        return Ok(());
+    }
+    Err(ScheduleError::Shape { weight: weight.to_owned(), what, expected, found })
+}
+
+/// The launches of one bucket; barriers and places are still to come.
+pub fn bucket(graph: &Graph, program: &Program, max: StepSize, pages: usize) -> Result<Bucket, ScheduleError> {
+    let mut lowering = Lowering {
+        graph,
+        program,
+        max,
+        pages: Dim::of(pages),
+        values: HashMap::new(),
+        newest: BTreeMap::new(),
+        buffers: Vec::new(),
+        launches: Vec::new(),
+    };
+    for id in graph.order() {
+        lowering.node(id)?;
+    }
+    let logits = match &graph.outputs[..] {
+        [(_, value)] => lowering.buffer(*value)?,
+        outputs => {
+            let message = format!("expected one output, the logits, found {}", outputs.len());
+            return Err(unsupported("the outputs", message));
+        }
+    };
+    let Lowering { buffers, launches, .. } = lowering;
+    Ok(Bucket { max, buffers, arena_bytes: 0, scratch_bytes: 0, logits, launches })
+}
+
+fn unsupported(what: impl Into<String>, message: impl Into<String>) -> ScheduleError {
+    ScheduleError::Unsupported { what: what.into(), message: message.into() }
+}
+
+struct Lowering<'g> {
+    graph: &'g Graph,
+    program: &'g Program,
+    max: StepSize,
+    pages: Dim,
+    // Where each value lies.
+    values: HashMap<Value, Buffer>,
+    // The newest state of each cache, by its index: pages change in place, so an older state is gone.
+    newest: BTreeMap<usize, Value>,
+    buffers: Vec<ArenaBuffer>,
+    launches: Vec<Launch>,
+}
+
+impl Lowering<'_> {
+    fn node(&mut self, id: NodeId) -> Result<(), ScheduleError> {
+        let graph = self.graph;
+        let node = graph.node(id);
+        let first = Value { node: id, result: 0 };
+        match &node.kind {
+            NodeKind::Input(input) => {
+                self.values.insert(first, Buffer::Input(*input));
+            }
+            NodeKind::Weight(_) => {
+                // A weight that nothing reads is not stored.
+                if let Some(at) = self.program.weights.iter().position(|weight| weight.node == id) {
+                    self.values.insert(first, Buffer::Weight(at));
+                }
+            }
+            NodeKind::Cache(name) => {
+                if let Some(at) = self.program.caches.iter().position(|cache| cache.0 == *name) {
+                    self.values.insert(first, Buffer::Cache(at));
+                    self.newest.insert(at, first);
+                }
+            }
+            NodeKind::Op(op) => self.op(id, op, &node.inputs)?,
+        }
+        Ok(())
+    }
+
+    fn op(&mut self, id: NodeId, op: &Op, inputs: &[Value]) -> Result<(), ScheduleError> {
+        let operands = inputs.iter().map(|&value| self.buffer(value)).collect::<Result<Vec<_>, _>>()?;
+        let result = |result| Value { node: id, result };
+        let (rows, columns) = self.shape(inputs[0]);
+        let out = match op {
+            Op::Linear(linear) => return self.linear(id, linear, inputs, &operands),
+            Op::Embed(_) => {
+                let (n, k) = self.shape(inputs[1]);
+                let kernel = KernelSpec::Embed { scheme: self.scheme(inputs[1])? };
+                self.launch("embed", kernel, &operands, vec![rows, n, groups(k)], rows, Share::Even)?
+            }
+            Op::RmsNorm(_) | Op::Quantize(_) | Op::Gather(_) => {
+                self.rows(op.name(), std::slice::from_ref(op), inputs[0], &operands)?
+            }
+            Op::Rotary(rotary) => {
+                let kernel = KernelSpec::Rotary { head_dim: rotary.head_dim, theta: rotary.theta };
+                self.launch("rotary", kernel, &operands, vec![rows], rows, Share::Even)?
+            }
+            Op::Rope(rope) => {
+                let kernel = KernelSpec::Rope { head_dim: rope.head_dim };
+                let params = vec![rows, Dim::of(columns.c / rope.head_dim), Dim::of(rope.heads)];
+                self.launch("rope", kernel, &operands, params, rows, Share::Even)?
+            }
+            Op::Silu(_) => self.map(MapOp::Silu, &operands, rows, columns)?,
+            Op::Mul(_) => self.map(MapOp::Mul, &operands, rows, columns)?,
+            Op::Add(_) => self.map(MapOp::Add, &operands, rows, columns)?,
+            Op::SwiGlu(_) => self.map(MapOp::SwiGlu, &operands, rows, Dim::of(columns.c / 2))?,
+            Op::Attention(attention) => {
+                let cache = self.cache(inputs[3])?;
+                let kernel = KernelSpec::Attention {
+                    group: attention.heads / cache.heads,
+                    head_dim: cache.head_dim,
+                    dtype: cache.dtype,
+                    scale: attention.scale,
+                };
+                let params = vec![rows, Dim::of(cache.heads), Dim::S, self.pages];
+                let units = times(rows, cache.heads);
+                // A token's work grows with its position, so workers take units as they get free.
+                self.launch("attention", kernel, &with_block_table(&operands, 3), params, units, Share::Claim(1))?
+            }
+            Op::Append(_) => {
+                let cache = self.cache(inputs[4])?;
+                let kernel = KernelSpec::Append { head_dim: cache.head_dim, dtype: cache.dtype };
+                let params = vec![rows, Dim::of(cache.heads), Dim::S, self.pages];
+                self.launch("append", kernel, &with_block_table(&operands, 4), params, rows, Share::Even)?;
+                self.advance(operands[4], result(0));
+                return Ok(());
+            }
+            Op::AppendQkv(append) => {
+                let cache = self.cache(inputs[3])?;
+                let kernel = KernelSpec::AppendQkv { head_dim: cache.head_dim, dtype: cache.dtype };
+                let params = vec![rows, Dim::of(append.heads), Dim::of(cache.heads), Dim::S, self.pages];
+                let queries =
+                    self.launch("append_qkv", kernel, &with_block_table(&operands, 3), params, rows, Share::Even)?;
+                self.advance(operands[3], result(1));
+                queries
+            }
+        };
+        self.values.insert(result(0), out);
+        Ok(())
+    }
+
+    fn linear(
+        &mut self,
+        id: NodeId,
+        linear: &Linear,
+        inputs: &[Value],
+        operands: &[Buffer],
+    ) -> Result<(), ScheduleError> {
+        let NodeKind::Weight(weight) = &self.graph.node(inputs[1].node).kind else {
+            return Err(unsupported("linear", "its second operand must be a weight"));
+        };
+        let label = weight.name.as_str();
+        let scheme = self.scheme(inputs[1])?;
+        let (n, k) = self.shape(inputs[1]);
+        let extra = |at: usize| linear.extra_slots()[at].clone();
+
+        let mut x = operands[0];
+        let mut rows = self.shape(inputs[0]).0;
+        let mut quantized = matches!(self.graph.ty(inputs[0]).elem(), Some(Elem::Act { .. }));
+        if !linear.prologue.is_empty() {
+            let stages = (0..linear.prologue.len()).flat_map(extra).map(|slot| operands[slot]);
+            let prologue_operands: Vec<Buffer> = std::iter::once(x).chain(stages).collect();
+            x = self.rows(&format!("{label} prologue"), &linear.prologue, inputs[0], &prologue_operands)?;
+            rows = if linear.prologue.iter().any(|op| matches!(op, Op::Gather(_))) { Dim::R } else { rows };
+            quantized |= linear.prologue.iter().any(|op| matches!(op, Op::Quantize(_)));
+        }
+
+        let mut epilogue = Vec::new();
+        let mut buffers = vec![x, operands[1]];
+        let mut appended = None;
+        for (at, op) in linear.epilogue.iter().enumerate() {
+            let slots = extra(linear.prologue.len() + at);
+            let stage_operands = &operands[slots.clone()];
+            epilogue.push(match op {
+                Op::Rope(rope) => Stage::Rope { head_dim: rope.head_dim, heads: rope.heads },
+                Op::SwiGlu(_) => Stage::SwiGlu,
+                Op::Add(_) => Stage::Add,
+                Op::AppendQkv(append) => {
+                    let cache = self.cache(inputs[slots.start + 2])?;
+                    appended = Some(stage_operands[2]);
+                    let CacheType { dtype, heads: kv_heads, head_dim } = cache;
+                    Stage::AppendQkv { head_dim, heads: append.heads, kv_heads, dtype }
+                }
+                other => return Err(unsupported(format!("{} after a product", other.name()), "no such stage")),
+            });
+            match op {
+                Op::AppendQkv(_) => buffers.extend(with_block_table(stage_operands, 2)),
+                _ => buffers.extend(stage_operands),
+            }
+        }
+
+        let strip_rows = KernelSpec::strip_blocks(&epilogue) * BLOCK_ROWS;
+        check_multiple(label, "rows", n.c, strip_rows)?;
+        let act = if quantized { Activation::Int8 } else { Activation::F32 };
+        let mut params = vec![rows, n, groups(k)];
+        if appended.is_some() {
+            params.extend([Dim::S, self.pages]);
+        }
+        let kernel = KernelSpec::Linear { scheme, act, tile: tile(rows, self.max), epilogue };
+        let strips = Dim::of(n.c / strip_rows);
+        let out = self.launch(label, kernel, &buffers, params, strips, Share::Even)?;
+        self.values.insert(Value { node: id, result: 0 }, out);
+        if let Some(cache) = appended {
+            self.advance(cache, Value { node: id, result: 1 });
+        }
+        Ok(())
+    }
+
+    /// A launch of gather, norm and quantization, each at most once and in this order.
+    fn rows(&mut self, label: &str, ops: &[Op], x: Value, operands: &[Buffer]) -> Result<Buffer, ScheduleError> {
+        let (mut gather, mut norm, mut quantize) = (false, None, false);
+        for op in ops {
+            match op {
+                Op::Gather(_) if !gather && norm.is_none() && !quantize => gather = true,
+                Op::RmsNorm(rms) if norm.is_none() && !quantize => norm = Some(rms.eps),
+                Op::Quantize(quantized) if !quantize && quantized.group == GROUP => quantize = true,
+                other => {
+                    let message = "expected gather, rms_norm and quantize in groups of 32, in this order";
+                    return Err(unsupported(format!("{} in {label}", other.name()), message));
+                }
+            }
+        }
+        let (source_rows, k) = self.shape(x);
+        let rows = if gather { Dim::R } else { source_rows };
+        let kernel = KernelSpec::Rows { gather, norm, quantize };
+        self.launch(label, kernel, operands, vec![rows, source_rows, groups(k)], rows, Share::Even)
+    }
+
+    fn map(&mut self, op: MapOp, operands: &[Buffer], rows: Dim, columns: Dim) -> Result<Buffer, ScheduleError> {
+        let kernel = KernelSpec::Map { op };
+        let label = match op {
+            MapOp::Add => "add",
+            MapOp::Mul => "mul",
+            MapOp::Silu => "silu",
+            MapOp::SwiGlu => "swiglu",
+        };
+        self.launch(label, kernel, operands, vec![rows, columns], rows, Share::Even)
+    }
+
+    /// Adds a launch. `operands` are the kernel's in order but for `out` and `scratch`, which are made here; returns
+    /// `out`, or the last operand for a kernel that has none.
+    fn launch(
+        &mut self,
+        label: &str,
+        kernel: KernelSpec,
+        operands: &[Buffer],
+        params: Vec<Dim>,
+        units: Dim,
+        share: Share,
+    ) -> Result<Buffer, ScheduleError> {
+        let mut given = operands.iter().copied();
+        let mut out = None;
+        let mut buffers = Vec::new();
+        for operand in kernel.operands() {
+            let extent = || {
+                cost::extent(&operand, &params).ok_or_else(|| {
+                    unsupported(kernel.to_string(), format!("the size of '{}' is not affine", operand.name))
+                })
+            };
+            let buffer = match operand.name {
+                "out" => {
+                    let bytes = extent()?;
+                    self.buffers.push(ArenaBuffer { name: label.to_owned(), bytes, offset: 0, phases: (0, 0) });
+                    *out.insert(Buffer::Arena(self.buffers.len() - 1))
+                }
+                "scratch" => Buffer::Scratch(extent()?.eval(self.max) as u64),
+                name => given.next().ok_or_else(|| unsupported(kernel.to_string(), format!("'{name}' is missing")))?,
+            };
+            buffers.push(buffer);
+        }
+        if given.next().is_some() || params.len() != kernel.params().len() {
+            return Err(unsupported(kernel.to_string(), "operands or parameters are left over"));
+        }
+        let (flops, bytes) = (cost::flops(&kernel, &params), cost::bytes(&kernel, &params));
+        let last = buffers.last().copied();
+        let label = label.to_owned();
+        self.launches.push(Launch { label, kernel, buffers, params, units, share, barrier: false, flops, bytes });
+        out.or(last).ok_or_else(|| unsupported("a kernel", "it has no operands"))
+    }
+
+    /// Where a value lies; refuses a cache state that has been overwritten.
+    fn buffer(&self, value: Value) -> Result<Buffer, ScheduleError> {
+        let buffer = self.values.get(&value).copied();
+        let buffer = buffer.ok_or_else(|| unsupported("a value", "it is read before it is computed"))?;
+        match buffer {
+            Buffer::Cache(at) if self.newest.get(&at) != Some(&value) => Err(unsupported(
+                format!("a read of cache '{}' after an append", self.program.caches[at].0),
+                "pages change in place",
+            )),
+            _ => Ok(buffer),
+        }
+    }
+
+    /// The state of a cache after an append.
+    fn advance(&mut self, cache: Buffer, state: Value) {
+        self.values.insert(state, cache);
+        if let Buffer::Cache(at) = cache {
+            self.newest.insert(at, state);
+        }
+    }
+
+    /// Rows and columns of a value; a vector has one column.
+    fn shape(&self, value: Value) -> (Dim, Dim) {
+        match self.graph.ty(value).shape() {
+            Some(&[rows, columns]) => (rows, columns),
+            Some(&[rows]) => (rows, Dim::of(1)),
+            _ => (Dim::of(0), Dim::of(0)),
+        }
+    }
+
+    fn scheme(&self, value: Value) -> Result<Scheme, ScheduleError> {
+        match self.graph.ty(value).elem() {
+            Some(Elem::Weight(scheme)) => Ok(*scheme),
+            _ => Err(unsupported("a product", "its weight has no scheme")),
+        }
+    }
+
+    fn cache(&self, value: Value) -> Result<CacheType, ScheduleError> {
+        match self.graph.ty(value) {
+            Type::Cache(cache) => Ok(*cache),
+            Type::Tensor { .. } => Err(unsupported("an append", "its last operand must be a cache")),
+        }
+    }
+}
+
+/// The operands with the block table before the one at `at`.
+fn with_block_table(operands: &[Buffer], at: usize) -> Vec<Buffer> {
+    [&operands[..at], &[Buffer::BlockTable], &operands[at..]].concat()
+}
+
+fn groups(columns: Dim) -> Dim {
+    Dim::of(columns.c / GROUP)
+}

@@ -1,0 +1,248 @@
+//! The schedule: for each bucket of step sizes an ordered list of kernel launches over an arena whose layout is fixed.
+//!
+//! [`build`] lowers the graph once per bucket ([`lower`]), puts barriers where a launch depends on one that may still run
+//! ([`barriers`]), and places every intermediate in the arena by liveness ([`arena`]). Grids and the arena's capacity
+//! belong to the bucket; `T`, `S` and `R` are values inside it, so nothing is padded.
+
+pub mod arena;
+pub mod barriers;
+pub mod cost;
+pub mod lower;
+pub mod print;
+
+use lathe_ir::graph::{Graph, NodeId, StepInput, Weight};
+use lathe_ir::types::{CacheType, Dim, StepSize, Type};
+use lathe_kernels::spec::{Access, KernelSpec, PAGE_TOKENS, Tile};
+
+/// Rows of activations that a streaming kernel multiplies by each decoded weight: four rows of accumulators fit the 32
+/// vector registers beside the weights and their scales.
+pub const STREAM_ROWS: usize = 4;
+/// Rows per inner tile over an unpacked strip: no decoding is in the way, so more accumulators pay.
+pub const UNPACK_ROWS: usize = 8;
+/// The largest step of the small bucket: a decode step of a small batch, which lives on reading each weight once.
+pub const DECODE: StepSize = StepSize { tokens: 16, sequences: 16, rows: 16 };
+/// The largest step: a prefill chunk long enough that arithmetic, not the weights, takes the time, and a bounded number
+/// of logit rows, because each is as wide as the vocabulary.
+pub const PREFILL: StepSize = StepSize { tokens: 512, sequences: 64, rows: 64 };
+/// Most rows for which streaming is faster than unpacking a strip first.
+const STREAM_MAX_ROWS: usize = 16;
+
+/// A program with its memory and its launches.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Schedule {
+    /// Name of the program.
+    pub name: String,
+    /// Weights in the order in which launches first read them.
+    pub weights: Vec<ScheduledWeight>,
+    /// Caches by name, in the order of their layers.
+    pub caches: Vec<(String, CacheType)>,
+    /// Most positions of a sequence.
+    pub max_context: usize,
+    /// Variants by step size, smallest first.
+    pub buckets: Vec<Bucket>,
+}
+
+impl Schedule {
+    /// Pages per sequence in the block table.
+    pub fn pages(&self) -> usize {
+        pages(self.max_context)
+    }
+
+    /// Every kernel that some launch needs, each once, in the order of their first launch.
+    pub fn kernels(&self) -> Vec<KernelSpec> {
+        let mut kernels: Vec<KernelSpec> = Vec::new();
+        for launch in self.buckets.iter().flat_map(|bucket| &bucket.launches) {
+            if !kernels.contains(&launch.kernel) {
+                kernels.push(launch.kernel.clone());
+            }
+        }
+        kernels
+    }
+}
+
+/// A weight as the plan stores it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScheduledWeight {
+    /// Its node in the graph.
+    pub node: NodeId,
+    /// What it is made from.
+    pub weight: Weight,
+    /// Its type: a packed matrix or a vector of f32.
+    pub ty: Type,
+    /// Stored bytes.
+    pub bytes: u64,
+}
+
+/// The steps up to a size.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bucket {
+    /// The largest step.
+    pub max: StepSize,
+    /// Intermediates.
+    pub buffers: Vec<ArenaBuffer>,
+    /// Bytes of the arena.
+    pub arena_bytes: u64,
+    /// Bytes of scratch per worker.
+    pub scratch_bytes: u64,
+    /// The logits, `[R, vocabulary]` f32.
+    pub logits: Buffer,
+    /// Launches in order.
+    pub launches: Vec<Launch>,
+}
+
+/// An intermediate in the arena.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ArenaBuffer {
+    /// What it holds, for people.
+    pub name: String,
+    /// Its bytes in a step.
+    pub bytes: Dim,
+    /// Where it lies: a multiple of [`arena::ALIGN`].
+    pub offset: u64,
+    /// First and last phase in which it is needed; phases are what barriers separate.
+    pub phases: (usize, usize),
+}
+
+/// What a launch hands to its kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Buffer {
+    /// An intermediate, by index into [`Bucket::buffers`].
+    Arena(usize),
+    /// The worker's own scratch.
+    Scratch(u64),
+    /// A weight, by index into [`Schedule::weights`].
+    Weight(usize),
+    /// What the runtime supplies.
+    Input(StepInput),
+    /// Page numbers of each sequence.
+    BlockTable,
+    /// A cache, by index into [`Schedule::caches`].
+    Cache(usize),
+}
+
+/// How the units of a launch are divided among workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// One contiguous range each.
+    Even,
+    /// Ranges of this many units, claimed as workers get free.
+    Claim(u32),
+}
+
+/// One kernel launch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Launch {
+    /// What it computes, for people: the weight's name, or the op's.
+    pub label: String,
+    /// Its kernel.
+    pub kernel: KernelSpec,
+    /// One per operand of the kernel.
+    pub buffers: Vec<Buffer>,
+    /// One per parameter of the kernel.
+    pub params: Vec<Dim>,
+    /// Units of work.
+    pub units: Dim,
+    /// How they are divided.
+    pub share: Share,
+    /// Whether all earlier launches must have finished.
+    pub barrier: bool,
+    /// Operations.
+    pub flops: Dim,
+    /// Bytes moved.
+    pub bytes: Dim,
+}
+
+impl Launch {
+    /// Each buffer with what the kernel does to it.
+    pub fn accesses(&self) -> impl Iterator<Item = (Buffer, Access)> {
+        self.buffers.iter().copied().zip(self.kernel.operands().into_iter().map(|operand| operand.access))
+    }
+}
+
+/// Why a graph cannot be scheduled.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ScheduleError {
+    /// A weight whose shape kernels cannot walk.
+    #[error(
+        "weight '{weight}' has {found} {what}, but kernels need a multiple of {expected}; \
+         models of this width are not supported yet"
+    )]
+    Shape {
+        /// Name of the weight.
+        weight: String,
+        /// Rows or columns.
+        what: &'static str,
+        /// What the number must be a multiple of.
+        expected: usize,
+        /// The number.
+        found: usize,
+    },
+    /// A weight in a scheme or type that no kernel reads.
+    #[error("weight '{weight}' is of type {found}, expected {expected}; leave the pass choose_weight_format enabled")]
+    Weight {
+        /// Name of the weight.
+        weight: String,
+        /// The types that kernels read.
+        expected: &'static str,
+        /// Its type.
+        found: String,
+    },
+    /// A part of the graph that no kernel computes.
+    #[error("no kernel computes {what}: {message}; please report it with the output of --emit fused")]
+    Unsupported {
+        /// The op.
+        what: String,
+        /// What was expected.
+        message: String,
+    },
+}
+
+/// Lowers the graph to launches for every bucket.
+///
+/// # Errors
+/// When a weight has a shape that kernels cannot walk, or no kernel computes an op.
+pub fn build(graph: &Graph, max_context: usize) -> Result<Schedule, ScheduleError> {
+    let program = lower::Program::of(graph)?;
+    let mut buckets = Vec::new();
+    for max in [DECODE, PREFILL] {
+        let mut bucket = lower::bucket(graph, &program, max, pages(max_context))?;
+        let phases = barriers::place(&mut bucket.launches);
+        arena::place(&mut bucket, &phases);
+        buckets.push(bucket);
+    }
+    let lower::Program { weights, caches } = program;
+    Ok(Schedule { name: graph.name.clone(), weights, caches, max_context, buckets })
+}
+
+/// The tile for a product over at most `rows` rows of activations. Rows whose logits are wanted are few even where
+/// tokens are many.
+fn tile(rows: Dim, max: StepSize) -> Tile {
+    if rows.t == 0 || rows.eval(max) <= STREAM_MAX_ROWS {
+        Tile::Stream { tokens: STREAM_ROWS }
+    } else {
+        Tile::Unpack { tokens: UNPACK_ROWS }
+    }
+}
+
+fn pages(max_context: usize) -> usize {
+    max_context.div_ceil(PAGE_TOKENS)
+}
+
+/// `dim · n`.
+fn times(dim: Dim, n: usize) -> Dim {
+    Dim { t: dim.t * n, s: dim.s * n, r: dim.r * n, c: dim.c * n }
+}
+
+/// `a + b`.
+fn plus(a: Dim, b: Dim) -> Dim {
+    Dim { t: a.t + b.t, s: a.s + b.s, r: a.r + b.r, c: a.c + b.c }
+}
+
+/// `a · b` where one of them is a constant.
+fn product(a: Dim, b: Dim) -> Option<Dim> {
+    match (a.constant(), b.constant()) {
+        (_, Some(n)) => Some(times(a, n)),
+        (Some(n), None) => Some(times(b, n)),
+        (None, None) => None,
+    }
+}

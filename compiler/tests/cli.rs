@@ -1,0 +1,42 @@
+//! The command line: data on stdout, errors as sentences on stderr, documented exit codes.
+
+use std::process::{Command, Output};
+
+use lathe_compiler::error::exit;
+use lathe_compiler::pass::PASSES;
+
+fn run(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_lathe-compile")).args(arguments).output().expect("the compiler starts")
+}
+
+fn check(arguments: &[&str], code: u8, stdout: &str, stderr: &str) {
+    let output = run(arguments);
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(code.into()), "{arguments:?}: {err}");
+    assert!(out.contains(stdout), "{arguments:?}: stdout is {out}");
+    assert!(err.contains(stderr), "{arguments:?}: stderr is {err}");
+}
+
+#[test]
+fn version_and_help() {
+    check(&["--version"], exit::OK, concat!("lathe-compile ", env!("CARGO_PKG_VERSION")), "");
+    check(&["--help"], exit::OK, "Exit codes:", "");
+    check(&["--help"], exit::OK, "lathe-compile model.gguf -o model.plan", "");
+}
+
+#[test]
+fn the_passes_are_listed_in_order() {
+    let output = run(&["--list-passes"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let names: Vec<&str> = text.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(names, PASSES.iter().map(|pass| pass.name).collect::<Vec<_>>());
+}
+
+#[test]
+fn mistakes_have_their_own_codes() {
+    check(&[], exit::USAGE, "", "MODEL");
+    check(&["model.gguf"], exit::USAGE, "", "--output");
+    check(&["model.gguf", "-o", "x.plan", "--emit", "graph"], exit::USAGE, "", "cannot be used with");
+    check(&["no-such.gguf", "--emit", "graph", "--target", "sm_80"], exit::MODEL, "", "no-such.gguf");
+    check(&["no-such.gguf", "--emit", "graph", "--target", "z80"], exit::USAGE, "", "unknown target 'z80'");
+}

@@ -1,0 +1,134 @@
+//! The small model as a plan: it opens, holds what the compiler put in, and does not depend on the number of threads.
+
+use std::path::{Path, PathBuf};
+
+use lathe_compiler::CompileError;
+use lathe_compiler::error::exit;
+use lathe_compiler::pass::Quantize;
+use lathe_compiler::pipeline::{Goal, Level, Options, compile};
+use lathe_ir::scheme::Scheme;
+use lathe_kernels::targets::Target;
+use lathe_models::seeded::{small_llama, small_tokenizer};
+use lathe_plan::manifest::Source;
+
+/// A folder that is removed with its contents.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("lathe-compiler-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("a temporary folder can be made");
+        Folder(path)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What is left behind is the system's to remove.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn write(path: &Path, options: &Options) -> Vec<u8> {
+    compile(crate::common::model(Scheme::INT4), &Source::default(), Goal::Plan(path), options)
+        .expect("the small model compiles");
+    std::fs::read(path).expect("the plan is there")
+}
+
+#[test]
+fn threads_change_no_byte() {
+    let folder = Folder::new("threads");
+    let of = |threads: usize| write(&folder.file("model.plan"), &Options { threads, ..crate::common::options() });
+    let one = of(1);
+    assert!(one == of(1), "two compiles differ");
+    assert!(one == of(3), "three threads give other bytes than one");
+}
+
+#[test]
+fn a_plan_opens_and_says_what_it_is() {
+    let folder = Folder::new("opens");
+    let mut options = crate::common::options();
+    options.passes.quantize = Quantize::Int4;
+    options.max_context = Some(100);
+    write(&folder.file("model.plan"), &options);
+    let plan = lathe_plan::Plan::open(&folder.file("model.plan")).expect("the plan opens");
+    let manifest = plan.manifest().expect("the manifest reads");
+    assert_eq!(manifest.flags, ["--quantize int4", "--max-context 100"]);
+    assert_eq!(manifest.max_context, 100);
+    let embed = manifest.tensors.iter().find(|tensor| tensor.name == "embed").expect("the embedding is there");
+    assert_eq!((embed.source.as_str(), embed.scheme.as_str()), ("int4:g32+min", "int8:g32"));
+    assert!(embed.error.is_some_and(|error| error > 0.0 && error < 0.02));
+    let qkv = manifest.tensors.iter().find(|tensor| tensor.name == "layers.0.qkv").expect("qkv is merged");
+    assert_eq!(qkv.error, Some(0.0));
+}
+
+#[test]
+fn a_report_can_be_left_out() {
+    let folder = Folder::new("report");
+    let with = write(&folder.file("with.plan"), &crate::common::options());
+    let without = write(&folder.file("without.plan"), &Options { report: false, ..crate::common::options() });
+    let holds = |plan: &[u8], text: &str| plan.windows(text.len()).any(|window| window == text.as_bytes());
+    assert!(holds(&with, "graph main(%tokens"));
+    assert!(!holds(&without, "graph main(%tokens"));
+}
+
+#[test]
+fn dumps_tell_the_story() {
+    let folder = Folder::new("dumps");
+    let mut options = crate::common::options();
+    options.selection.dump_dir = Some(folder.0.clone());
+    options.selection.stop_after = Some("merge_gate_up".to_owned());
+    compile(crate::common::model(Scheme::INT4), &Source::default(), Goal::Text(Level::Fused), &options)
+        .expect("the passes run");
+    let mut names: Vec<String> = std::fs::read_dir(&folder.0)
+        .expect("the folder is there")
+        .map(|entry| entry.expect("the folder reads").file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["0000.source.ir", "0002.after_merge_qkv.ir", "0003.after_merge_gate_up.ir", "times.txt"]);
+}
+
+fn refused(goal: Goal<'_>, change: impl FnOnce(&mut Options)) -> CompileError {
+    let mut options = crate::common::options();
+    change(&mut options);
+    compile(crate::common::model(Scheme::INT4), &Source::default(), goal, &options).expect_err("this is refused")
+}
+
+#[test]
+fn wrong_options_are_sentences() {
+    let text = Goal::Text(Level::Schedule);
+    let check = |error: CompileError, code: u8, part: &str| {
+        assert_eq!(error.exit_code(), code, "{error}");
+        assert!(error.to_string().contains(part), "{error}");
+    };
+    check(refused(text, |options| options.selection.disabled.push("fuse".to_owned())), exit::USAGE, "no pass 'fuse'");
+    check(refused(text, |options| options.max_context = Some(0)), exit::USAGE, "found 0");
+    check(refused(text, |options| options.max_context = Some(513)), exit::USAGE, "1 to 512");
+    check(refused(Goal::Text(Level::Ptx), |_| {}), exit::USAGE, "sm target");
+}
+
+#[test]
+fn a_plan_for_a_gpu_is_refused_by_name() {
+    let folder = Folder::new("gpu");
+    let path = folder.file("model.plan");
+    let error = refused(Goal::Plan(&path), |options| options.target = Target::parse("sm_80").expect("it is known"));
+    assert_eq!(error.exit_code(), exit::UNSUPPORTED);
+    assert!(error.to_string().contains("attention["), "{error}");
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_width_that_kernels_cannot_walk_is_refused_by_name() {
+    let config = lathe_models::config::ModelConfig { ffn: 80, ..small_llama() };
+    let model =
+        lathe_models::seeded::model(config, small_tokenizer(), 1, &|_| Scheme::BF16).expect("bf16 has no groups");
+    let goal = Goal::Text(Level::Schedule);
+    let error =
+        compile(model, &Source::default(), goal, &crate::common::options()).expect_err("80 is no multiple of 32");
+    assert_eq!(error.exit_code(), exit::UNSUPPORTED);
+    assert!(error.to_string().contains("'layers.0.down' has 80 columns"), "{error}");
+}
