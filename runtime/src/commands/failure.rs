@@ -1,0 +1,62 @@
+//! How a command fails: one sentence on stderr and an exit code that says whose mistake it was.
+
+use std::io;
+use std::process::ExitCode;
+
+use lathe_plan::PlanError;
+use lathe_runtime::Error;
+
+/// The end of `lathe --help`.
+pub const EXIT_CODES: &str = "\
+Exit codes:
+  0    success
+  1    failure
+  2    wrong usage
+  3    the plan is damaged, or not for this machine or version
+  130  interrupted
+
+Examples:
+  lathe compile SmolLM2-135M-Instruct.Q4_1.gguf -o smol.plan
+  lathe run smol.plan -p \"Why is the sky blue?\"
+  lathe inspect smol.plan";
+
+/// The command line asks for something that cannot be.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
+/// The user pressed Ctrl-C, and what there was until then has been printed.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+pub struct Interrupted;
+
+/// Prints what went wrong and gives the process's exit code.
+pub fn report(result: anyhow::Result<()>) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    let code = exit_code(&error);
+    // Nobody reads on: the pipe's other end has what it wanted. And who pressed Ctrl-C knows.
+    if code == 0 || error.is::<Interrupted>() {
+        return ExitCode::from(code);
+    }
+    eprintln!("error: {error}");
+    ExitCode::from(code)
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<Usage>() {
+        return 2;
+    }
+    if error.is::<Interrupted>() {
+        return 130;
+    }
+    if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+        return 0;
+    }
+    let unsuitable = |error: &PlanError| !matches!(error, PlanError::Io { .. });
+    match (error.downcast_ref::<Error>(), error.downcast_ref::<PlanError>()) {
+        (Some(Error::Plan(plan)), _) | (_, Some(plan)) if unsuitable(plan) => 3,
+        (Some(Error::MissingFeatures { .. } | Error::NoCode | Error::Program(_)), _) => 3,
+        _ if error.is::<lathe_runtime::tokenizer::TokenizerError>() => 3,
+        _ => 1,
+    }
+}

@@ -1,0 +1,55 @@
+//! The commands of `lathe`, one module each, and what they share.
+//!
+//! Data goes to stdout, everything else to stderr. [`failure`] turns errors into sentences and exit codes.
+
+pub mod answer;
+pub mod bench;
+pub mod compile;
+pub mod eval;
+pub mod failure;
+pub mod inspect;
+pub mod interrupt;
+pub mod model;
+pub mod run;
+pub mod table;
+
+use std::time::Instant;
+
+use clap::CommandFactory;
+
+/// What to do.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Compile a model into a plan (runs `lathe-compile`)
+    Compile(compile::Args),
+    /// Answer a prompt, or chat in the terminal
+    Run(run::Args),
+    /// Measure perplexity on a text
+    Eval(eval::Args),
+    /// Measure prefill and decode speed
+    Bench(bench::Args),
+    /// Show everything that a plan contains
+    Inspect(inspect::Args),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+impl Command {
+    /// Runs the command of a process that began at `start`.
+    pub fn run(self, start: Instant) -> anyhow::Result<()> {
+        match self {
+            Command::Compile(args) => compile::run(&args),
+            Command::Run(args) => run::run(&args, start),
+            Command::Eval(args) => eval::run(&args),
+            Command::Bench(args) => bench::run(&args),
+            Command::Inspect(args) => inspect::run(&args),
+            Command::Completions { shell } => {
+                clap_complete::generate(shell, &mut crate::Cli::command(), "lathe", &mut std::io::stdout());
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! A plan opened for work: the options that say how, and what opening gives.
+
+use std::path::Path;
+use std::thread;
+
+use anyhow::anyhow;
+use lathe_plan::{LoadMode, Plan};
+use lathe_runtime::device::cpu::{CpuDevice, CpuOptions};
+use lathe_runtime::tokenizer::Tokenizer;
+use lathe_runtime::{Engine, EngineOptions};
+
+/// How the machine is used. None of it changes a token.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Machine")]
+pub struct MachineArgs {
+    /// Worker threads [default: one per physical core]
+    #[arg(short, long, value_name = "N", value_parser = positive)]
+    pub threads: Option<usize>,
+    /// Positions that the cache holds [default: the model's context, at most 8192]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub cache_tokens: Option<usize>,
+    /// Most prompt tokens in a step [default: as many as the plan allows]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub prefill_chunk: Option<usize>,
+    /// How weights come into memory
+    #[arg(long, value_enum, default_value_t = Load::Read)]
+    pub load: Load,
+}
+
+/// How weights come into memory.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Load {
+    /// Read into huge pages
+    Read,
+    /// Mapped from the file
+    Mmap,
+}
+
+/// A number that is at least one.
+pub fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("expected at least 1".to_owned()),
+        Ok(number) => Ok(number),
+        Err(_) => Err("expected a whole number".to_owned()),
+    }
+}
+
+/// A plan, ready to run.
+pub struct Model {
+    /// The plan.
+    pub plan: Plan,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Its main program on this machine.
+    pub engine: Engine,
+    /// Worker threads.
+    pub threads: usize,
+}
+
+impl Model {
+    /// Opens a plan and loads it.
+    pub fn open(path: &Path, machine: &MachineArgs) -> anyhow::Result<Model> {
+        let plan = Plan::open(path)?;
+        let tables = plan.tokenizer().cloned();
+        let tables =
+            tables.ok_or_else(|| anyhow!("the plan holds no tokenizer; compile it from a checkpoint with one"))?;
+        // The weights take longer than the tokenizer, which is ready by the time they are.
+        let tokenizer = thread::spawn(move || Tokenizer::new(tables));
+        let cpu = CpuOptions {
+            threads: machine.threads,
+            cache_tokens: machine.cache_tokens,
+            load: match machine.load {
+                Load::Read => LoadMode::Read,
+                Load::Mmap => LoadMode::Map,
+            },
+            ..CpuOptions::default()
+        };
+        let device = CpuDevice::load(&plan, &cpu)?;
+        let threads = device.workers();
+        let options = EngineOptions { prefill_chunk: machine.prefill_chunk, ..EngineOptions::default() };
+        let engine = Engine::with_device(Box::new(device), &options);
+        let tokenizer =
+            tokenizer.join().map_err(|_| anyhow!("building the tokenizer panicked; this is a bug in Lathe"))??;
+        Ok(Model { plan, tokenizer, engine, threads })
+    }
+}

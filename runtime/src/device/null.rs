@@ -1,0 +1,115 @@
+//! A device without arithmetic, for simulations of everything above it.
+//!
+//! Its cache pages hold the tokens themselves. The token that a row gets is a hash of the row's whole history as the pages
+//! tell it, so a page that is shared, freed or overwritten too early changes tokens, like on a real device.
+
+use super::{Device, IN_FLIGHT, Limits, Pick, RowOutput, Step, StepOutput, StepToken, Ticket};
+use crate::{
+    error::{Error, Result},
+    sample::mix,
+};
+use lathe_plan::program::StepSize;
+
+/// The null device.
+#[derive(Debug)]
+pub struct NullDevice {
+    limits: Limits,
+    seed: u64,
+    groups: Vec<Vec<u32>>, // per cache group [pages · page_tokens] tokens
+    steps: Vec<StepSize>,
+    outputs: Vec<(Ticket, StepOutput, bool)>, // the last IN_FLIGHT, and whether they wait to be collected
+}
+
+impl NullDevice {
+    /// A device with these limits. The seed stands for the weights.
+    pub fn new(limits: Limits, seed: u64) -> NullDevice {
+        let slots = |group: &super::GroupLimits| vec![u32::MAX; group.pages as usize * group.page_tokens as usize];
+        let groups = limits.groups.iter().map(slots).collect();
+        NullDevice { limits, seed, groups, steps: Vec::new(), outputs: Vec::new() }
+    }
+
+    /// The sizes of all steps so far.
+    pub fn steps(&self) -> &[StepSize] {
+        &self.steps
+    }
+
+    /// The token that follows a history under a seed.
+    pub fn next_token(seed: u64, history: impl IntoIterator<Item = u32>, vocabulary: u32) -> u32 {
+        let hash = history.into_iter().fold(mix(seed), |hash, token| mix(hash ^ u64::from(token)));
+        (hash % u64::from(vocabulary)) as u32
+    }
+
+    fn token(&self, token: StepToken) -> Result<u32> {
+        match token {
+            StepToken::Known(token) => Ok(token),
+            StepToken::SampledBy(ticket, row) => {
+                let output = self.outputs.iter().find(|(known, ..)| *known == ticket).ok_or(Error::Ticket(ticket.0))?;
+                let row = output.1.rows.get(row as usize);
+                row.map(|row| row.token).ok_or_else(|| Error::Step(format!("step {} has no such row", ticket.0)))
+            }
+        }
+    }
+
+    /// What the pages of every cache group hold up to a token, its own position included.
+    fn history(&self, step: &Step, token: usize) -> impl Iterator<Item = u32> {
+        let (sequence, last) = (step.sequences[token], step.positions[token]);
+        (0..self.groups.len()).flat_map(move |group| {
+            (0..=last).map(move |position| self.groups[group][self.slot(step, group, sequence, position)])
+        })
+    }
+
+    /// The slot of a position in a cache group.
+    fn slot(&self, step: &Step, group: usize, sequence: u32, position: u32) -> usize {
+        let page_tokens = self.limits.groups[group].page_tokens;
+        let page = step.block_tables[group].of(sequence as usize)[(position / page_tokens) as usize];
+        (page * page_tokens + position % page_tokens) as usize
+    }
+}
+
+impl Device for NullDevice {
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn submit(&mut self, step: &Step) -> Result<Ticket> {
+        step.check(&self.limits)?;
+        if self.outputs.iter().filter(|(.., waiting)| *waiting).count() == IN_FLIGHT {
+            return Err(Error::InFlight(IN_FLIGHT));
+        }
+        for copy in &step.copies {
+            let tokens = self.limits.groups[copy.group as usize].page_tokens as usize;
+            let from = copy.from as usize * tokens;
+            self.groups[copy.group as usize].copy_within(from..from + tokens, copy.to as usize * tokens);
+        }
+        for (index, &token) in step.tokens.iter().enumerate() {
+            let token = self.token(token)?;
+            for group in 0..self.groups.len() {
+                let slot = self.slot(step, group, step.sequences[index], step.positions[index]);
+                self.groups[group][slot] = token;
+            }
+        }
+        let mut output = StepOutput::default();
+        for row in &step.rows {
+            let token = match row.pick {
+                Pick::Sample(..) => {
+                    NullDevice::next_token(self.seed, self.history(step, row.token as usize), self.limits.vocabulary)
+                }
+                Pick::Given(token) => token,
+            };
+            output.rows.push(RowOutput { token, ..RowOutput::default() });
+        }
+        let ticket = Ticket(self.steps.len() as u64);
+        self.steps.push(step.size());
+        self.outputs.retain(|(old, _, waiting)| *waiting || old.0 + IN_FLIGHT as u64 > ticket.0);
+        self.outputs.push((ticket, output, true));
+        Ok(ticket)
+    }
+
+    fn collect(&mut self, ticket: Ticket, output: &mut StepOutput) -> Result<()> {
+        let found = self.outputs.iter_mut().find(|(known, _, waiting)| *known == ticket && *waiting);
+        let (_, computed, waiting) = found.ok_or(Error::Ticket(ticket.0))?;
+        *waiting = false;
+        output.clone_from(computed);
+        Ok(())
+    }
+}

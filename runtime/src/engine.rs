@@ -1,0 +1,117 @@
+//! The engine: requests in, tokens out, one step at a time.
+
+use std::path::Path;
+
+use lathe_plan::{LoadMode, Plan};
+
+use crate::{
+    batcher::{BatchOptions, Batcher, Event, Request, RequestId},
+    device::{
+        Device, Limits, Step, StepOutput,
+        cpu::{CpuDevice, CpuOptions},
+    },
+    error::Result,
+};
+
+/// How an engine uses its machine. None of it changes a token.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Worker threads; by default one per physical core that the process may use.
+    pub threads: Option<usize>,
+    /// Positions that the cache holds for all requests together; by default one request's full context, at most 8192.
+    pub cache_tokens: Option<usize>,
+    /// Where the weights are kept.
+    pub load: LoadMode,
+    /// The most tokens of one prompt in a step; by default as many as a step holds.
+    pub prefill_chunk: Option<usize>,
+    /// The most tokens in a step; by default as many as it holds.
+    pub token_budget: Option<usize>,
+    /// Leaves the workers to the operating system's scheduler instead of pinning each to a core.
+    pub unpinned: bool,
+    /// Fills memory with NaNs before each step, to find what is read before it is written.
+    pub poison: bool,
+}
+
+/// Runs requests on a device.
+pub struct Engine {
+    device: Box<dyn Device>,
+    batcher: Batcher,
+    step: Step,
+    output: StepOutput,
+    events: Vec<Event>,
+}
+
+impl Engine {
+    /// Opens a plan file and loads its main program onto this machine's CPU.
+    pub fn open(path: impl AsRef<Path>, options: &EngineOptions) -> Result<Engine> {
+        Engine::load(&Plan::open(path.as_ref())?, options)
+    }
+
+    /// Loads a plan's main program onto this machine's CPU.
+    pub fn load(plan: &Plan, options: &EngineOptions) -> Result<Engine> {
+        let cpu = CpuOptions {
+            threads: options.threads,
+            cache_tokens: options.cache_tokens,
+            load: options.load,
+            pin: !options.unpinned,
+            poison: options.poison,
+        };
+        Ok(Engine::with_device(Box::new(CpuDevice::load(plan, &cpu)?), options))
+    }
+
+    /// An engine on any device.
+    pub fn with_device(device: Box<dyn Device>, options: &EngineOptions) -> Engine {
+        let most = device.limits().max.tokens as usize;
+        let batching = BatchOptions {
+            prefill_chunk: options.prefill_chunk.unwrap_or(most),
+            token_budget: options.token_budget.unwrap_or(most),
+        };
+        let batcher = Batcher::new(device.limits(), batching);
+        Engine { device, batcher, step: Step::default(), output: StepOutput::default(), events: Vec::new() }
+    }
+
+    /// What the device was loaded for: vocabulary, context, largest step, cache pages.
+    pub fn limits(&self) -> &Limits {
+        self.device.limits()
+    }
+
+    /// Queues a request, or refuses one that could never run.
+    pub fn submit(&mut self, request: Request) -> Result<RequestId> {
+        self.batcher.submit(request)
+    }
+
+    /// Ends a request at the next step. Unknown and finished ones are ignored.
+    pub fn cancel(&mut self, request: RequestId) {
+        self.batcher.cancel(request);
+    }
+
+    /// Whether every request has ended.
+    pub fn is_idle(&self) -> bool {
+        self.batcher.unfinished() == 0
+    }
+
+    /// Takes one step for all requests and returns what happened. When the step fails, all requests have ended.
+    pub fn step(&mut self) -> Result<&[Event]> {
+        self.events.clear();
+        self.batcher.admit(&mut self.events);
+        if self.batcher.compose(&mut self.step) {
+            if let Err(error) = self.run() {
+                self.batcher.abort(&mut self.events);
+                return Err(error);
+            }
+            self.batcher.retire(&self.output, &mut self.events);
+        }
+        Ok(&self.events)
+    }
+
+    /// Runs the step to its end.
+    fn run(&mut self) -> Result<()> {
+        let ticket = self.device.submit(&self.step)?;
+        self.device.collect(ticket, &mut self.output)
+    }
+}
+
+mod score;
+
+#[cfg(test)]
+mod tests;

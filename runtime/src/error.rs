@@ -1,0 +1,152 @@
+//! What can go wrong at run time, and whose mistake it is: each message says what was expected, what was found and what
+//! to do.
+
+use std::io;
+
+/// An error of the runtime.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The plan file could not be read or did not pass its checks.
+    #[error(transparent)]
+    Plan(#[from] lathe_plan::PlanError),
+
+    /// The plan holds no code object that this CPU can execute.
+    #[error(
+        "this CPU cannot run the plan: its code for `{target}` needs {missing}, which this CPU lacks; \
+         recompile with --target native on this machine, or with --target set to a kind of CPU that lacks it too"
+    )]
+    MissingFeatures {
+        /// The code object that came closest.
+        target: String,
+        /// The features that are missing, separated by commas.
+        missing: String,
+    },
+
+    /// The plan holds no code for CPUs at all.
+    #[error("the plan holds no x86-64 code; recompile with --target native")]
+    NoCode,
+
+    /// The program contradicts itself. The plan's verifier should have refused it, so this is Lathe's mistake.
+    #[error("the plan's program is inconsistent: {0}; this is a bug in Lathe, recompile the model and report it")]
+    Program(String),
+
+    /// The machine refused memory.
+    #[error("cannot map {bytes} bytes for {what}: {source}; free memory, or lower --cache-tokens")]
+    Map {
+        /// What the memory was for.
+        what: &'static str,
+        /// How much.
+        bytes: usize,
+        /// What the operating system said.
+        source: io::Error,
+    },
+
+    /// A worker thread could not be started.
+    #[error("cannot start worker thread {worker}: {source}; lower --threads")]
+    Thread {
+        /// Index of the worker.
+        worker: usize,
+        /// What the operating system said.
+        source: io::Error,
+    },
+
+    /// A step exceeds what the device was loaded for.
+    #[error("the step has {found} {what}, the plan allows at most {limit}")]
+    StepTooLarge {
+        /// The dimension: tokens, sequences or rows.
+        what: &'static str,
+        /// What the step has.
+        found: usize,
+        /// The most that the plan allows.
+        limit: usize,
+    },
+
+    /// An entry of a step is out of its range.
+    #[error("{what} {index} of the step is {found}, it must be below {limit}")]
+    StepRange {
+        /// The kind of entry.
+        what: &'static str,
+        /// Its index.
+        index: usize,
+        /// Its value.
+        found: u64,
+        /// The first value that is too large.
+        limit: u64,
+    },
+
+    /// A step breaks a rule about how its parts belong together.
+    #[error("the step is inconsistent: {0}")]
+    Step(String),
+
+    /// A ticket that the device does not know, or knows no more.
+    #[error("ticket {0} is unknown: it was collected already, or another device issued it")]
+    Ticket(u64),
+
+    /// As many steps as the device holds are waiting to be collected.
+    #[error("{0} steps are in flight already, collect one before submitting the next")]
+    InFlight(usize),
+
+    /// The device failed for good.
+    #[error("the device has failed and must be loaded again: {0}")]
+    DeviceLost(String),
+
+    /// The logits of a row hold a NaN or an infinity.
+    #[error(
+        "the logits of row {row} are not finite: the model's arithmetic overflowed; \
+         recompile with --activations f32 to see whether quantization causes it"
+    )]
+    NotFinite {
+        /// The row of the step.
+        row: usize,
+    },
+
+    /// A request without tokens.
+    #[error("the prompt is empty, a request needs at least one token (most models expect a BOS token)")]
+    EmptyPrompt,
+
+    /// A request's token is not in the vocabulary.
+    #[error("token {index} of the prompt is {token}, the model's vocabulary has {vocabulary} tokens")]
+    UnknownToken {
+        /// Index in the prompt.
+        index: usize,
+        /// The token.
+        token: u32,
+        /// Size of the vocabulary.
+        vocabulary: u32,
+    },
+
+    /// A request that does not fit even alone.
+    #[error(
+        "the request needs {needed} positions ({prompt} of them for the prompt), but {limit} are available ({bound}); \
+         shorten the prompt or lower the number of tokens to generate"
+    )]
+    TooLong {
+        /// Positions that it needs.
+        needed: usize,
+        /// Tokens of its prompt.
+        prompt: usize,
+        /// Positions that there are.
+        limit: usize,
+        /// What limits it: the model's context or the cache.
+        bound: &'static str,
+    },
+
+    /// A sampling parameter out of its range.
+    #[error("{name} is {value}, it must be {expected}")]
+    Sampling {
+        /// The parameter.
+        name: &'static str,
+        /// Its value.
+        value: f32,
+        /// Its range in words.
+        expected: &'static str,
+    },
+
+    /// Scoring needs the engine for itself.
+    #[error("scoring needs an idle engine, {0} requests are unfinished; step until they are done")]
+    Busy(usize),
+}
+
+/// A result of the runtime.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

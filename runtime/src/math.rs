@@ -1,0 +1,120 @@
+//! Elementary functions with the same bits on every machine. The C library's `exp` and `ln` are not: they pick a variant
+//! by the CPU and change between releases, and one changed bit may change a token. These use only additions,
+//! multiplications and divisions, which IEEE 754 defines exactly, and never a fused multiply-add.
+
+/// e to the power of `x`, with a relative error below 2⁻²²; zero below -87. Written without branches, so that loops over
+/// slices become vector code.
+#[inline]
+pub fn exp(x: f32) -> f32 {
+    // Adding 1.5 · 2²³ rounds to an integer and leaves it in the low bits of the mantissa.
+    const ROUND: f32 = 12_582_912.0;
+    const LN2_HIGH: f32 = 0.693_359_4; // 11 bits, so that its product with a small integer is exact
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    let clamped = x.clamp(-87.0, 88.0);
+    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = clamped - n * LN2_HIGH - n * LN2_LOW; // |r| ≤ ln 2 / 2
+    let mut sum = 1.0 / 5040.0;
+    for factor in [720.0, 120.0, 24.0, 6.0, 2.0, 1.0, 1.0] {
+        sum = sum * r + 1.0 / factor;
+    }
+    let exponent = (shifted.to_bits() << 23).wrapping_add(127 << 23);
+    let value = sum * f32::from_bits(exponent);
+    if x < -87.0 { 0.0 } else { value }
+}
+
+/// The natural logarithm of a positive normal number, with an error of a few units in the last place.
+pub fn ln(x: f64) -> f64 {
+    let bits = x.to_bits();
+    let mut exponent = (bits >> 52) as i64 - 1023;
+    let mut m = f64::from_bits(bits & ((1 << 52) - 1) | 1023 << 52); // [1, 2)
+    if m > std::f64::consts::SQRT_2 {
+        m *= 0.5;
+        exponent += 1;
+    }
+    // ln m = 2 atanh s = 2 (s + s³/3 + s⁵/5 + …), |s| < 0.172
+    let s = (m - 1.0) / (m + 1.0);
+    let square = s * s;
+    let mut sum = 0.0;
+    for odd in (3..=23).rev().step_by(2) {
+        sum = (sum + 1.0 / f64::from(odd)) * square;
+    }
+    exponent as f64 * std::f64::consts::LN_2 + 2.0 * (s + s * sum)
+}
+
+/// The largest value and the logarithm of the sum of the exponentials, relative to the largest: `ln Σ exp(xᵢ - max)`.
+/// The order of the sum is fixed: 16 lanes within blocks of 1024, then lanes in order, then blocks in order. The logarithm
+/// is NaN when a value is NaN or +∞, or when all are -∞.
+pub fn log_sum_exp(values: &[f32]) -> (f32, f64) {
+    const LANES: usize = 16;
+    let max = values.iter().copied().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+    if !max.is_finite() {
+        return (max, f64::NAN);
+    }
+    let mut total = 0.0;
+    for block in values.chunks(1024) {
+        let mut lanes = [0f32; LANES];
+        let mut chunks = block.chunks_exact(LANES);
+        for chunk in &mut chunks {
+            for (lane, &x) in lanes.iter_mut().zip(chunk) {
+                *lane += exp(x - max);
+            }
+        }
+        for (lane, &x) in lanes.iter_mut().zip(chunks.remainder()) {
+            *lane += exp(x - max);
+        }
+        total += lanes.iter().map(|&lane| f64::from(lane)).sum::<f64>();
+    }
+    (max, if total.is_finite() { ln(total) } else { f64::NAN })
+}
+
+#[cfg(test)]
+#[expect(clippy::float_cmp, reason = "these results are exact")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_close_to_the_c_librarys() {
+        for i in -86_999..88_000 {
+            let x = i as f32 * 0.001;
+            let wanted = f64::from(x).exp();
+            let error = (f64::from(exp(x)) - wanted).abs() / wanted;
+            assert!(error < 2f64.powi(-22), "exp({x}) is off by {error:e}");
+        }
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(-100.0), 0.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+    }
+
+    #[test]
+    fn ln_is_close_to_the_c_librarys() {
+        for i in 1..200_000u32 {
+            for x in [f64::from(i) / 200_000.0, f64::from(i), 1.0 - f64::from(i) * 2f64.powi(-53)] {
+                let (found, wanted) = (ln(x), x.ln());
+                assert!(
+                    (found - wanted).abs() <= 4e-16 * wanted.abs().max(1e-300) + 1e-300,
+                    "ln({x}): {found} {wanted}"
+                );
+            }
+        }
+        assert_eq!(ln(1.0), 0.0);
+    }
+
+    #[test]
+    fn log_sum_exp_of_equal_values_counts_them() {
+        for n in [1, 15, 16, 17, 1023, 1025, 5000] {
+            let (max, log) = log_sum_exp(&vec![3.5; n]);
+            assert_eq!(max, 3.5);
+            assert!((log - (n as f64).ln()).abs() < 1e-12, "{n}: {log}");
+        }
+    }
+
+    #[test]
+    fn log_sum_exp_reports_what_is_not_finite() {
+        assert!(log_sum_exp(&[0.0, f32::NAN]).1.is_nan());
+        assert!(log_sum_exp(&[0.0, f32::INFINITY]).1.is_nan());
+        assert!(log_sum_exp(&[f32::NEG_INFINITY; 3]).1.is_nan());
+        assert!(log_sum_exp(&[]).1.is_nan());
+        assert_eq!(log_sum_exp(&[f32::NEG_INFINITY, 1.0]), (1.0, 0.0));
+    }
+}

@@ -1,0 +1,354 @@
+//! The `lathe` executable as its users meet it: what it prints where, and its exit codes.
+//!
+//! Its plan is made here, with one kernel assembled by hand, so that no compiler is needed.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
+
+use lathe_plan::manifest::Tensor;
+use lathe_plan::{
+    Access, Affine, Bucket, Buffer, CodeObject, Input, Kernel, Launch, Manifest, Operand, PlanWriter, Program, Share,
+    StepSize, Term, TokenKind, TokenizerTables,
+};
+
+const VOCABULARY: u32 = 258;
+/// What the model always answers, wherever row 0 is asked for.
+const ANSWER: u8 = b'A';
+const END: u32 = 257;
+
+/// `logits[0][ANSWER] = 1.0`; all other logits stay as the arena is mapped, zero.
+fn kernel() -> Vec<u8> {
+    let mut code = vec![
+        0x48, 0x8b, 0x07, // mov rax, [rdi]      the first buffer
+        0xc7, 0x80, // mov dword [rax + …], …
+    ];
+    code.extend((u32::from(ANSWER) * 4).to_le_bytes());
+    code.extend(1.0f32.to_le_bytes());
+    code.push(0xc3); // ret
+    code
+}
+
+fn program(max_context: u32) -> Program {
+    let logits = Buffer::Arena { offset: 0, bytes: Affine { r: 4 * u64::from(VOCABULARY), ..Affine::default() } };
+    let per_row = vec![Term { coefficient: 4 * u64::from(VOCABULARY), factors: [Some(0), None] }];
+    let launch = Launch {
+        kernel: 0,
+        buffers: vec![logits],
+        params: vec![Affine { r: 1, ..Affine::default() }],
+        units: Affine::constant(1),
+        share: Share::Even,
+        barrier: true,
+        flops: Affine::tokens(1000),
+        bytes: Affine::constant(4),
+    };
+    Program {
+        name: "main".to_owned(),
+        vocabulary: VOCABULARY,
+        max_context,
+        inputs: vec![Input::Tokens, Input::Positions, Input::Sequences, Input::Rows],
+        kernels: vec![Kernel {
+            name: "always_the_same".to_owned(),
+            params: 1,
+            operands: vec![Operand { access: Access::Write, extent: per_row }],
+        }],
+        buckets: vec![Bucket {
+            max: StepSize { tokens: 64, sequences: 1, rows: 64 },
+            arena_bytes: 64 * 4 * u64::from(VOCABULARY),
+            scratch_bytes: 0,
+            logits,
+            launches: vec![launch],
+        }],
+        ..Program::default()
+    }
+}
+
+/// Every byte is a token; 256 and 257 start and end a turn.
+fn tokenizer() -> TokenizerTables {
+    let mut tables = TokenizerTables { pretokenizer: "smollm".to_owned(), ..TokenizerTables::default() };
+    for byte in 0..=255 {
+        tables.push(&[byte], TokenKind::Normal);
+    }
+    tables.push(b"<|im_start|>", TokenKind::Control);
+    tables.push(b"<|im_end|>", TokenKind::Control);
+    tables.eos = vec![END];
+    tables
+}
+
+/// A folder of its own for a test, with what `with` adds to the plan `model.plan`; `features` are what its code needs.
+fn folder(test: &str, features: &[&str], with: impl FnOnce(&mut PlanWriter)) -> PathBuf {
+    folder_of(&program(64), test, features, with)
+}
+
+fn folder_of(program: &Program, test: &str, features: &[&str], with: impl FnOnce(&mut PlanWriter)) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cli").join(test);
+    fs::create_dir_all(&folder).expect("the target directory is writable");
+    let mut writer = PlanWriter::new();
+    writer.program(program);
+    let features = features.iter().map(|feature| (*feature).to_owned()).collect();
+    writer.code(
+        "main",
+        "plain",
+        &CodeObject { target: "x86-64".to_owned(), features, entries: vec![0], code: kernel() },
+    );
+    writer.weights(program, "plain", |_, _| Ok(()));
+    writer.tokenizer(&tokenizer());
+    with(&mut writer);
+    writer.write(&folder.join("model.plan")).expect("the plan is sound");
+    folder
+}
+
+/// A template whose prompt is no longer than its messages.
+fn chat(writer: &mut PlanWriter) {
+    writer.chat_template("{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}");
+    let tensor =
+        Tensor { name: "layers.0.q".to_owned(), scheme: "int4:g32+min".to_owned(), bytes: 320, ..Tensor::default() };
+    writer.manifest(&Manifest { name: "Parrot".to_owned(), tensors: vec![tensor], ..Manifest::default() });
+    writer.report("graph", "%0 = nothing\n");
+}
+
+/// Runs `lathe` in a folder, with `input` on standard input.
+fn lathe(folder: &Path, args: &[&str], input: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_lathe"))
+        .args(args)
+        .current_dir(folder)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the executable starts");
+    // It may end without reading.
+    let _ = child.stdin.take().expect("it is piped").write_all(input.as_bytes());
+    child.wait_with_output().expect("it ends")
+}
+
+/// Runs it and compares exit code and stdout; returns stderr.
+fn check(folder: &Path, args: &[&str], input: &str, code: i32, stdout: &str) -> String {
+    let output = lathe(folder, args, input);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), stdout, "{args:?}: {stderr}");
+    stderr
+}
+
+fn json(folder: &Path, args: &[&str]) -> serde_json::Value {
+    let output = lathe(folder, args, "");
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("it prints JSON")
+}
+
+#[test]
+fn a_raw_prompt_is_continued() {
+    let folder = folder("raw", &[], |_| ());
+    let stderr = check(&folder, &["run", "model.plan", "-p", "Hi", "-n", "5"], "", 0, "AAAAA\n");
+    assert!(stderr.starts_with("prompt 2 tokens") && stderr.contains("answer 5 tokens"), "{stderr}");
+    let stderr = check(&folder, &["run", "model.plan", "-p", "-", "-n", "2", "--quiet"], "Hi", 0, "AA\n");
+    assert_eq!(stderr, "");
+}
+
+#[test]
+fn json_holds_tokens_and_logprobs() {
+    let folder = folder("json", &[], |_| ());
+    let answer = json(&folder, &["run", "model.plan", "-p", "Hi<|im_end|>", "-n", "3", "--json"]);
+    assert_eq!(answer["tokens"], serde_json::json!([ANSWER, ANSWER, ANSWER]));
+    assert_eq!(answer["finish_reason"], "length");
+    assert_eq!(answer["prompt_tokens"], 12, "a control token's text is text");
+    let logprob = answer["logprobs"][0].as_f64().expect("a number");
+    let expected = 1.0 - (1f64.exp() + f64::from(VOCABULARY - 1)).ln();
+    assert!((logprob - expected).abs() < 1e-5, "{logprob} {expected}");
+    let trusted = ["run", "model.plan", "--raw", "--control-tokens", "-p", "Hi<|im_end|>", "-n", "3", "--json"];
+    assert_eq!(json(&folder, &trusted)["prompt_tokens"], 3);
+}
+
+#[test]
+fn a_chat_answers_line_after_line() {
+    let folder = folder("chat", &[], chat);
+    let stderr = check(&folder, &["run", "model.plan", "-n", "4"], "Hi\n\none \\\ntwo\n", 0, "AAAA\nAAAA\n");
+    let prompts: Vec<&str> = stderr.lines().filter(|line| line.starts_with("prompt")).collect();
+    // "Hi" and its end; then "AAAA", "one \ntwo" and their ends, too.
+    assert!(prompts[0].starts_with("prompt 3 tokens") && prompts[1].starts_with("prompt 17 tokens"), "{stderr}");
+}
+
+#[test]
+fn a_chat_that_outgrows_the_context_forgets_its_oldest_turns() {
+    let folder = folder("long_chat", &[], chat);
+    let line = "x".repeat(30);
+    let stderr = check(&folder, &["run", "model.plan", "-n", "4"], &format!("{line}\n{line}\n"), 0, "AAAA\nAAAA\n");
+    assert!(stderr.contains("forgotten"), "{stderr}");
+    let stderr = check(&folder, &["run", "model.plan", "-p", &"x".repeat(80)], "", 1, "");
+    assert!(stderr.starts_with("error: ") && stderr.contains("64"), "{stderr}");
+}
+
+/// A context that takes minutes to fill.
+const ENDLESS: u32 = 1 << 24;
+
+fn press_ctrl_c(child: &Child) {
+    let status = Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status();
+    assert!(status.expect("there is a shell").success());
+}
+
+fn start(folder: &Path, args: &[&str]) -> (Child, ChildStdin, BufReader<ChildStdout>) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lathe"));
+    let command = command.args(args).current_dir(folder).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().expect("the executable starts");
+    let (input, output) = (child.stdin.take().expect("it is piped"), child.stdout.take().expect("it is piped"));
+    (child, input, BufReader::new(output))
+}
+
+/// Waits for the beginning of an answer, stops it, and reads what was said until then.
+fn stop_an_answer(child: &Child, output: &mut BufReader<ChildStdout>) {
+    let mut first = [0];
+    output.read_exact(&mut first).expect("an answer begins");
+    press_ctrl_c(child);
+    let mut rest = String::new();
+    output.read_line(&mut rest).expect("it is text");
+    assert!(rest.ends_with('\n') && rest.len() < ENDLESS as usize, "the answer was stopped after {} bytes", rest.len());
+}
+
+#[test]
+fn ctrl_c_stops_an_answer_and_keeps_the_chat() {
+    let folder = folder_of(&program(ENDLESS), "interrupted_chat", &[], chat);
+    let (mut child, mut input, mut output) = start(&folder, &["run", "model.plan", "-q"]);
+    for message in ["one\n", "two\n"] {
+        input.write_all(message.as_bytes()).expect("it reads on");
+        stop_an_answer(&child, &mut output);
+    }
+    drop(input);
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+}
+
+#[test]
+fn ctrl_c_ends_a_single_answer_with_code_130() {
+    let folder = folder_of(&program(ENDLESS), "interrupted", &[], |_| ());
+    let (mut child, _input, mut output) = start(&folder, &["run", "model.plan", "-q", "-p", "x"]);
+    stop_an_answer(&child, &mut output);
+    assert_eq!(child.wait().expect("it ends").code(), Some(130));
+}
+
+#[test]
+fn wrong_usage_has_code_2_and_says_what_to_do() {
+    let folder = folder("usage", &[], |_| ());
+    let refused = |args: &[&str], hint: &str| {
+        let stderr = check(&folder, args, "", 2, "");
+        assert!(stderr.contains(hint), "{args:?}: {stderr}");
+    };
+    refused(&[], "Usage");
+    refused(&["run"], "<PLAN>");
+    refused(&["run", "model.plan", "--chat", "--raw", "-p", "x"], "cannot be used with");
+    refused(&["run", "model.plan", "-p", "x", "-n", "0"], "at least 1");
+    refused(&["run", "model.plan"], "give a prompt with -p");
+    refused(&["run", "model.plan", "--chat", "-p", "x"], "use --raw");
+    refused(&["eval", "model.plan", "--text", "model.plan", "-c", "3"], "4");
+    refused(&["inspect", "model.plan", "--report", "graph"], "keeps none");
+    refused(&["bench", "model.plan", "-o", "xml"], "json");
+}
+
+#[test]
+fn bad_plans_and_unsuitable_machines_have_code_3() {
+    let folder = folder("bad", &["a_feature_of_no_cpu"], |_| ());
+    let refused = |plan: &str, hint: &str| {
+        let stderr = check(&folder, &["run", plan, "-p", "x"], "", 3, "");
+        assert!(stderr.starts_with("error: ") && stderr.lines().count() == 1 && stderr.contains(hint), "{stderr}");
+    };
+    refused("model.plan", "a_feature_of_no_cpu");
+    let mut bytes = fs::read(folder.join("model.plan")).expect("it was written");
+    fs::write(folder.join("cut.plan"), &bytes[..bytes.len() - 1]).expect("the folder is writable");
+    refused("cut.plan", "cut off");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(folder.join("flipped.plan"), &bytes).expect("the folder is writable");
+    refused("flipped.plan", "damaged");
+    fs::write(folder.join("model.gguf"), "GGUF and more than eight bytes").expect("the folder is writable");
+    refused("model.gguf", "GGUF");
+    let stderr = check(&folder, &["run", "none.plan", "-p", "x"], "", 1, "");
+    assert!(stderr.contains("none.plan"), "{stderr}");
+}
+
+#[test]
+fn perplexity_counts_the_second_half_of_each_whole_chunk() {
+    let folder = folder("eval", &[], |_| ());
+    fs::write(folder.join("text"), "x".repeat(70)).expect("the folder is writable");
+    let report = json(&folder, &["eval", "model.plan", "--text", "text", "--context", "16", "--json"]);
+    assert_eq!((&report["chunks"], &report["tokens"]), (&4.into(), &70.into()));
+    assert_eq!(report["scored_tokens"], 4 * 7);
+    // Only row 0 of a step favours the answer, and rows past it give each token the same probability.
+    let perplexity = report["perplexity"].as_f64().expect("a number");
+    assert!((perplexity - f64::from(VOCABULARY)).abs() < 0.01, "{perplexity}");
+}
+
+#[test]
+fn bench_prints_one_row_a_test() {
+    let folder = folder("bench", &[], chat);
+    let rows = json(&folder, &["bench", "model.plan", "-p", "8", "-n", "4", "-r", "3", "-t", "1", "-o", "json"]);
+    let rows = rows.as_array().expect("an array");
+    let sizes: Vec<_> = rows.iter().map(|row| (row["n_prompt"].as_u64(), row["n_gen"].as_u64())).collect();
+    assert_eq!(sizes, [(Some(8), Some(0)), (Some(0), Some(4))]);
+    for row in rows {
+        assert_eq!(row["n_threads"], 1);
+        assert_eq!(row["samples_ns"].as_array().map(Vec::len), Some(3));
+        assert!(row["avg_ts"].as_f64() > Some(0.0), "{row}");
+    }
+    assert_eq!(json(&folder, &["bench", "model.plan", "-p", "0", "-n", "0", "-o", "json"]), serde_json::json!([]));
+    let table = lathe(&folder, &["bench", "model.plan", "-p", "0", "-n", "4", "-r", "1"], "");
+    let table = String::from_utf8_lossy(&table.stdout).into_owned();
+    assert!(table.contains("| tg4 ") && !table.contains("pp"), "{table}");
+}
+
+#[test]
+fn inspect_tells_what_is_there() {
+    let folder = folder("inspect", &["avx512f"], chat);
+    let story = json(&folder, &["inspect", "model.plan", "--json"]);
+    assert_eq!(story["manifest"]["name"], "Parrot");
+    assert_eq!(story["schemes"][0]["bytes"], 320);
+    assert_eq!(story["tokenizer"]["eos"][0]["text"], "<|im_end|>");
+    assert_eq!(story["programs"][0]["codes"][0]["features"][0], "avx512f");
+    let bucket = &story["programs"][0]["buckets"][0];
+    assert_eq!(bucket["launches"][0]["flops"], "1000·T");
+    let flops: Vec<_> = bucket["steps"].as_array().expect("steps").iter().map(|step| step["flops"].as_u64()).collect();
+    assert_eq!(flops, [Some(1000), Some(64_000)]);
+    let text = lathe(&folder, &["inspect", "model.plan", "--verify"], "");
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    for part in ["Parrot", "int4:g32+min", "always_the_same", "64.00 KFLOP", "<|im_end|>", "## Chat template"] {
+        assert!(text.contains(part), "{part} is missing in {text}");
+    }
+    check(&folder, &["inspect", "model.plan", "--report", "graph"], "", 0, "%0 = nothing\n");
+}
+
+#[test]
+fn compile_becomes_a_compiler_of_the_same_version() {
+    let folder = folder("compile", &[], |_| ());
+    // Links, and a shell that writes: a file that this process holds open for writing could not be executed while
+    // another test starts a child.
+    let lathe = folder.join("lathe");
+    let _ = fs::remove_file(&lathe);
+    fs::hard_link(env!("CARGO_BIN_EXE_lathe"), &lathe).expect("both are in the target directory");
+    let run = |version: &str| {
+        let compiler =
+            format!("#!/bin/sh\n[ \"$1\" = --version ] && echo lathe-compile {version} && exit\necho \"$@\"; exit 7\n");
+        let write = "printf %s \"$1\" > lathe-compile && chmod +x lathe-compile";
+        let written = Command::new("sh").args(["-c", write, "sh", &compiler]).current_dir(&folder).status();
+        assert!(written.expect("there is a shell").success());
+        Command::new(&lathe).args(["compile", "model.gguf", "-o", "x.plan", "--help"]).output().expect("it starts")
+    };
+    let same = run(env!("CARGO_PKG_VERSION"));
+    assert_eq!(String::from_utf8_lossy(&same.stdout), "model.gguf -o x.plan --help\n");
+    assert_eq!(same.status.code(), Some(7), "the compiler's exit code is lathe's");
+    let other = run("0.0.0");
+    assert_eq!(other.status.code(), Some(1));
+    let stderr = String::from_utf8_lossy(&other.stderr);
+    assert!(stderr.contains("0.0.0") && stderr.contains(env!("CARGO_PKG_VERSION")), "{stderr}");
+}
+
+#[test]
+fn help_has_examples_and_exit_codes() {
+    let folder = folder("help", &[], |_| ());
+    for command in ["run", "eval", "bench", "inspect"] {
+        let help = lathe(&folder, &[command, "--help"], "");
+        let help = String::from_utf8_lossy(&help.stdout).into_owned();
+        assert!(help.contains("Examples:") && help.contains(&format!("lathe {command} smol.plan")), "{help}");
+    }
+    let help = lathe(&folder, &["--help"], "");
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    assert!(help.contains("Exit codes:") && help.contains("130"), "{help}");
+}

@@ -1,0 +1,106 @@
+//! What building and testing need, brought to the machine where that is allowed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::downloads;
+use crate::process::{Failure, Result, cache_dir, capture, io_failure, lock_cache, root, run, say};
+
+/// Gets all that the tests need.
+pub fn everything() -> Result<()> {
+    for (what, path) in [
+        ("LLVM 22", llvm()?),
+        ("Python for the reference", reference_python()?),
+        ("ptxas", downloads::ptxas()?),
+        ("SmolLM2", downloads::model("smollm2")?),
+    ] {
+        say(&format!("{what}: {}", path.display()));
+    }
+    Ok(())
+}
+
+/// The prefix of an LLVM 22 with headers, installed if it is missing and this program may.
+pub fn llvm() -> Result<PathBuf> {
+    const DEFAULT: &str = "/usr/lib/llvm-22";
+    let chosen = std::env::var_os("LLVM_SYS_221_PREFIX").map_or_else(|| DEFAULT.into(), PathBuf::from);
+    if is_llvm_22(&chosen) {
+        return Ok(chosen);
+    }
+    if chosen != Path::new(DEFAULT) {
+        return Err(Failure::Step(format!(
+            "LLVM_SYS_221_PREFIX is {}, and there is no LLVM 22 with llvm-config and headers; correct it, or unset it \
+             to use {DEFAULT}",
+            chosen.display()
+        )));
+    }
+    install("LLVM 22", "llvm-22-dev")?;
+    if is_llvm_22(&chosen) {
+        Ok(chosen)
+    } else {
+        Err(Failure::Step(format!("llvm-22-dev is installed, and yet no LLVM 22 is in {DEFAULT}")))
+    }
+}
+
+fn is_llvm_22(prefix: &Path) -> bool {
+    let version = capture(Command::new(prefix.join("bin/llvm-config")).arg("--version"));
+    version.is_some_and(|v| v.starts_with("22.")) && prefix.join("include/llvm-c/Core.h").exists()
+}
+
+/// The interpreter of a virtual environment in the cache, which has pip.
+pub fn python() -> Result<PathBuf> {
+    let environment = cache_dir()?.join("python");
+    let python = environment.join("bin/python3");
+    let has_pip = |python: &Path| capture(Command::new(python).args(["-m", "pip", "--version"])).is_some();
+    if has_pip(&python) {
+        return Ok(python);
+    }
+    let _lock = lock_cache()?;
+    if has_pip(&python) {
+        return Ok(python);
+    }
+    let new_enough = "import sys, venv, ensurepip; assert sys.version_info >= (3, 11)";
+    if capture(Command::new("python3").args(["-c", new_enough])).is_none() {
+        install("Python 3.11 or later with pip and venv", "python3-venv")?;
+    }
+    say("making a Python environment in the cache");
+    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&environment))?;
+    Ok(python)
+}
+
+/// An interpreter that can run `tests/reference/reference.py`.
+pub fn reference_python() -> Result<PathBuf> {
+    let python = python()?;
+    let wanted_path = root().join("tests/reference/requirements.txt");
+    let wanted = fs::read_to_string(&wanted_path).map_err(io_failure("reading", &wanted_path))?;
+    let stamp = cache_dir()?.join("python/installed-requirements.txt");
+    let is_current = || fs::read_to_string(&stamp).is_ok_and(|found| found == wanted);
+    let _lock = lock_cache()?;
+    if !is_current() {
+        say("installing NumPy and gguf into the Python environment");
+        let mut pip = Command::new(&python);
+        pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--quiet", "--only-binary", ":all:"]);
+        run(pip.arg("--requirement").arg(&wanted_path))?;
+        fs::write(&stamp, &wanted).map_err(io_failure("writing", &stamp))?;
+    }
+    Ok(python)
+}
+
+/// Installs a Debian package when this is root on a machine with apt, and otherwise says how.
+fn install(what: &str, package: &str) -> Result<()> {
+    let is_root = capture(Command::new("id").arg("-u")).as_deref() == Some("0");
+    let has_apt = capture(Command::new("apt-get").arg("--version")).is_some();
+    if !(is_root && has_apt) {
+        let sudo = if is_root { "" } else { "sudo " };
+        let install = format!("{sudo}apt-get update && {sudo}apt-get install -y {package}");
+        return Err(Failure::Missing { what: what.into(), install });
+    }
+    say(&format!("installing {what} (Debian package {package})"));
+    let apt = || {
+        let mut command = Command::new("apt-get");
+        command.env("DEBIAN_FRONTEND", "noninteractive").arg("-qq");
+        command
+    };
+    run(apt().arg("update"))?;
+    run(apt().args(["install", "-y", "--no-install-recommends", package]))
+}
