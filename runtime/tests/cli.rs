@@ -352,3 +352,12 @@ fn help_has_examples_and_exit_codes() {
     let help = String::from_utf8_lossy(&help.stdout).into_owned();
     assert!(help.contains("Exit codes:") && help.contains("130"), "{help}");
 }
+
+#[test]
+fn a_reader_that_leaves_is_no_failure() {
+    let folder = folder_of(&program(ENDLESS), "pipe", &[], |_| ());
+    let (mut child, _input, mut output) = start(&folder, &["run", "model.plan", "-q", "-p", "x"]);
+    output.read_exact(&mut [0]).expect("an answer begins");
+    drop(output);
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+}

@@ -9,11 +9,10 @@ use inkwell::attributes::AttributeLoc;
 use inkwell::basic_block::BasicBlock;
 use inkwell::builder::{Builder as LlvmBuilder, BuilderError};
 use inkwell::context::Context;
-use inkwell::intrinsics::Intrinsic;
 use inkwell::module::Module;
-use inkwell::types::{BasicMetadataTypeEnum, BasicType, BasicTypeEnum};
-use inkwell::values::{BasicMetadataValueEnum, BasicValue, BasicValueEnum, FunctionValue, PointerValue};
-use inkwell::{AddressSpace, FloatPredicate, IntPredicate};
+use inkwell::types::{BasicMetadataTypeEnum, BasicTypeEnum};
+use inkwell::values::{BasicValueEnum, FunctionValue, PointerValue};
+use inkwell::{AddressSpace, IntPredicate};
 
 use crate::spec::KernelSpec;
 use crate::targets::{Machine, Target};
@@ -56,13 +55,6 @@ impl Kind {
 #[derive(Clone, Copy, Debug)]
 pub struct Val<'c>(pub BasicValueEnum<'c>);
 
-/// A mutable variable that LLVM promotes to a register.
-#[derive(Clone, Copy, Debug)]
-pub struct Var<'c> {
-    slot: PointerValue<'c>,
-    ty: BasicTypeEnum<'c>,
-}
-
 /// Builds one kernel function at a time inside a module.
 pub struct Builder<'c> {
     /// The context that owns all types and values.
@@ -72,31 +64,16 @@ pub struct Builder<'c> {
     /// The machine.
     pub target: &'static Target,
     pub(super) llvm: LlvmBuilder<'c>,
-    function: Cell<Option<FunctionValue<'c>>>,
+    pub(super) function: Cell<Option<FunctionValue<'c>>>,
     operands: Vec<PointerValue<'c>>,
     params: Vec<Val<'c>>,
     units: Option<(Val<'c>, Val<'c>, Val<'c>)>,
-    lane: Option<Val<'c>>,
+    pub(super) lane: Option<Val<'c>>,
 }
 
 /// Unwraps inkwell's result; an error is a mistake in a template.
 pub(super) fn ok<T>(result: Result<T, BuilderError>) -> T {
     result.expect("a template used the LLVM builder wrongly")
-}
-
-macro_rules! binary {
-    ($($(#[$doc:meta])* $name:ident: $variant:ident $method:ident;)+) => {
-        $($(#[$doc])*
-        pub fn $name(&self, a: Val<'c>, b: Val<'c>) -> Val<'c> {
-            match (a.0, b.0) {
-                (BasicValueEnum::$variant(a), BasicValueEnum::$variant(b)) => Val(ok(self.llvm.$method(a, b, "")).into()),
-                (BasicValueEnum::VectorValue(a), BasicValueEnum::VectorValue(b)) => {
-                    Val(ok(self.llvm.$method(a, b, "")).into())
-                }
-                _ => panic!("operands of unlike kinds in {}", stringify!($name)),
-            }
-        })+
-    };
 }
 
 impl<'c> Builder<'c> {
@@ -261,7 +238,7 @@ impl<'c> Builder<'c> {
 
     // Types.
 
-    fn scalar_type(&self, kind: Kind) -> BasicTypeEnum<'c> {
+    pub(super) fn scalar_type(&self, kind: Kind) -> BasicTypeEnum<'c> {
         match kind {
             Kind::I8 => self.context.i8_type().into(),
             Kind::I32 => self.context.i32_type().into(),
@@ -285,183 +262,8 @@ impl<'c> Builder<'c> {
         }
     }
 
-    fn like(&self, value: Val<'c>, kind: Kind) -> BasicTypeEnum<'c> {
+    pub(super) fn like(&self, value: Val<'c>, kind: Kind) -> BasicTypeEnum<'c> {
         if value.0.is_vector_value() { self.lane_type(kind) } else { self.scalar_type(kind) }
-    }
-
-    // Arithmetic.
-
-    binary! {
-        /// Integer sum.
-        add: IntValue build_int_add;
-        /// Integer difference.
-        sub: IntValue build_int_sub;
-        /// Integer product.
-        mul: IntValue build_int_mul;
-        /// Unsigned quotient.
-        udiv: IntValue build_int_unsigned_div;
-        /// Unsigned remainder.
-        urem: IntValue build_int_unsigned_rem;
-        /// Bitwise and.
-        and: IntValue build_and;
-        /// Shift left.
-        shl: IntValue build_left_shift;
-        /// f32 or f64 sum.
-        fadd: FloatValue build_float_add;
-        /// f32 or f64 difference.
-        fsub: FloatValue build_float_sub;
-        /// f32 or f64 product.
-        fmul: FloatValue build_float_mul;
-        /// f32 or f64 quotient, correctly rounded.
-        fdiv: FloatValue build_float_div;
-    }
-
-    /// Logical shift right.
-    pub fn lshr(&self, a: Val<'c>, b: Val<'c>) -> Val<'c> {
-        match (a.0, b.0) {
-            (BasicValueEnum::IntValue(a), BasicValueEnum::IntValue(b)) => {
-                Val(ok(self.llvm.build_right_shift(a, b, false, "")).into())
-            }
-            (BasicValueEnum::VectorValue(a), BasicValueEnum::VectorValue(b)) => {
-                Val(ok(self.llvm.build_right_shift(a, b, false, "")).into())
-            }
-            _ => panic!("operands of unlike kinds in lshr"),
-        }
-    }
-
-    /// `a · b + c` with one rounding.
-    pub fn fma(&self, a: Val<'c>, b: Val<'c>, c: Val<'c>) -> Val<'c> {
-        self.overloaded("llvm.fma", &[a, b, c])
-    }
-
-    /// The larger of two numbers.
-    pub fn fmax(&self, a: Val<'c>, b: Val<'c>) -> Val<'c> {
-        self.overloaded("llvm.maxnum", &[a, b])
-    }
-
-    /// An intrinsic overloaded on the type of its first argument.
-    pub fn overloaded(&self, name: &str, args: &[Val<'c>]) -> Val<'c> {
-        self.intrinsic(name, &[args[0].0.get_type()], args)
-    }
-
-    /// A call of an LLVM intrinsic.
-    pub fn intrinsic(&self, name: &str, types: &[BasicTypeEnum<'c>], args: &[Val<'c>]) -> Val<'c> {
-        let intrinsic = Intrinsic::find(name).unwrap_or_else(|| panic!("LLVM has no intrinsic {name}"));
-        let function = intrinsic
-            .get_declaration(&self.module, types)
-            .unwrap_or_else(|| panic!("LLVM's intrinsic {name} does not take these types"));
-        let args: Vec<BasicMetadataValueEnum<'c>> = args.iter().map(|arg| arg.0.into()).collect();
-        let call = ok(self.llvm.build_call(function, &args, ""));
-        Val(call.try_as_basic_value().basic().expect("the intrinsic has a result"))
-    }
-
-    // Conversions.
-
-    /// Integer to f32 or f64.
-    pub fn to_float(&self, value: Val<'c>, kind: Kind) -> Val<'c> {
-        match (value.0, self.like(value, kind)) {
-            (BasicValueEnum::IntValue(v), BasicTypeEnum::FloatType(ty)) => {
-                Val(ok(self.llvm.build_signed_int_to_float(v, ty, "")).into())
-            }
-            (BasicValueEnum::VectorValue(v), BasicTypeEnum::VectorType(ty)) => {
-                Val(ok(self.llvm.build_signed_int_to_float(v, ty, "")).into())
-            }
-            _ => panic!("to_float needs an integer"),
-        }
-    }
-
-    /// Float to integer, toward zero.
-    pub fn to_int(&self, value: Val<'c>, kind: Kind) -> Val<'c> {
-        match (value.0, self.like(value, kind)) {
-            (BasicValueEnum::FloatValue(v), BasicTypeEnum::IntType(ty)) => {
-                Val(ok(self.llvm.build_float_to_signed_int(v, ty, "")).into())
-            }
-            (BasicValueEnum::VectorValue(v), BasicTypeEnum::VectorType(ty)) => {
-                Val(ok(self.llvm.build_float_to_signed_int(v, ty, "")).into())
-            }
-            _ => panic!("to_int needs a float"),
-        }
-    }
-
-    /// Between float widths, rounding to nearest even.
-    pub fn to_width(&self, value: Val<'c>, kind: Kind) -> Val<'c> {
-        match (value.0, self.like(value, kind)) {
-            (BasicValueEnum::FloatValue(v), BasicTypeEnum::FloatType(ty)) => {
-                Val(ok(self.llvm.build_float_cast(v, ty, "")).into())
-            }
-            (BasicValueEnum::VectorValue(v), BasicTypeEnum::VectorType(ty)) => {
-                Val(ok(self.llvm.build_float_cast(v, ty, "")).into())
-            }
-            _ => panic!("to_width needs a float"),
-        }
-    }
-
-    /// Zero extension.
-    pub fn zext(&self, value: Val<'c>, kind: Kind) -> Val<'c> {
-        match (value.0, self.like(value, kind)) {
-            (BasicValueEnum::IntValue(v), BasicTypeEnum::IntType(ty)) => {
-                Val(ok(self.llvm.build_int_z_extend(v, ty, "")).into())
-            }
-            (BasicValueEnum::VectorValue(v), BasicTypeEnum::VectorType(ty)) => {
-                Val(ok(self.llvm.build_int_z_extend(v, ty, "")).into())
-            }
-            _ => panic!("zext needs an integer"),
-        }
-    }
-
-    /// Truncation of integers.
-    pub fn trunc(&self, value: Val<'c>, kind: Kind) -> Val<'c> {
-        match (value.0, self.like(value, kind)) {
-            (BasicValueEnum::IntValue(v), BasicTypeEnum::IntType(ty)) => {
-                Val(ok(self.llvm.build_int_truncate(v, ty, "")).into())
-            }
-            (BasicValueEnum::VectorValue(v), BasicTypeEnum::VectorType(ty)) => {
-                Val(ok(self.llvm.build_int_truncate(v, ty, "")).into())
-            }
-            _ => panic!("trunc needs an integer"),
-        }
-    }
-
-    /// The same bits as another kind of the same width.
-    pub fn bitcast(&self, value: Val<'c>, kind: Kind) -> Val<'c> {
-        Val(ok(self.llvm.build_bit_cast(value.0, self.like(value, kind), "")))
-    }
-
-    // Comparison and selection.
-
-    /// Ordered float comparison.
-    pub fn fcmp(&self, predicate: FloatPredicate, a: Val<'c>, b: Val<'c>) -> Val<'c> {
-        match (a.0, b.0) {
-            (BasicValueEnum::FloatValue(a), BasicValueEnum::FloatValue(b)) => {
-                Val(ok(self.llvm.build_float_compare(predicate, a, b, "")).into())
-            }
-            (BasicValueEnum::VectorValue(a), BasicValueEnum::VectorValue(b)) => {
-                Val(ok(self.llvm.build_float_compare(predicate, a, b, "")).into())
-            }
-            _ => panic!("operands of unlike kinds in fcmp"),
-        }
-    }
-
-    /// Integer comparison.
-    pub fn icmp(&self, predicate: IntPredicate, a: Val<'c>, b: Val<'c>) -> Val<'c> {
-        match (a.0, b.0) {
-            (BasicValueEnum::IntValue(a), BasicValueEnum::IntValue(b)) => {
-                Val(ok(self.llvm.build_int_compare(predicate, a, b, "")).into())
-            }
-            (BasicValueEnum::VectorValue(a), BasicValueEnum::VectorValue(b)) => {
-                Val(ok(self.llvm.build_int_compare(predicate, a, b, "")).into())
-            }
-            _ => panic!("operands of unlike kinds in icmp"),
-        }
-    }
-
-    /// `condition ? a : b`, per lane when the condition is.
-    pub fn select(&self, condition: Val<'c>, a: Val<'c>, b: Val<'c>) -> Val<'c> {
-        match condition.0 {
-            BasicValueEnum::IntValue(c) => Val(ok(self.llvm.build_select(c, a.0, b.0, ""))),
-            BasicValueEnum::VectorValue(c) => Val(ok(self.llvm.build_select(c, a.0, b.0, ""))),
-            _ => panic!("select needs a condition"),
-        }
     }
 
     // Lanes.
@@ -524,124 +326,13 @@ impl<'c> Builder<'c> {
         Val(ok(self.llvm.build_extract_element(value.0.into_vector_value(), index, "")))
     }
 
-    // Memory.
-
-    /// `base + bytes`.
-    #[expect(unsafe_code, reason = "LLVM's pointer arithmetic; it runs in the generated kernel, not here")]
-    pub fn offset(&self, base: PointerValue<'c>, bytes: Val<'c>) -> PointerValue<'c> {
-        // SAFETY: this only appends an instruction; whether the address is in bounds is the template's contract, which
-        // the runtime checks against the operand's extent before the first launch.
-        unsafe { ok(self.llvm.build_gep(self.context.i8_type(), base, &[bytes.0.into_int_value()], "")) }
-    }
-
-    /// `base + index · stride` bytes.
-    pub fn element(&self, base: PointerValue<'c>, index: Val<'c>, stride: usize) -> PointerValue<'c> {
-        self.offset(base, self.mul(index, self.int(stride as i64)))
-    }
-
-    fn aligned_load(&self, ty: BasicTypeEnum<'c>, pointer: PointerValue<'c>, align: usize) -> Val<'c> {
-        let value = ok(self.llvm.build_load(ty, pointer, ""));
-        let instruction = value.as_instruction_value().expect("a load is an instruction");
-        instruction.set_alignment(align as u32).expect("alignments are powers of two");
-        Val(value)
-    }
-
-    fn aligned_store(&self, pointer: PointerValue<'c>, value: Val<'c>, align: usize) {
-        let store = ok(self.llvm.build_store(pointer, value.0));
-        store.set_alignment(align as u32).expect("alignments are powers of two");
-    }
-
-    /// A uniform load.
-    pub fn load(&self, kind: Kind, pointer: PointerValue<'c>) -> Val<'c> {
-        self.aligned_load(self.scalar_type(kind), pointer, kind.bytes())
-    }
-
-    /// A uniform i32 index, widened.
-    pub fn load_index(&self, base: PointerValue<'c>, index: Val<'c>) -> Val<'c> {
-        self.zext(self.load(Kind::I32, self.element(base, index, 4)), Kind::I64)
-    }
-
-    /// Sixteen consecutive elements, one per lane.
-    pub fn load_lanes(&self, kind: Kind, pointer: PointerValue<'c>) -> Val<'c> {
-        match self.lane {
-            None => self.aligned_load(self.lane_type(kind), pointer, kind.bytes()),
-            Some(lane) => self.load(kind, self.element(pointer, lane, kind.bytes())),
-        }
-    }
-
-    /// Stores sixteen consecutive elements, one per lane.
-    pub fn store_lanes(&self, kind: Kind, pointer: PointerValue<'c>, value: Val<'c>) {
-        match self.lane {
-            None => self.aligned_store(pointer, value, kind.bytes()),
-            Some(lane) => self.aligned_store(self.element(pointer, lane, kind.bytes()), value, kind.bytes()),
-        }
-    }
-
-    /// Stores each lane `stride` bytes after the one before.
-    pub fn store_strided(&self, kind: Kind, pointer: PointerValue<'c>, value: Val<'c>, stride: usize) {
-        if let Some(lane) = self.lane {
-            return self.aligned_store(self.element(pointer, lane, stride), value, kind.bytes());
-        }
-        for lane in 0..LANES {
-            let slot = self.offset(pointer, self.int((lane * stride) as i64));
-            self.aligned_store(slot, self.extract(value, lane as u64), kind.bytes());
-        }
-    }
-
-    /// Stores a uniform value once.
-    pub fn store(&self, kind: Kind, pointer: PointerValue<'c>, value: Val<'c>) {
-        match self.lane {
-            None => self.aligned_store(pointer, value, kind.bytes()),
-            Some(lane) => {
-                let leader = self.icmp(IntPredicate::EQ, lane, self.int(0));
-                self.when(leader, || self.aligned_store(pointer, value, kind.bytes()));
-            }
-        }
-    }
-
-    /// An array of `count` f32 in the kernel's frame.
-    pub fn frame(&self, count: usize) -> PointerValue<'c> {
-        let ty = self.context.f32_type().array_type(count as u32);
-        self.alloca(ty.into())
-    }
-
-    fn alloca(&self, ty: BasicTypeEnum<'c>) -> PointerValue<'c> {
-        let here = self.block();
-        let entry = self.function.get().expect("a kernel is open").get_first_basic_block().expect("it has an entry");
-        match entry.get_first_instruction() {
-            Some(first) => self.llvm.position_before(&first),
-            None => self.llvm.position_at_end(entry),
-        }
-        let slot = ok(self.llvm.build_alloca(ty, ""));
-        self.llvm.position_at_end(here);
-        slot
-    }
-
-    /// A variable with an initial value.
-    pub fn var(&self, initial: Val<'c>) -> Var<'c> {
-        let var = Var { slot: self.alloca(initial.0.get_type()), ty: initial.0.get_type() };
-        self.set(var, initial);
-        var
-    }
-
-    /// The value of a variable.
-    pub fn get(&self, var: Var<'c>) -> Val<'c> {
-        Val(ok(self.llvm.build_load(var.ty, var.slot, "")))
-    }
-
-    /// Assigns a variable.
-    pub fn set(&self, var: Var<'c>, value: Val<'c>) {
-        debug_assert_eq!(var.ty, value.0.get_type().as_basic_type_enum());
-        ok(self.llvm.build_store(var.slot, value.0));
-    }
-
     // Control flow.
 
-    fn block(&self) -> BasicBlock<'c> {
+    pub(super) fn block(&self) -> BasicBlock<'c> {
         self.llvm.get_insert_block().expect("the builder has a position")
     }
 
-    fn append(&self, name: &str) -> BasicBlock<'c> {
+    pub(super) fn append(&self, name: &str) -> BasicBlock<'c> {
         self.context.append_basic_block(self.function.get().expect("a kernel is open"), name)
     }
 

@@ -4,7 +4,9 @@
 //! register; on NVPTX it is one element in each of 16 neighbouring threads. Uniform values are scalars on both.
 //! Every reduction follows the same lane tree, so both machines implement the same recipes.
 
+mod arith;
 pub mod builder;
 pub mod link;
 pub mod machine;
 pub mod math;
+pub mod memory;

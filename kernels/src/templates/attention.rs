@@ -9,7 +9,8 @@ use inkwell::values::PointerValue;
 use lathe_ir::recipe::ATTENTION_SPLIT;
 use lathe_ir::types::DType;
 
-use crate::llvm::builder::{Builder, Kind, LANES, Val, Var};
+use crate::llvm::builder::{Builder, Kind, LANES, Val};
+use crate::llvm::memory::Var;
 use crate::spec::{PAGE_TOKENS, page_bytes};
 
 /// The running state of one query head: maximum, lane sums of weights, weighted sum of values.

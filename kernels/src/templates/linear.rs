@@ -10,7 +10,8 @@ use lathe_ir::scheme::{Scheme, Zero};
 
 use super::decode::{LINE, block_group_bytes, half_range, mins, quads, scales, values};
 use super::stages::{Strip, finish};
-use crate::llvm::builder::{Builder, Kind, LANES, Val, Var};
+use crate::llvm::builder::{Builder, Kind, LANES, Val};
+use crate::llvm::memory::Var;
 use crate::spec::{ACT_GROUP_BYTES, Activation, GROUP, KernelSpec, Stage, Tile};
 
 /// Weight blocks that the inner tile of [`Tile::Unpack`] multiplies at once.

@@ -13,6 +13,7 @@ pub mod model;
 pub mod run;
 pub mod table;
 
+use std::io::{self, Write};
 use std::time::Instant;
 
 use clap::CommandFactory;
@@ -47,8 +48,10 @@ impl Command {
             Command::Bench(args) => bench::run(&args),
             Command::Inspect(args) => inspect::run(&args),
             Command::Completions { shell } => {
-                clap_complete::generate(shell, &mut crate::Cli::command(), "lathe", &mut std::io::stdout());
-                Ok(())
+                // Into memory first: the generator would panic when nobody reads on.
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut crate::Cli::command(), "lathe", &mut script);
+                Ok(io::stdout().write_all(&script)?)
             }
         }
     }

@@ -88,7 +88,7 @@ fn flip(path: &Path, seed: u64, count: u64) {
     for _ in 0..count {
         // Knuth's MMIX generator; its high bits are good.
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let bit = (u128::from(state) * u128::from(bits) >> 64) as u64;
+        let bit = ((u128::from(state) * u128::from(bits)) >> 64) as u64;
         let at = bit / 8;
         let mut byte = [0];
         file.read_exact_at(&mut byte, at).expect("the byte is there");
