@@ -5,6 +5,7 @@ use std::path::Path;
 
 use lathe_ir::graph::StepInput;
 use lathe_ir::types::{Dim, StepSize};
+use lathe_kernels::recipes::recipe;
 use lathe_kernels::spec::{self, KernelSpec, PAGE_TOKENS, page_bytes};
 use lathe_kernels::targets::Target;
 use lathe_models::Model;
@@ -87,7 +88,13 @@ fn kernel(kernel: &KernelSpec) -> plan::Kernel {
             .map(|term| plan::Term { coefficient: term.coefficient, factors: term.factors })
             .collect(),
     });
-    plan::Kernel { name: kernel.to_string(), params: kernel.params().len() as u32, operands: operands.collect() }
+    let recipe = recipe(kernel).map_or_else(String::new, |recipe| recipe.to_string());
+    plan::Kernel {
+        name: kernel.to_string(),
+        recipe,
+        params: kernel.params().len() as u32,
+        operands: operands.collect(),
+    }
 }
 
 fn bucket(bucket: &Bucket, kernels: &[KernelSpec]) -> plan::Bucket {

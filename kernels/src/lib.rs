@@ -5,6 +5,7 @@
 
 mod llvm;
 pub mod packing;
+pub mod recipes;
 pub mod spec;
 pub mod targets;
 mod templates;

@@ -50,6 +50,7 @@ fn program(max_context: u32) -> Program {
         inputs: vec![Input::Tokens, Input::Positions, Input::Sequences, Input::Rows],
         kernels: vec![Kernel {
             name: "always_the_same".to_owned(),
+            recipe: String::new(),
             params: 1,
             operands: vec![Operand { access: Access::Write, extent: per_row }],
         }],

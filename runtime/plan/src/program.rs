@@ -167,6 +167,9 @@ pub struct Operand {
 pub struct Kernel {
     /// The printed kernel spec.
     pub name: String,
+    /// The order in which it reduces, as the compiler prints recipes; empty where it adds nothing up. What the numbers of
+    /// the plan rest on: for people and for comparing plans.
+    pub recipe: String,
     /// How many parameters a launch passes.
     pub params: u32,
     /// The operands, in order.

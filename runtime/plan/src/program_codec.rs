@@ -13,7 +13,7 @@ fields!(CacheTensor { name: String, page_bytes: u64 });
 fields!(WeightSpan { name: String, offset: u64, bytes: u64 });
 fields!(Term { coefficient: u64, factors: [Option<u8>; 2] });
 fields!(Operand { access: Access, extent: Vec<Term> });
-fields!(Kernel { name: String, params: u32, operands: Vec<Operand> });
+fields!(Kernel { name: String, recipe: String, params: u32, operands: Vec<Operand> });
 fields!(Program {
     name: String,
     vocabulary: u32,

@@ -48,6 +48,7 @@ fn program() -> Program {
         weights: vec![WeightSpan { name: "w".into(), offset: 128, bytes: 64 }],
         kernels: vec![Kernel {
             name: "k".into(),
+            recipe: String::new(),
             params: 2,
             operands: vec![Operand { access: Access::Read, extent: Vec::new() }; 6],
         }],

@@ -20,7 +20,12 @@ fn extent(coefficient: u64, per_token: bool) -> Vec<Term> {
 
 fn kernel(name: &str, operands: &[(Access, u64, bool)]) -> Kernel {
     let operand = |&(access, bytes, per_token)| Operand { access, extent: extent(bytes, per_token) };
-    Kernel { name: name.to_owned(), params: 1, operands: operands.iter().map(operand).collect() }
+    Kernel {
+        name: name.to_owned(),
+        recipe: "sequential".to_owned(),
+        params: 1,
+        operands: operands.iter().map(operand).collect(),
+    }
 }
 
 fn launch(kernel: u32, buffers: Vec<Buffer>, param: Affine, share: Share) -> Launch {

@@ -77,6 +77,7 @@ pub struct CacheStory {
 #[derive(Debug, Serialize)]
 pub struct KernelStory {
     pub name: String,
+    pub recipe: String,
     pub operands: usize,
     pub params: u32,
 }
@@ -232,6 +233,7 @@ impl ProgramStory {
                 .iter()
                 .map(|kernel| KernelStory {
                     name: kernel.name.clone(),
+                    recipe: kernel.recipe.clone(),
                     operands: kernel.operands.len(),
                     params: kernel.params,
                 })

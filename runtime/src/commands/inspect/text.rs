@@ -150,9 +150,11 @@ fn program(out: &mut String, program: &ProgramStory) {
     let rows: Vec<Vec<String>> = program
         .kernels
         .iter()
-        .map(|kernel| vec![kernel.name.clone(), kernel.operands.to_string(), kernel.params.to_string()])
+        .map(|kernel| {
+            vec![kernel.name.clone(), kernel.recipe.clone(), kernel.operands.to_string(), kernel.params.to_string()]
+        })
         .collect();
-    *out += &markdown(&["kernel", "operands", "parameters"], &rows);
+    *out += &markdown(&["kernel", "recipe", "operands", "parameters"], &rows);
     for entry in &program.buckets {
         bucket(out, entry);
     }

@@ -137,6 +137,7 @@ fn launch(kernel: u32, buffers: &[Buffer], param: Option<Affine>, units: Affine,
 fn program(launches: &[Launch]) -> Program {
     let signature = |(name, operands, params): (&str, usize, u32)| Signature {
         name: name.into(),
+        recipe: String::new(),
         params,
         operands: vec![Operand { access: Access::ReadWrite, extent: Vec::new() }; operands],
     };
@@ -348,6 +349,7 @@ fn machine_code(entry: u64, poison: bool) -> Result<CpuDevice> {
     let mut program = program(&[launch(0, &[LOGITS], Some(Affine::constant(11)), Affine::constant(1), Share::Even)]);
     program.kernels = vec![Signature {
         name: "set_logit".into(),
+        recipe: String::new(),
         params: 1,
         operands: vec![Operand { access: Access::Write, extent: Vec::new() }],
     }];

@@ -1,0 +1,23 @@
+//! Which recipe each kernel implements.
+
+use lathe_ir::recipe::{ATTENTION_SPLIT, Recipe};
+
+use crate::spec::{Activation, KernelSpec};
+
+/// The order in which a kernel reduces; `None` when each of its results comes from one element of each operand. A tile
+/// is no part of it: all tiles of a product give the same bits.
+pub fn recipe(spec: &KernelSpec) -> Option<Recipe> {
+    match spec {
+        KernelSpec::Rows { norm: Some(_), .. } => Some(Recipe::LaneTree),
+        KernelSpec::Linear { act: Activation::F32, .. } => Some(Recipe::Sequential),
+        KernelSpec::Linear { act: Activation::Int8, scheme, .. } => Some(Recipe::Groups { scheme: *scheme }),
+        KernelSpec::Attention { .. } => Some(Recipe::Splits { tokens: ATTENTION_SPLIT }),
+        KernelSpec::Rows { norm: None, .. }
+        | KernelSpec::Embed { .. }
+        | KernelSpec::Rotary { .. }
+        | KernelSpec::Map { .. }
+        | KernelSpec::Rope { .. }
+        | KernelSpec::Append { .. }
+        | KernelSpec::AppendQkv { .. } => None,
+    }
+}

@@ -1,0 +1,96 @@
+//! A small seeded model through compiler and runtime: every bit of its plan, and its numbers against the reference
+//! evaluation of its graph.
+
+use lathe_compiler::pass::Activations;
+use lathe_compiler::pipeline::{Goal, Options, compile};
+use lathe_ir::eval::{Caches, StepInputs, Tensor, evaluate};
+use lathe_ir::graph::Weight;
+use lathe_ir::scheme::Scheme;
+use lathe_ir::types::{DType, Type};
+use lathe_kernels::targets::Target;
+use lathe_models::checkpoint::assemble;
+use lathe_models::config::ModelConfig;
+use lathe_models::{Model, seeded};
+use lathe_plan::Plan;
+use lathe_plan::manifest::Source;
+use lathe_runtime::engine::{Engine, EngineOptions};
+use lathe_tests::Scratch;
+use lathe_tests::compare::relative_error;
+
+/// Room for f32 roundings in another order, over a few layers.
+const F32_BOUND: f64 = 1e-5;
+
+fn options(activations: Activations) -> Options {
+    let mut options = Options::new(Target::parse("native").expect("this CPU has a target"));
+    options.passes.activations = activations;
+    options.cache = DType::F32;
+    options
+}
+
+fn plan_bytes(model: Model, options: &Options) -> Vec<u8> {
+    let scratch = Scratch::new();
+    let path = scratch.file("small.plan");
+    let source = Source { format: "seeded".to_owned(), blake3: String::new() };
+    compile(model, &source, Goal::Plan(&path), options).expect("the model compiles");
+    std::fs::read(path).expect("the plan is there")
+}
+
+/// Whether a plan in memory is sound to its last byte.
+fn is_sound(bytes: &[u8]) -> bool {
+    Plan::from_bytes(bytes.to_vec()).and_then(|plan| plan.verify_weights(1)).is_ok()
+}
+
+#[test]
+fn every_cut_and_every_flipped_bit_of_a_compiled_plan_is_refused() {
+    let config = ModelConfig { layers: 1, ..seeded::small_llama() };
+    let model = seeded::model(config, seeded::small_tokenizer(), 7, &|_| Scheme::INT4).expect("the model is sound");
+    let bytes = plan_bytes(model, &Options { report: false, ..options(Activations::F32) });
+    println!("a plan of {} bytes", bytes.len());
+    assert!(bytes.len() <= 64 << 10, "the plan has {} bytes", bytes.len());
+    assert!(is_sound(&bytes), "the plan itself");
+    for cut in 0..bytes.len() {
+        assert!(!is_sound(&bytes[..cut]), "cut after {cut} bytes");
+    }
+    let half = bytes.len() / 2;
+    std::thread::scope(|scope| {
+        for range in [0..half, half..bytes.len()] {
+            let mut bytes = bytes.clone();
+            scope.spawn(move || {
+                for at in range {
+                    for bit in 0..8 {
+                        bytes[at] ^= 1 << bit;
+                        assert!(!is_sound(&bytes), "bit {bit} of byte {at}");
+                        bytes[at] ^= 1 << bit;
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_compiled_plan_computes_what_its_graph_says() {
+    let tokens: Vec<i32> = (0..45).map(|i| (i * 31 + 5) % 128).collect();
+    for scheme in [Scheme::BF16, Scheme::INT8, Scheme::INT4] {
+        let model =
+            seeded::small_model(3, scheme).expect("the model is sound").with_cache(DType::F32).expect("a cache");
+        let mut inputs = StepInputs::sequence(0, 0, &tokens);
+        inputs.rows = (0..tokens.len() as i32).collect();
+        let load = |weight: &Weight, ty: &Type| {
+            let matrix = assemble(model.checkpoint.as_ref(), weight).map_err(|error| error.to_string())?;
+            let shape = ty.shape().expect("a weight is a tensor");
+            Ok(if shape.len() == 1 { Tensor::f32(vec![matrix.cols], matrix.to_f32()) } else { Tensor::matrix(matrix) })
+        };
+        let outputs = evaluate(&model.graph, &load, &inputs, &mut Caches::new()).expect("the graph evaluates");
+        let expected = outputs["logits"].as_f32().expect("logits are f32").to_vec();
+
+        let plan = Plan::from_bytes(plan_bytes(model, &options(Activations::F32))).expect("the plan is sound");
+        for chunk in [1, 16, 45] {
+            let options = EngineOptions { prefill_chunk: Some(chunk), poison: true, ..EngineOptions::default() };
+            let ids: Vec<u32> = tokens.iter().map(|&token| token as u32).collect();
+            let found = Engine::load(&plan, &options).expect("it loads").logits(&ids).expect("it runs").concat();
+            let error = relative_error(&found, &expected);
+            assert!(error < F32_BOUND, "{scheme} in chunks of {chunk}: relative error {error:.1e}");
+        }
+    }
+}
