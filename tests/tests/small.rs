@@ -42,9 +42,9 @@ fn is_sound(bytes: &[u8]) -> bool {
 
 #[test]
 fn every_cut_and_every_flipped_bit_of_a_compiled_plan_is_refused() {
-    let config = ModelConfig { layers: 1, ..seeded::small_llama() };
+    let config = ModelConfig { layers: 1, hidden: 32, heads: 1, kv_heads: 1, ffn: 32, ..seeded::small_llama() };
     let model = seeded::model(config, seeded::small_tokenizer(), 7, &|_| Scheme::INT4).expect("the model is sound");
-    let bytes = plan_bytes(model, &Options { report: false, ..options(Activations::F32) });
+    let bytes = plan_bytes(model, &Options { report: false, ..options(Activations::Int8) });
     println!("a plan of {} bytes", bytes.len());
     assert!(bytes.len() <= 64 << 10, "the plan has {} bytes", bytes.len());
     assert!(is_sound(&bytes), "the plan itself");
