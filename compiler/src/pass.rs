@@ -127,6 +127,7 @@ macro_rules! passes {
 
 passes! {
     remove_dead: "removes nodes that no output needs",
+    fuse_bias: "moves the bias of a projection into its linear",
     merge_qkv: "computes query, key and value by one product and appends from its result",
     merge_gate_up: "computes gate and up by one product, and silu and mul of them by one swiglu",
     choose_weight_format: "chooses the scheme in which each matrix is stored",

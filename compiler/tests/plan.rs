@@ -89,7 +89,7 @@ fn dumps_tell_the_story() {
         .map(|entry| entry.expect("the folder reads").file_name().to_string_lossy().into_owned())
         .collect();
     names.sort();
-    assert_eq!(names, ["0000.source.ir", "0002.after_merge_qkv.ir", "0003.after_merge_gate_up.ir", "times.txt"]);
+    assert_eq!(names, ["0000.source.ir", "0003.after_merge_qkv.ir", "0004.after_merge_gate_up.ir", "times.txt"]);
 }
 
 fn refused(goal: Goal<'_>, change: impl FnOnce(&mut Options)) -> CompileError {

@@ -71,6 +71,8 @@ pub enum Stage {
     SwiGlu,
     /// Adds the residual. Operand: residual.
     Add,
+    /// Adds one vector to every row. Operand: bias.
+    Bias,
 }
 
 /// An element-wise operation.
@@ -84,6 +86,8 @@ pub enum MapOp {
     Silu,
     /// `silu(gate) · up` of rows that alternate 16 gates and 16 ups.
     SwiGlu,
+    /// `a + b` with one vector b for every row.
+    Bias,
 }
 
 /// What a kernel computes.
@@ -226,6 +230,7 @@ impl Stage {
             }
             Stage::SwiGlu => {}
             Stage::Add => operands.push(read("residual", 4, &[0, 1])),
+            Stage::Bias => operands.push(read("bias", 4, &[1])),
         }
     }
 }
@@ -235,7 +240,7 @@ impl KernelSpec {
     pub fn strip_blocks(epilogue: &[Stage]) -> usize {
         let head = epilogue.iter().find_map(|stage| match stage {
             Stage::Rope { head_dim, .. } | Stage::AppendQkv { head_dim, .. } => Some(head_dim / BLOCK_ROWS),
-            Stage::SwiGlu | Stage::Add => None,
+            Stage::SwiGlu | Stage::Add | Stage::Bias => None,
         });
         head.unwrap_or(2)
     }
@@ -305,6 +310,7 @@ impl KernelSpec {
                     vec![read("a", 4, &[0, 1]), read("b", 4, &[0, 1]), write("out", 4, &[0, 1])]
                 }
                 MapOp::Silu => vec![read("a", 4, &[0, 1]), write("out", 4, &[0, 1])],
+                MapOp::Bias => vec![read("a", 4, &[0, 1]), read("b", 4, &[1]), write("out", 4, &[0, 1])],
                 MapOp::SwiGlu => vec![read("a", 8, &[0, 1]), write("out", 4, &[0, 1])],
             },
             KernelSpec::Rope { head_dim } => vec![
@@ -340,7 +346,7 @@ impl KernelSpec {
             match stage {
                 Stage::AppendQkv { head_dim, heads, .. } => return write("out", 4 * head_dim * heads, &[0]),
                 Stage::SwiGlu => return write("out", 2, &[0, 1]),
-                Stage::Rope { .. } | Stage::Add => {}
+                Stage::Rope { .. } | Stage::Add | Stage::Bias => {}
             }
         }
         write("out", 4, &[0, 1])
@@ -375,6 +381,7 @@ impl fmt::Display for Stage {
             }
             Stage::SwiGlu => write!(f, "swiglu"),
             Stage::Add => write!(f, "add"),
+            Stage::Bias => write!(f, "bias"),
         }
     }
 }
@@ -418,6 +425,7 @@ impl fmt::Display for KernelSpec {
                     MapOp::Mul => "mul",
                     MapOp::Silu => "silu",
                     MapOp::SwiGlu => "swiglu",
+                    MapOp::Bias => "bias",
                 };
                 write!(f, "map[{name}]")
             }

@@ -71,6 +71,9 @@ pub trait Checkpoint: Send + Sync {
 /// a finite number.
 pub fn assemble(checkpoint: &dyn Checkpoint, weight: &Weight) -> Result<Matrix, ModelError> {
     let parts = weight.parts.iter().map(|part| load_part(checkpoint, part)).collect::<Result<Vec<_>, _>>()?;
+    if parts.len() > 1 && parts.iter().zip(&weight.parts).all(|(matrix, part)| is_joined_vector(matrix, part)) {
+        return Ok(join_vectors(&parts));
+    }
     let Some(first) = parts.first() else {
         return Err(mismatch(weight, "at least one part", "none".to_owned()));
     };
@@ -88,9 +91,20 @@ fn mismatch(weight: &Weight, expected: &str, found: String) -> ModelError {
     ModelError::Weight { weight: weight.name.clone(), expected: expected.to_owned(), found }
 }
 
+/// Whether a part is a vector that names its elements, to be joined with others.
+fn is_joined_vector(matrix: &Matrix, part: &Part) -> bool {
+    matrix.rows == 1 && part.rows == matrix.cols && part.order == RowOrder::AsStored
+}
+
+/// One vector after the other, as floats.
+fn join_vectors(parts: &[Matrix]) -> Matrix {
+    let values: Vec<f32> = parts.iter().flat_map(Matrix::to_f32).collect();
+    Matrix { rows: 1, cols: values.len(), data: MatrixData::Float(values) }
+}
+
 fn load_part(checkpoint: &dyn Checkpoint, part: &Part) -> Result<Matrix, ModelError> {
     let matrix = checkpoint.load(&part.tensor)?;
-    if matrix.rows != part.rows {
+    if matrix.rows != part.rows && !is_joined_vector(&matrix, part) {
         return Err(ModelError::Shape {
             tensor: part.tensor.clone(),
             expected: format!("{} rows", part.rows),

@@ -76,7 +76,7 @@ pub enum RowOrder {
 pub struct Part {
     /// Name of the tensor in the checkpoint.
     pub tensor: String,
-    /// Rows that it contributes (1 for a vector).
+    /// Rows that it contributes: 1 for a vector, but the elements of a vector that is joined with others.
     pub rows: usize,
     /// Order of its rows.
     pub order: RowOrder,

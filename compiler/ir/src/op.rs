@@ -159,5 +159,6 @@ registry! {
     Mul(mul),
     SwiGlu(swiglu),
     Add(add),
+    Bias(bias),
     Gather(gather),
 }

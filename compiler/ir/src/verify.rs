@@ -3,7 +3,8 @@
 //! - **Order.** There is no cycle: every operand is computed before its user, and exists.
 //! - **Names.** Weights have distinct names, caches have distinct names, outputs have distinct names.
 //! - **Weights.** A weight is a matrix `[N, K]` in a scheme whose group divides K, or a vector `f32[K]`; its dimensions are
-//!   constant. The rows of its parts sum to N; a vector has one part of one row. Interleaved parts are of equal size,
+//!   constant. The rows of its parts sum to N; a vector has one part of one row, or joins
+//!   several parts of as many rows as each has elements. Interleaved parts are of equal size,
 //!   in whole blocks. A part that is reordered by head has whole heads of an even size.
 //! - **Caches.** A cache holds floats and has at least one head of at least one element.
 //! - **Types.** The results of an op are those that it infers from its operands.
@@ -172,6 +173,7 @@ impl Verifier<'_> {
                 n
             }
             (Elem::Dense(DType::F32), Some([_])) if weight.parts.len() == 1 => 1,
+            (Elem::Dense(DType::F32), Some(&[k])) if weight.arrangement == Arrangement::Concat => k,
             _ => return fail(format!("expected a constant matrix in a scheme or f32[K] of one part, found {ty}")),
         };
         let total: usize = weight.parts.iter().map(|part| part.rows).sum();

@@ -21,14 +21,14 @@
 //!   return residual = %1
 //! }
 //! ```
-//! It leaves a linear alone that already has an epilogue or whose result something else reads. Where both terms are such
+//! It leaves a linear alone that already has an epilogue but a bias, or whose result something else reads. Where both terms are such
 //! linears, the second one takes the add. It errs only when the rewritten linear refuses its operands, which would be a
 //! fault of this pass.
 
 use lathe_ir::graph::{Graph, Value};
 use lathe_ir::op::Op;
 
-use super::{append_epilogue, linear, sole_user};
+use super::{append_epilogue, linear, only_bias, sole_user};
 use crate::pass::{PassContext, PassError};
 
 /// Runs the pass; see the module.
@@ -38,7 +38,7 @@ pub fn run(graph: &mut Graph, _context: &mut PassContext) -> Result<bool, PassEr
         let Some(op @ Op::Add(_)) = graph.as_op(id).cloned() else { continue };
         let [a, b] = graph.node(id).inputs[..] else { continue };
         let fits = |graph: &Graph, x: Value| {
-            a != b && linear(graph, x).is_some_and(|linear| linear.epilogue.is_empty()) && sole_user(graph, x).is_some()
+            a != b && linear(graph, x).is_some_and(only_bias) && sole_user(graph, x).is_some()
         };
         let (x, residual) = match (fits(graph, a), fits(graph, b)) {
             (_, true) => (b, a),

@@ -37,7 +37,7 @@ use lathe_ir::graph::{Graph, NodeId, Value};
 use lathe_ir::op::Op;
 use lathe_kernels::spec::BLOCK_ROWS;
 
-use super::{append_epilogue, linear, sole_user};
+use super::{append_epilogue, linear, only_bias, sole_user};
 use crate::pass::{PassContext, PassError};
 
 /// Runs the pass; see the module.
@@ -70,6 +70,6 @@ fn find(graph: &Graph, id: NodeId) -> Option<(NodeId, Vec<Value>)> {
     let Op::Rope(rope) = graph.as_op(turned.node)? else { return None };
     let [projected, rotary] = graph.node(turned.node).inputs[..] else { return None };
     let alone = sole_user(graph, turned).is_some() && sole_user(graph, projected).is_some();
-    let plain = linear(graph, projected)?.epilogue.is_empty() && rope.head_dim % BLOCK_ROWS == 0;
+    let plain = only_bias(linear(graph, projected)?) && rope.head_dim % BLOCK_ROWS == 0;
     (alone && plain).then(|| (projected.node, [&[rotary], &append[1..]].concat()))
 }

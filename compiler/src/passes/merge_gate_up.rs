@@ -65,7 +65,7 @@ fn pair(graph: &Graph, activated: Value, up: Value) -> Option<(Value, [NodeId; 2
     sole_user(graph, activated)?;
     let gate = projection(graph, graph.node(activated.node).inputs[0])?;
     let up = projection(graph, up)?;
-    (gate.x == up.x).then_some((gate.x, [gate.weight, up.weight]))
+    (gate.x == up.x && gate.bias.is_none() && up.bias.is_none()).then_some((gate.x, [gate.weight, up.weight]))
 }
 
 fn merge(graph: &mut Graph, id: NodeId, x: Value, weights: [NodeId; 2]) -> Result<bool, PassError> {

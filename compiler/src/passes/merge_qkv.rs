@@ -37,16 +37,17 @@
 //! }
 //! ```
 //! It leaves a layer alone when the three products do not read the same value, when their weights are stored
-//! differently or used elsewhere, when any of them already has stages, or when queries and keys turn by different
+//! differently or used elsewhere, when any of them already has stages but a bias, when only some have one, or when queries and keys turn by different
 //! rotary values. It errs only when the rewritten ops refuse their operands, which would be a fault of this pass.
 
 use lathe_ir::graph::{Arrangement, Graph, NodeId, Value};
 use lathe_ir::op::Op;
 use lathe_ir::ops::append_qkv::AppendQkv;
+use lathe_ir::ops::bias::Bias;
 use lathe_ir::ops::linear::Linear;
 use lathe_ir::ops::rope::Rope;
 
-use super::{Projection, merged_weight, projection, sole_user};
+use super::{Projection, joined_vector, merged_weight, projection, sole_user};
 use crate::pass::{PassContext, PassError};
 
 /// Runs the pass; see the module.
@@ -67,6 +68,8 @@ pub fn run(graph: &mut Graph, _context: &mut PassContext) -> Result<bool, PassEr
 struct Layer {
     x: Value,
     weights: [NodeId; 3],
+    // Empty where no projection has a bias.
+    biases: Vec<NodeId>,
     head_dim: usize,
     heads: usize,
     kv_heads: usize,
@@ -91,12 +94,14 @@ fn find(graph: &Graph, id: NodeId) -> Option<Layer> {
     let (key_turn, k, key_rotary) = turned(graph, keys)?;
     let v = projection(graph, v)?;
     let same_turn = query_turn.head_dim == key_turn.head_dim && rotary == key_rotary;
-    if !same_turn || q.x != k.x || q.x != v.x {
+    let biases: Vec<NodeId> = [q, k, v].iter().filter_map(|projection| projection.bias).collect();
+    if !same_turn || q.x != k.x || q.x != v.x || !matches!(biases.len(), 0 | 3) {
         return None;
     }
     Some(Layer {
         x: q.x,
         weights: [q.weight, k.weight, v.weight],
+        biases,
         head_dim: query_turn.head_dim,
         heads: query_turn.heads,
         kv_heads: key_turn.heads,
@@ -118,8 +123,14 @@ fn turned(graph: &Graph, value: Value) -> Option<(Rope, Projection, Value)> {
 
 fn merge(graph: &mut Graph, layer: &Layer) -> Result<bool, PassError> {
     let Some((weight, ty)) = merged_weight(graph, &layer.weights, Arrangement::Concat) else { return Ok(false) };
-    let weight = graph.weight(weight, ty);
-    let projected = graph.op1(Linear::new(), &[layer.x, weight])?;
+    let mut projection = Linear::new();
+    let mut inputs = vec![layer.x, graph.weight(weight, ty)];
+    if !layer.biases.is_empty() {
+        let Some((bias, ty)) = joined_vector(graph, &layer.biases) else { return Ok(false) };
+        projection.epilogue.push(Bias.into());
+        inputs.push(graph.weight(bias, ty));
+    }
+    let projected = graph.op1(projection, &inputs)?;
     let rope = Rope { head_dim: layer.head_dim, heads: layer.heads + layer.kv_heads };
     let turned = graph.op1(rope, &[projected, layer.rotary])?;
     let [positions, sequences, cache] = layer.state;

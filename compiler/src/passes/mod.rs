@@ -5,6 +5,7 @@
 
 pub mod choose_weight_format;
 pub mod fuse_activation;
+pub mod fuse_bias;
 pub mod fuse_norm;
 pub mod fuse_residual;
 pub mod fuse_rope_append;
@@ -13,7 +14,7 @@ pub mod merge_qkv;
 pub mod quantize_activations;
 pub mod remove_dead;
 
-use lathe_ir::graph::{Arrangement, Graph, NodeId, NodeKind, Value, Weight};
+use lathe_ir::graph::{Arrangement, Graph, NodeId, NodeKind, Part, Value, Weight};
 use lathe_ir::op::{Op, OpError};
 use lathe_ir::ops::linear::Linear;
 use lathe_ir::types::{Dim, Elem, Type};
@@ -34,21 +35,29 @@ fn linear(graph: &Graph, value: Value) -> Option<&Linear> {
     }
 }
 
-/// A linear without stages whose result and weight nothing else uses, seen through its operands.
+/// A linear whose only stage may be a bias and whose result and weights nothing else uses, seen through its operands.
 #[derive(Clone, Copy)]
 struct Projection {
     x: Value,
     weight: NodeId,
+    bias: Option<NodeId>,
 }
 
 fn projection(graph: &Graph, value: Value) -> Option<Projection> {
     let plain = linear(graph, value)?;
-    if !plain.prologue.is_empty() || !plain.epilogue.is_empty() || sole_user(graph, value).is_none() {
+    if !plain.prologue.is_empty() || !only_bias(plain) || sole_user(graph, value).is_none() {
         return None;
     }
-    let [x, weight] = graph.node(value.node).inputs[..] else { return None };
-    sole_user(graph, weight)?;
-    Some(Projection { x, weight: weight.node })
+    let (x, weights) = graph.node(value.node).inputs.split_first()?;
+    for &weight in weights {
+        sole_user(graph, weight)?;
+    }
+    Some(Projection { x: *x, weight: weights.first()?.node, bias: weights.get(1).map(|bias| bias.node) })
+}
+
+/// Whether a linear has no epilogue but a bias.
+fn only_bias(linear: &Linear) -> bool {
+    matches!(linear.epilogue[..], [] | [Op::Bias(_)])
 }
 
 /// A linear rebuilt with `stages` after those that it has; `extra` are the operands of the new stages.
@@ -63,6 +72,23 @@ fn append_epilogue(
     fused.epilogue.extend(stages);
     let inputs = [&graph.node(id).inputs[..], extra].concat();
     graph.op(fused, &inputs).map(Some)
+}
+
+/// The vector that joins the vectors `parts`; `None` unless all are plain.
+fn joined_vector(graph: &Graph, parts: &[NodeId]) -> Option<(Weight, Type)> {
+    let mut joined = Vec::new();
+    let mut names = Vec::new();
+    let mut elements = 0;
+    for &id in parts {
+        let node = graph.node(id);
+        let (NodeKind::Weight(weight), Some(&[k])) = (&node.kind, node.results[0].shape()) else { return None };
+        let [part] = &weight.parts[..] else { return None };
+        joined.push(Part { rows: k.constant()?, ..part.clone() });
+        names.push(weight.name.as_str());
+        elements += k.constant()?;
+    }
+    let weight = Weight { name: merged_name(&names), parts: joined, arrangement: Arrangement::Concat };
+    Some((weight, Type::f32([Dim::of(elements)])))
 }
 
 /// The weight and the type that hold the rows of `parts`; `None` unless all are plain matrices of one storage and width.

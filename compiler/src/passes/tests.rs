@@ -11,8 +11,9 @@ macro_rules! pages {
     ($($name:ident),+ $(,)?) => { [$((stringify!($name), include_str!(concat!(stringify!($name), ".rs")))),+] };
 }
 
-const PAGES: [(&str, &str); 9] = pages![
+const PAGES: [(&str, &str); 10] = pages![
     remove_dead,
+    fuse_bias,
     merge_qkv,
     merge_gate_up,
     choose_weight_format,
@@ -56,4 +57,43 @@ fn every_pass_does_what_its_page_shows() {
         let again = (pass.run)(&mut graph, &mut context).unwrap_or_else(|error| panic!("{name}, again: {error}"));
         assert!(!again, "{name} changed its own result");
     }
+}
+
+#[test]
+fn merged_projections_keep_their_biases() {
+    let before = r#"graph main(%tokens: i32[T], %positions: i32[T], %sequences: i32[T]) {
+  @embed: bf16[64, 32] = "embed"
+  @q: bf16[64, 32] = "q"
+  @q.bias: f32[64] = "q.bias"
+  @k: bf16[32, 32] = "k"
+  @k.bias: f32[32] = "k.bias"
+  @v: bf16[32, 32] = "v"
+  @v.bias: f32[32] = "v.bias"
+  cache $kv.0: cache<f16, 2x16>
+  %0 = embed %tokens, @embed : f32[T, 32]
+  %1 = linear %0, @q : f32[T, 64]
+  %2 = bias %1, @q.bias : f32[T, 64]
+  %3 = rotary %positions {head_dim = 16, theta = 10000.0} : f32[T, 16]
+  %4 = rope %2, %3 {head_dim = 16, heads = 4} : f32[T, 64]
+  %5 = linear %0, @k : f32[T, 32]
+  %6 = bias %5, @k.bias : f32[T, 32]
+  %7 = rope %6, %3 {head_dim = 16, heads = 2} : f32[T, 32]
+  %8 = linear %0, @v : f32[T, 32]
+  %9 = bias %8, @v.bias : f32[T, 32]
+  $0 = append %7, %9, %positions, %sequences, $kv.0 : cache<f16, 2x16>
+  %10 = attention %4, %positions, %sequences, $0 {heads = 4, scale = 0.25} : f32[T, 64]
+  return attended = %10
+}
+"#;
+    let mut graph = parse(before).expect("the graph parses");
+    let mut context = PassContext::new(&TARGETS[0], PassOptions::default());
+    for name in ["fuse_bias", "merge_qkv", "fuse_rope_append"] {
+        let pass = PASSES.iter().find(|pass| pass.name == name).expect("a pass of the table");
+        assert!((pass.run)(&mut graph, &mut context).expect("the pass runs"), "{name} changed nothing");
+        verify(&graph).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+    let text = graph.to_string();
+    let weight = r#"concat("q.bias"[64], "k.bias"[32], "v.bias"[32])"#;
+    assert!(text.contains(weight), "{text}");
+    assert!(text.contains("post [bias(@qkv.bias), rope("), "{text}");
 }

@@ -48,7 +48,7 @@ pub fn bytes(kernel: &KernelSpec, params: &[Dim]) -> Dim {
             Stage::AppendQkv { head_dim, kv_heads, dtype, .. } => {
                 plus(sum, times(param(0), token_bytes(*kv_heads, *head_dim, *dtype)))
             }
-            Stage::Rope { .. } | Stage::SwiGlu | Stage::Add => sum,
+            Stage::Rope { .. } | Stage::SwiGlu | Stage::Add | Stage::Bias => sum,
         }),
         KernelSpec::Rows { .. } | KernelSpec::Rotary { .. } | KernelSpec::Map { .. } | KernelSpec::Rope { .. } => zero,
     };
@@ -87,14 +87,14 @@ fn stage_flops(stage: Stage, columns: usize) -> usize {
         Stage::Rope { head_dim, heads } => 3 * head_dim * heads,
         Stage::AppendQkv { .. } => 0,
         Stage::SwiGlu => columns / 2 * map_flops(MapOp::SwiGlu),
-        Stage::Add => columns,
+        Stage::Add | Stage::Bias => columns,
     }
 }
 
 /// Operations per element of the result.
 fn map_flops(op: MapOp) -> usize {
     match op {
-        MapOp::Add | MapOp::Mul => 1,
+        MapOp::Add | MapOp::Mul | MapOp::Bias => 1,
         MapOp::Silu => 3,
         MapOp::SwiGlu => 4,
     }

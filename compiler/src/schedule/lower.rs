@@ -172,6 +172,7 @@ impl Lowering<'_> {
             Op::Silu(_) => self.map(MapOp::Silu, &operands, rows, columns)?,
             Op::Mul(_) => self.map(MapOp::Mul, &operands, rows, columns)?,
             Op::Add(_) => self.map(MapOp::Add, &operands, rows, columns)?,
+            Op::Bias(_) => self.map(MapOp::Bias, &operands, rows, columns)?,
             Op::SwiGlu(_) => self.map(MapOp::SwiGlu, &operands, rows, Dim::of(columns.c / 2))?,
             Op::Attention(attention) => {
                 let cache = self.cache(inputs[3])?;
@@ -244,6 +245,7 @@ impl Lowering<'_> {
                 Op::Rope(rope) => Stage::Rope { head_dim: rope.head_dim, heads: rope.heads },
                 Op::SwiGlu(_) => Stage::SwiGlu,
                 Op::Add(_) => Stage::Add,
+                Op::Bias(_) => Stage::Bias,
                 Op::AppendQkv(append) => {
                     let cache = self.cache(inputs[slots.start + 2])?;
                     appended = Some(stage_operands[2]);
@@ -302,6 +304,7 @@ impl Lowering<'_> {
             MapOp::Mul => "mul",
             MapOp::Silu => "silu",
             MapOp::SwiGlu => "swiglu",
+            MapOp::Bias => "bias",
         };
         self.launch(label, kernel, operands, vec![rows, columns], rows, Share::Even)
     }

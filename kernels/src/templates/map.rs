@@ -6,7 +6,7 @@ use crate::spec::MapOp;
 /// Operands: one or two inputs, out.
 pub fn map(b: &Builder<'_>, op: MapOp) {
     let columns = b.param(1);
-    let binary = matches!(op, MapOp::Add | MapOp::Mul);
+    let binary = matches!(op, MapOp::Add | MapOp::Mul | MapOp::Bias);
     let out = b.operand(if binary { 2 } else { 1 });
     b.for_units(|row| {
         let base = b.mul(row, columns);
@@ -16,6 +16,7 @@ pub fn map(b: &Builder<'_>, op: MapOp) {
             let result = match op {
                 MapOp::Add => b.fadd(load(0, at), load(1, at)),
                 MapOp::Mul => b.fmul(load(0, at), load(1, at)),
+                MapOp::Bias => b.fadd(load(0, at), load(1, column)),
                 MapOp::Silu => b.silu(load(0, at)),
                 MapOp::SwiGlu => {
                     let gate = b.mul(at, b.int(2));

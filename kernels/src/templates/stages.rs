@@ -43,6 +43,13 @@ pub fn finish<'c>(b: &Builder<'c>, epilogue: &[Stage], mut strip: Strip<'c>, fir
                     *value = b.fadd(*value, other);
                 }
             }
+            Stage::Bias => {
+                let first = b.mul(strip.index, b.int((strip.values.len() * LANES) as i64));
+                let bias = b.element(next(), first, 4);
+                for (i, value) in strip.values.iter_mut().enumerate() {
+                    *value = b.fadd(*value, b.load_lanes(Kind::F32, b.offset(bias, block_offset(b, i))));
+                }
+            }
             Stage::AppendQkv { head_dim, heads, kv_heads, dtype } => {
                 let [positions, sequences, block_table, cache] = [next(), next(), next(), next()];
                 let pages = Page { positions, sequences, block_table, cache, table_width: b.param(4) };

@@ -2,7 +2,7 @@
 
 use lathe_ir::eval::{CacheState, EvalContext, Tensor};
 use lathe_ir::op::Op;
-use lathe_ir::ops::{add, append_qkv, linear, quantize, rope, swiglu};
+use lathe_ir::ops::{add, append_qkv, bias, linear, quantize, rope, swiglu};
 use lathe_ir::scheme::Scheme;
 use lathe_ir::types::{CacheType, DType};
 use lathe_kernels::spec::{Activation, KernelSpec, Stage, Tile, page_bytes};
@@ -78,6 +78,10 @@ fn residual_and_activation_epilogues() {
             (vec![Bytes(f32_bytes(&residual))], vec![Tensor::f32(vec![rows, 224], residual)])
         });
         check(&[Stage::SwiGlu], &[swiglu::SwiGlu {}.into()], rows, &|_| (vec![], vec![]));
+        check(&[Stage::Bias], &[bias::Bias.into()], rows, &|random| {
+            let vector = random.floats(224);
+            (vec![Bytes(f32_bytes(&vector))], vec![Tensor::f32(vec![224], vector)])
+        });
     }
 }
 

@@ -121,12 +121,17 @@ fn element_wise_maps() {
     let scaled = |values: Vec<f32>| values.into_iter().map(|value| value * 20.0).collect::<Vec<f32>>();
     let (a, b) = (scaled(random.floats(rows * columns)), scaled(random.floats(rows * columns)));
     let wide = scaled(random.floats(rows * columns * 2));
-    let tensor = |values: &[f32]| Tensor::f32(vec![rows, values.len() / rows], values.to_vec());
-    let cases: [(MapOp, Op, Vec<&[f32]>); 4] = [
+    let tensor = |values: &[f32]| match values.len() {
+        len if len == columns => Tensor::f32(vec![columns], values.to_vec()),
+        len => Tensor::f32(vec![rows, len / rows], values.to_vec()),
+    };
+    let bias = random.floats(columns);
+    let cases: [(MapOp, Op, Vec<&[f32]>); 5] = [
         (MapOp::Add, ops::add::Add {}.into(), vec![&a, &b]),
         (MapOp::Mul, ops::mul::Mul {}.into(), vec![&a, &b]),
         (MapOp::Silu, ops::silu::Silu {}.into(), vec![&a]),
         (MapOp::SwiGlu, ops::swiglu::SwiGlu {}.into(), vec![&wide]),
+        (MapOp::Bias, ops::bias::Bias.into(), vec![&a, &bias]),
     ];
     for (map, op, inputs) in cases {
         let spec = KernelSpec::Map { op: map };

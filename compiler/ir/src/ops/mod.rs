@@ -4,6 +4,7 @@ pub mod add;
 pub mod append;
 pub mod append_qkv;
 pub mod attention;
+pub mod bias;
 pub mod embed;
 pub mod gather;
 pub mod linear;

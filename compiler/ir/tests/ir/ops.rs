@@ -7,6 +7,7 @@ use lathe_ir::ops::add::Add;
 use lathe_ir::ops::append::Append;
 use lathe_ir::ops::append_qkv::AppendQkv;
 use lathe_ir::ops::attention::Attention;
+use lathe_ir::ops::bias::Bias;
 use lathe_ir::ops::embed::Embed;
 use lathe_ir::ops::gather::Gather;
 use lathe_ir::ops::linear::Linear;
@@ -250,6 +251,8 @@ fn elementwise_ops() {
     let b = rows([1, 3], &[4.0, 3.0, -1.0]);
     check(Add, &[a.clone(), b.clone()], &[1, 3], &[5.0, 1.0, -0.5]);
     check(Mul, &[a, b], &[1, 3], &[4.0, -6.0, -0.5]);
+    let bias = Tensor::f32(vec![2], vec![0.5, -1.0]);
+    check(Bias, &[rows([2, 2], &[1.0, 2.0, 3.0, 4.0]), bias], &[2, 2], &[1.5, 1.0, 3.5, 3.0]);
     // sigmoid(ln 3) is 3/4; far out it is 1 or 0.
     let x = rows([1, 4], &[0.0, 3.0f32.ln(), 100.0, -200.0]);
     check(Silu, &[x], &[1, 4], &[0.0, 0.75 * 3.0f32.ln(), 100.0, 0.0]);
