@@ -121,7 +121,7 @@ pub fn run(args: &Args, start: Instant) -> anyhow::Result<()> {
         _ => None,
     };
     let sampling = args.sampling.params(model.plan.generation_config());
-    let mut session = Session { args, model, sampling, interrupt, start: Some(start) };
+    let mut session = Session { args, model, sampling, interrupt, start: args.prompt.as_ref().map(|_| start) };
     match (&args.prompt, template) {
         (None, Some(template)) => session.chat(&template),
         (None, None) => {
@@ -146,7 +146,7 @@ struct Session<'a> {
     model: Model,
     sampling: SampleParams,
     interrupt: Interrupt,
-    /// When the process began, until the first answer.
+    /// When the process began; only one prompt and its answer are timed from there.
     start: Option<Instant>,
 }
 
