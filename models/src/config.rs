@@ -56,6 +56,8 @@ pub struct ModelConfig {
     pub rms_eps: f32,
     /// Rotary position embedding.
     pub rope: Rope,
+    /// Whether queries, keys and values have biases.
+    pub attention_bias: bool,
     /// Whether the output head is the embedding table.
     pub tied_head: bool,
     /// Element type of the key/value cache: a choice of the compiler, not a fact of the file.

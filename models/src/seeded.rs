@@ -34,9 +34,24 @@ pub fn small_llama() -> ModelConfig {
         context: 512,
         rms_eps: 1e-5,
         rope: Rope { theta: 10_000.0, layout: RopeLayout::Pairs },
+        attention_bias: false,
         tied_head: true,
         cache: DType::F16,
     }
+}
+
+/// A small model of every family: [`small_llama`] with what sets the family apart.
+pub fn small_configs() -> Vec<ModelConfig> {
+    let llama = small_llama();
+    let halves = Rope { layout: RopeLayout::Halves, ..llama.rope };
+    let qwen2 = ModelConfig {
+        architecture: "qwen2".to_owned(),
+        attention_bias: true,
+        rope: halves,
+        tied_head: false,
+        ..llama.clone()
+    };
+    vec![llama, qwen2]
 }
 
 /// The model of [`small_llama`], with its matrices in one scheme.

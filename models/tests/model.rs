@@ -11,10 +11,11 @@ use lathe_ir::types::{DType, Elem, Type};
 use lathe_ir::verify::verify;
 use lathe_models::checkpoint::{Checkpoint, TensorInfo, assemble};
 use lathe_models::config::ModelConfig;
+use lathe_models::families::FAMILIES;
 use lathe_models::gguf::write::{to_bytes, write_gguf};
 use lathe_models::gguf::{Gguf, Value, ValueType};
 use lathe_models::layers::decoder;
-use lathe_models::seeded::{MemoryCheckpoint, model, seeded, small_llama, small_model, small_tokenizer};
+use lathe_models::seeded::{MemoryCheckpoint, model, seeded, small_configs, small_llama, small_model, small_tokenizer};
 use lathe_models::tokenizer::{Merge, TokenKind};
 use lathe_models::{Model, ModelError, families, from_gguf, open};
 
@@ -175,8 +176,11 @@ fn mixed_model() -> Model {
 
 #[test]
 fn a_written_model_reads_back_exactly() {
-    for model in [mixed_model(), small_model(1, Scheme::INT4).unwrap()] {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("tied-{}.gguf", model.config.tied_head));
+    let of_family = |config| model(config, small_tokenizer(), 1, &|_| Scheme::INT4).unwrap();
+    let models: Vec<Model> = std::iter::once(mixed_model()).chain(small_configs().into_iter().map(of_family)).collect();
+    assert_eq!(models.len(), 1 + FAMILIES.len(), "a model of every family");
+    for (index, model) in models.into_iter().enumerate() {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("written-{index}.gguf"));
         write_gguf(&path, &model).unwrap();
         let read = open(&path).unwrap();
         assert_eq!(read.config, model.config);

@@ -20,6 +20,9 @@ use lathe_tests::compare::relative_error;
 /// Room for f32 roundings in another order, over a few layers.
 const F32_BOUND: f64 = 1e-5;
 
+/// How the matrices of the small models are stored.
+const SCHEMES: [Scheme; 3] = [Scheme::BF16, Scheme::INT8, Scheme::INT4];
+
 fn options(activations: Activations) -> Options {
     let mut options = Options::new(Target::parse("native").expect("this CPU has a target"));
     options.passes.activations = activations;
@@ -71,9 +74,11 @@ fn every_cut_and_every_flipped_bit_of_a_compiled_plan_is_refused() {
 #[test]
 fn a_compiled_plan_computes_what_its_graph_says() {
     let tokens: Vec<i32> = (0..45).map(|i| (i * 31 + 5) % 128).collect();
-    for scheme in [Scheme::BF16, Scheme::INT8, Scheme::INT4] {
-        let model =
-            seeded::small_model(3, scheme).expect("the model is sound").with_cache(DType::F32).expect("a cache");
+    let every_family = seeded::small_configs().into_iter();
+    for (config, scheme) in every_family.flat_map(|config| SCHEMES.map(|scheme| (config.clone(), scheme))) {
+        let family = config.architecture.clone();
+        let model = seeded::model(config, seeded::small_tokenizer(), 3, &|_| scheme).expect("the model is sound");
+        let model = model.with_cache(DType::F32).expect("a cache");
         let mut inputs = StepInputs::sequence(0, 0, &tokens);
         inputs.rows = (0..tokens.len() as i32).collect();
         let load = |weight: &Weight, ty: &Type| {
@@ -90,7 +95,7 @@ fn a_compiled_plan_computes_what_its_graph_says() {
             let ids: Vec<u32> = tokens.iter().map(|&token| token as u32).collect();
             let found = Engine::load(&plan, &options).expect("it loads").logits(&ids).expect("it runs").concat();
             let error = relative_error(&found, &expected);
-            assert!(error < F32_BOUND, "{scheme} in chunks of {chunk}: relative error {error:.1e}");
+            assert!(error < F32_BOUND, "{family} in {scheme}, in chunks of {chunk}: relative error {error:.1e}");
         }
     }
 }

@@ -1,6 +1,8 @@
 //! The families of models that Lathe knows. Adding one is a file here and a line in [`FAMILIES`].
 
+mod knobs;
 pub mod llama;
+pub mod qwen2;
 
 use crate::config::{Metadata, ModelConfig};
 use crate::error::ModelError;
@@ -18,7 +20,7 @@ pub struct Family {
 }
 
 /// Every family.
-pub const FAMILIES: &[Family] = &[llama::FAMILY];
+pub const FAMILIES: &[Family] = &[llama::FAMILY, qwen2::FAMILY];
 
 /// The family of an architecture.
 pub fn find(architecture: &str) -> Result<Family, ModelError> {

@@ -10,6 +10,7 @@ use lathe_ir::graph::{Arrangement, Graph, Part, RowOrder, StepInput, Value, Weig
 use lathe_ir::ops::add::Add;
 use lathe_ir::ops::append::Append;
 use lathe_ir::ops::attention::Attention;
+use lathe_ir::ops::bias::Bias;
 use lathe_ir::ops::embed::Embed;
 use lathe_ir::ops::gather::Gather;
 use lathe_ir::ops::linear::Linear;
@@ -34,6 +35,9 @@ pub struct TensorNames {
     pub q: &'static str,
     pub k: &'static str,
     pub v: &'static str,
+    pub q_bias: &'static str,
+    pub k_bias: &'static str,
+    pub v_bias: &'static str,
     pub o: &'static str,
     pub ffn_norm: &'static str,
     pub gate: &'static str,
@@ -66,6 +70,8 @@ struct LayerSlots {
     q: Slot,
     k: Slot,
     v: Slot,
+    /// Of q, k and v; empty where the model has none.
+    biases: Vec<Slot>,
     o: Slot,
     ffn_norm: Slot,
     gate: Slot,
@@ -104,11 +110,19 @@ fn layer_slots(config: &ModelConfig, names: &TensorNames, layer: usize) -> Layer
     let at = |role: &str| format!("layers.{layer}.{role}");
     let stored = |template: &str| template.replace("{}", &layer.to_string());
     let matrix = |role, template, rows, cols| matrix(&at(role), &stored(template), rows, cols);
+    let mut biases = Vec::new();
+    if config.attention_bias {
+        let bias = |role, template, heads| vector(&at(role), &stored(template), heads * head_dim);
+        biases.push(bias("q.bias", names.q_bias, heads));
+        biases.push(bias("k.bias", names.k_bias, kv_heads));
+        biases.push(bias("v.bias", names.v_bias, kv_heads));
+    }
     LayerSlots {
         attention_norm: vector(&at("attention_norm"), &stored(names.attention_norm), hidden),
         q: Slot { order, ..matrix("q", names.q, heads * head_dim, hidden) },
         k: Slot { order, ..matrix("k", names.k, kv_heads * head_dim, hidden) },
         v: matrix("v", names.v, kv_heads * head_dim, hidden),
+        biases,
         o: matrix("o", names.o, hidden, heads * head_dim),
         ffn_norm: vector(&at("ffn_norm"), &stored(names.ffn_norm), hidden),
         gate: matrix("gate", names.gate, ffn, hidden),
@@ -120,8 +134,9 @@ fn layer_slots(config: &ModelConfig, names: &TensorNames, layer: usize) -> Layer
 /// Every tensor that the decoder needs, in the order of use.
 pub fn slots(config: &ModelConfig, names: &TensorNames) -> impl Iterator<Item = Slot> {
     let layers = (0..config.layers).flat_map(|layer| {
-        let LayerSlots { attention_norm, q, k, v, o, ffn_norm, gate, up, down } = layer_slots(config, names, layer);
-        [attention_norm, q, k, v, o, ffn_norm, gate, up, down]
+        let LayerSlots { attention_norm, q, k, v, biases, o, ffn_norm, gate, up, down } =
+            layer_slots(config, names, layer);
+        [attention_norm, q, k, v].into_iter().chain(biases).chain([o, ffn_norm, gate, up, down])
     });
     let ends = [Some(final_norm_slot(config, names)), head_slot(config, names)];
     std::iter::once(embed_slot(config, names)).chain(layers).chain(ends.into_iter().flatten())
@@ -219,13 +234,19 @@ impl Builder<'_> {
 
     /// One layer: `x` is the residual stream `[T, hidden]`, and so is the result.
     fn layer(&mut self, layer: usize, slots: LayerSlots, x: Value, step: Step) -> Result<Value, ModelError> {
-        let LayerSlots { attention_norm, q, k, v, o, ffn_norm, gate, up, down } = slots;
+        let LayerSlots { attention_norm, q, k, v, biases, o, ffn_norm, gate, up, down } = slots;
 
         let normed = self.norm(x, attention_norm)?;
-        let q = self.project(normed, q)?; // [T, heads * head_dim]
-        let k = self.project(normed, k)?; // [T, kv_heads * head_dim]
-        let v = self.project(normed, v)?; // [T, kv_heads * head_dim]
-        let attended = self.attention(layer, [q, k, v], step)?; // [T, heads * head_dim]
+        let mut projected = [
+            self.project(normed, q)?, // [T, heads * head_dim]
+            self.project(normed, k)?, // [T, kv_heads * head_dim]
+            self.project(normed, v)?, // [T, kv_heads * head_dim]
+        ];
+        for (value, bias) in projected.iter_mut().zip(biases) {
+            let bias = self.weight(bias);
+            *value = self.graph.op1(Bias, &[*value, bias])?;
+        }
+        let attended = self.attention(layer, projected, step)?; // [T, heads * head_dim]
         let projected = self.project(attended, o)?;
         let x = self.graph.op1(Add, &[projected, x])?;
 
