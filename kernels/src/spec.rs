@@ -4,19 +4,20 @@
 //! A spec also states its calling convention: the operands in order, the launch parameters, and how many bytes of each
 //! operand the kernel may touch as a polynomial of the parameters. The runtime checks every launch against it.
 //!
-//! Conventions: `M` rows of activations, `N` weight rows (outputs, a multiple of 16), `G` groups of 32 along K,
+//! Conventions: `M` rows of activations, `N` weight rows (outputs, a multiple of 16), `G` spans of the weight scheme along
+//! K (32 columns, or 256 with super-blocks; 32 where there is no weight),
 //! `T` tokens, `S` sequences, `B` pages per sequence in the block table, `D` head size.
 
 use std::fmt;
 
-use lathe_ir::scheme::{Scheme, Zero};
+use lathe_ir::scheme::Scheme;
 use lathe_ir::types::DType;
 
 /// Tokens in a cache page.
 pub const PAGE_TOKENS: usize = 16;
 /// Rows of a weight block.
 pub const BLOCK_ROWS: usize = 16;
-/// Elements along K that `G` counts.
+/// Elements along K that kernels take at once: a span of every scheme without super-blocks, a group of activations.
 pub const GROUP: usize = 32;
 /// Bytes of a quantized activation record per group of 32: codes, scale, scale · sum, sum.
 pub const ACT_GROUP_BYTES: usize = 32 + 4 + 4 + 4;
@@ -208,9 +209,9 @@ fn write(name: &'static str, coefficient: usize, factors: &[u8]) -> Operand {
     operand(name, Access::Write, coefficient, factors)
 }
 
-/// Bytes of a packed weight per row and group of 32.
-pub fn group_bytes(scheme: Scheme) -> usize {
-    scheme.row_bytes(GROUP)
+/// Bytes of a packed weight per row and span.
+pub fn span_bytes(scheme: Scheme) -> usize {
+    scheme.row_bytes(scheme.span())
 }
 
 /// Bytes of one cache page: per key/value head, keys `[D, 16]` then values `[16, D]`.
@@ -271,8 +272,8 @@ impl KernelSpec {
         match self {
             KernelSpec::Embed { scheme } => vec![
                 read("tokens", 4, &[0]),
-                read("table", group_bytes(*scheme), &[1, 2]),
-                write("out", 4 * GROUP, &[0, 2]),
+                read("table", span_bytes(*scheme), &[1, 2]),
+                write("out", 4 * scheme.span(), &[0, 2]),
             ],
             KernelSpec::Rows { gather, norm, quantize } => {
                 let mut operands = vec![read("x", 4 * GROUP, &[1, 2])];
@@ -289,7 +290,8 @@ impl KernelSpec {
                 vec![read("positions", 4, &[0]), write("out", 4 * head_dim, &[0])]
             }
             KernelSpec::Linear { scheme, act, tile, epilogue } => {
-                let mut operands = vec![read("x", act_bytes(*act), &[0, 2]), read("w", group_bytes(*scheme), &[1, 2])];
+                let x_bytes = act_bytes(*act) * (scheme.span() / GROUP);
+                let mut operands = vec![read("x", x_bytes, &[0, 2]), read("w", span_bytes(*scheme), &[1, 2])];
                 for stage in epilogue {
                     stage.operands(&mut operands);
                 }
@@ -354,10 +356,9 @@ impl KernelSpec {
 
     /// Bytes per row and group of 32 of weights unpacked to scratch: f32 elements, or bytes with f32 scales and minima.
     pub fn unpacked_group_bytes(scheme: Scheme, act: Activation) -> usize {
-        match (act, scheme.zero) {
-            (Activation::F32, _) => 4 * GROUP,
-            (Activation::Int8, Zero::Symmetric) => GROUP + 4,
-            (Activation::Int8, Zero::Min) => GROUP + 8,
+        match act {
+            Activation::F32 => 4 * GROUP,
+            Activation::Int8 => GROUP + 4 * (GROUP / scheme.group * scheme.parameters()),
         }
     }
 
@@ -366,7 +367,7 @@ impl KernelSpec {
         let rows = Self::strip_blocks(epilogue) * BLOCK_ROWS;
         let bytes = match tile {
             Tile::Stream { .. } => 0,
-            Tile::Unpack { .. } => rows * Self::unpacked_group_bytes(scheme, act),
+            Tile::Unpack { .. } => rows * Self::unpacked_group_bytes(scheme, act) * (scheme.span() / GROUP),
         };
         operand("scratch", Access::ReadWrite, bytes, &[2])
     }

@@ -32,6 +32,10 @@ fn portable() -> Vec<KernelSpec> {
         linear(Scheme::INT8, Activation::Int8, stream, vec![Stage::Add]),
         linear(Scheme::BF16, Activation::F32, stream, vec![]),
         linear(Scheme::INT4, Activation::F32, stream, vec![]),
+        linear(Scheme::INT4_SUPER, Activation::Int8, stream, vec![]),
+        linear(Scheme::INT6_SUPER, Activation::Int8, stream, vec![]),
+        linear(Scheme::IQ4_SUPER, Activation::F32, Tile::Stream { tokens: 1 }, vec![]),
+        KernelSpec::Embed { scheme: Scheme::INT2_SUPER },
     ];
     specs.extend([MapOp::Add, MapOp::Mul, MapOp::Silu, MapOp::SwiGlu].map(|op| KernelSpec::Map { op }));
     specs

@@ -20,7 +20,7 @@ pub struct TensorInfo {
     pub rows: usize,
     /// Columns (inputs), K.
     pub cols: usize,
-    /// The scheme that the stored values come closest to: exact but for F16, which counts as bf16.
+    /// The scheme that holds the stored values exactly.
     pub scheme: Scheme,
 }
 
@@ -127,7 +127,7 @@ pub fn check_finite(tensor: &str, matrix: &Matrix) -> Result<(), ModelError> {
     let Some((at, value, part)) = bad else { return Ok(()) };
     let per_row = match &matrix.data {
         MatrixData::Float(_) => matrix.cols,
-        MatrixData::Quantized { scheme, .. } => matrix.cols / scheme.group,
+        MatrixData::Quantized { scheme, .. } => matrix.cols / scheme.scale_columns(),
     };
     Err(ModelError::NotFinite { tensor: tensor.to_owned(), row: at / per_row, part, value })
 }
@@ -211,15 +211,22 @@ fn pick_values(parts: &[Matrix], rows: &[(usize, usize)], cols: usize) -> Vec<f3
 }
 
 fn pick_codes(parts: &[Matrix], rows: &[(usize, usize)], cols: usize, scheme: Scheme) -> MatrixData {
-    let groups = cols / scheme.group;
-    let mut picked = (Vec::with_capacity(rows.len() * cols), Vec::new(), Vec::new());
+    let (mut codes, mut scales) = (Vec::with_capacity(rows.len() * cols), Vec::new());
+    let (mut mins, mut subs) = (Vec::new(), Vec::new());
     for &(part, row) in rows {
-        if let MatrixData::Quantized { codes, scales, mins, .. } = &parts[part].data {
-            picked.0.extend_from_slice(&codes[row * cols..(row + 1) * cols]);
-            picked.1.extend_from_slice(&scales[row * groups..(row + 1) * groups]);
-            // A symmetric scheme has no minima.
-            picked.2.extend_from_slice(mins.get(row * groups..(row + 1) * groups).unwrap_or_default());
+        let part = &parts[part];
+        if let MatrixData::Quantized { codes: c, scales: s, mins: m, subs: u, .. } = &part.data {
+            codes.extend_from_slice(rows_of(c, part.rows, row..row + 1));
+            scales.extend_from_slice(rows_of(s, part.rows, row..row + 1));
+            mins.extend_from_slice(rows_of(m, part.rows, row..row + 1));
+            subs.extend_from_slice(rows_of(u, part.rows, row..row + 1));
         }
     }
-    MatrixData::Quantized { scheme, codes: picked.0, scales: picked.1, mins: picked.2 }
+    MatrixData::Quantized { scheme, codes, scales, mins, subs }
+}
+
+/// Some rows of an array that holds as many elements for each of `count` rows; nothing of an empty one.
+pub(crate) fn rows_of<T>(elements: &[T], count: usize, rows: Range<usize>) -> &[T] {
+    let width = elements.len() / count.max(1);
+    &elements[rows.start * width..rows.end * width]
 }

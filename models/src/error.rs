@@ -64,8 +64,9 @@ pub enum ModelError {
     },
     /// A tensor is stored in a way that this reader does not decode.
     #[error(
-        "tensor '{tensor}' is stored as {found}; expected F32, F16, BF16, Q8_0 or Q4_1: \
-         use a file of the same model in one of these types"
+        "tensor '{tensor}' is stored as {found}; expected {}: \
+         use a file of the same model in one of these types",
+        crate::gguf::TensorType::names()
     )]
     TensorType {
         /// The tensor.

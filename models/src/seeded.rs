@@ -7,11 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use half::{bf16, f16};
-use lathe_ir::scheme::{Code, Matrix, MatrixData, Scheme, Zero};
+use lathe_ir::scheme::{Code, Matrix, MatrixData, Scales, Scheme, Zero};
 use lathe_ir::types::DType;
 
 use crate::Model;
-use crate::checkpoint::{Checkpoint, TensorInfo};
+use crate::checkpoint::{Checkpoint, TensorInfo, rows_of};
 use crate::config::{ModelConfig, Rope, RopeLayout};
 use crate::error::ModelError;
 use crate::families;
@@ -140,19 +140,15 @@ impl Checkpoint for MemoryCheckpoint {
         let info = self.tensor(name).ok_or_else(|| ModelError::NoTensor { tensor: name.to_owned() })?;
         info.check_rows(name, &rows)?;
         let matrix = &self.tensors[name].matrix;
-        let of_row = |per_row: usize| rows.start * per_row..rows.end * per_row;
         let data = match &matrix.data {
-            MatrixData::Float(values) => MatrixData::Float(values[of_row(matrix.cols)].to_vec()),
-            MatrixData::Quantized { scheme, codes, scales, mins } => {
-                let groups = of_row(matrix.cols / scheme.group);
-                MatrixData::Quantized {
-                    scheme: *scheme,
-                    codes: codes[of_row(matrix.cols)].to_vec(),
-                    scales: scales[groups.clone()].to_vec(),
-                    // A symmetric scheme has no minima.
-                    mins: mins.get(groups).unwrap_or_default().to_vec(),
-                }
-            }
+            MatrixData::Float(values) => MatrixData::Float(rows_of(values, matrix.rows, rows.clone()).to_vec()),
+            MatrixData::Quantized { scheme, codes, scales, mins, subs } => MatrixData::Quantized {
+                scheme: *scheme,
+                codes: rows_of(codes, matrix.rows, rows.clone()).to_vec(),
+                scales: rows_of(scales, matrix.rows, rows.clone()).to_vec(),
+                mins: rows_of(mins, matrix.rows, rows.clone()).to_vec(),
+                subs: rows_of(subs, matrix.rows, rows.clone()).to_vec(),
+            },
         };
         Ok(Matrix { rows: rows.len(), cols: matrix.cols, data })
     }
@@ -174,31 +170,44 @@ fn random_tensor(slot: &Slot, seed: u64, scheme: Scheme) -> Result<Matrix, Model
             };
             MatrixData::Float((0..rows * cols).map(|_| value(random.within(bound))).collect())
         }
-        Code::Uniform { .. } if !cols.is_multiple_of(scheme.group) => {
+        Code::Uniform { .. } | Code::Table if !cols.is_multiple_of(scheme.span()) => {
             return Err(ModelError::Shape {
                 tensor: slot.tensor.clone(),
-                expected: format!("a multiple of {} columns for {scheme}", scheme.group),
+                expected: format!("a multiple of {} columns for {scheme}", scheme.span()),
                 found: format!("{cols} columns"),
             });
         }
-        Code::Uniform { bits } => random_codes(&mut random, rows * cols, scheme, bits, bound),
+        Code::Uniform { .. } | Code::Table => random_codes(&mut random, rows * cols, scheme, bound),
     };
     Ok(Matrix { rows, cols, data })
 }
 
-fn random_codes(random: &mut Random, count: usize, scheme: Scheme, bits: u8, bound: f32) -> MatrixData {
-    let steps = f32::from(u8::MAX >> (8 - bits));
+fn random_codes(random: &mut Random, count: usize, scheme: Scheme, bound: f32) -> MatrixData {
+    let bits = scheme.bits();
     let codes = (0..count).map(|_| (random.next() >> (64 - bits)) as u8).collect();
-    let (mut scales, mut mins) = (Vec::new(), Vec::new());
-    for _ in 0..count / scheme.group {
+    let steps = f32::from(scheme.level(u8::MAX >> (8 - bits)) - scheme.level(0));
+    let (mut scales, mut mins, mut subs) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..count / scheme.scale_columns() {
         // Each group has its own range, between three quarters of the bound and all of it.
         let range = bound * (0.875 + random.within(0.125));
-        scales.push(f16::from_f32(2.0 * range / steps));
+        let (mut scale, mut min) = (2.0 * range / steps, 0.0);
         if scheme.zero == Zero::Min {
-            mins.push(f16::from_f32(-range + random.within(0.1) * range));
+            min = -range + random.within(0.1) * range;
+        }
+        if let Scales::Super { bits } = scheme.scales {
+            let largest = u8::MAX >> (8 - bits);
+            let least = scheme.sub_zero() + (largest - scheme.sub_zero()) / 4 * 3;
+            let integers = scheme.span() / scheme.group * scheme.parameters();
+            subs.extend((0..integers).map(|_| least + (random.next() % u64::from(largest - least + 1)) as u8));
+            scale /= f32::from(largest - scheme.sub_zero());
+            min /= f32::from(largest);
+        }
+        scales.push(f16::from_f32(scale));
+        if scheme.zero == Zero::Min {
+            mins.push(f16::from_f32(min));
         }
     }
-    MatrixData::Quantized { scheme, codes, scales, mins }
+    MatrixData::Quantized { scheme, codes, scales, mins, subs }
 }
 
 /// The generator `SplitMix64` (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).

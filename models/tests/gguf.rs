@@ -125,7 +125,7 @@ fn q4_1_keeps_codes_scale_and_minimum() {
     let mut block = vec![0x00, 0x38, 0x00, 0xbc];
     block.extend((0..16u8).map(|i| i | (15 - i) << 4));
     let matrix = load(&[32], Q4_1, &block);
-    let MatrixData::Quantized { scheme, codes, scales, mins } = &matrix.data else { panic!("{matrix:?}") };
+    let MatrixData::Quantized { scheme, codes, scales, mins, .. } = &matrix.data else { panic!("{matrix:?}") };
     assert_eq!(*scheme, Scheme::INT4);
     assert_eq!(
         codes[..],
@@ -248,7 +248,8 @@ fn malformed_tensors_are_refused() {
     refused(&one(tensor("w", &[1 << 32, 1 << 32], F32, 0)), &["'w'", "dimensions"]);
     refused(&one(tensor("w", &[1 << 62], F32, 0)), &["'w'", "dimensions"]);
     refused(&one(tensor("w", &[48], Q8_0, 0)), &["'w'", "dimensions"]);
-    refused(&one(tensor("w", &[32], 12, 0)), &["'w'", "Q4_K", "expected F32, F16, BF16, Q8_0 or Q4_1"]);
+    refused(&one(tensor("w", &[32], 12, 0)), &["'w'", "dimensions that suit Q4_K", "[32]"]);
+    refused(&one(tensor("w", &[32], 19, 0)), &["'w'", "IQ1_S", "expected F32, F16, BF16, Q4_0, Q4_1, Q5_0"]);
     refused(&one(tensor("w", &[32], 99, 0)), &["'w'", "unknown type 99"]);
     refused(&one(tensor("w", &[1], F32, 8)), &["'w'", "an offset that 32 divides", "found 8"]);
     refused(&one(tensor("w", &[1], F32, 1 << 40)), &["'w'", "cut short"]);
@@ -300,4 +301,26 @@ fn paths_are_named_in_errors() {
         let message = error.to_string();
         assert!(message.contains(words) && message.contains(&*path.to_string_lossy()), "{message}");
     }
+}
+
+#[test]
+fn every_quantized_type_has_the_values_that_others_read() {
+    let mut rest = &include_bytes!("data/blocks.bin")[..];
+    let mut schemes = Vec::new();
+    while !rest.is_empty() {
+        let (head, tail) = rest.split_at(12);
+        let [ty, bytes, count] = [0, 4, 8].map(|at| u32::from_le_bytes(head[at..at + 4].try_into().unwrap()));
+        let (blocks, tail) = tail.split_at(bytes as usize);
+        let (values, tail) = tail.split_at(4 * count as usize);
+        rest = tail;
+        // Two rows of one block each.
+        let matrix = load(&[u64::from(count) / 2, 2], ty, blocks);
+        let MatrixData::Quantized { scheme, .. } = &matrix.data else { panic!("{matrix:?}") };
+        assert_eq!(scheme.row_bytes(matrix.cols) * matrix.rows, blocks.len(), "type {ty} as {scheme}");
+        let found: Vec<u8> = matrix.to_f32().iter().flat_map(|value| value.to_le_bytes()).collect();
+        assert!(found == values, "type {ty} as {scheme}");
+        schemes.push(*scheme);
+    }
+    let integers: Vec<Scheme> = Scheme::ALL.into_iter().filter(|scheme| scheme.is_integer()).collect();
+    assert!(integers.iter().all(|scheme| schemes.contains(scheme)) && schemes.len() == integers.len());
 }

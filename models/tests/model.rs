@@ -28,7 +28,7 @@ fn column(values: &[f32]) -> Matrix {
 fn int8(rows: std::ops::Range<u8>) -> Matrix {
     let codes = rows.clone().flat_map(|n| [n; 32]).collect();
     let scales = rows.clone().map(|n| f16::from_f32(f32::from(n))).collect();
-    let data = MatrixData::Quantized { scheme: Scheme::INT8, codes, scales, mins: Vec::new() };
+    let data = MatrixData::Quantized { scheme: Scheme::INT8, codes, scales, mins: Vec::new(), subs: Vec::new() };
     Matrix { rows: rows.len(), cols: 32, data }
 }
 
@@ -62,7 +62,7 @@ fn parts_are_joined_one_after_the_other_or_in_turns() {
 #[test]
 fn quantized_rows_move_with_their_codes_and_scales() {
     let joined = join(&[&int8(1..3), &int8(5..7)], RowOrder::AsStored, Arrangement::Interleave { rows: 1 }).unwrap();
-    let MatrixData::Quantized { scheme, codes, scales, mins } = joined.data else { panic!("{joined:?}") };
+    let MatrixData::Quantized { scheme, codes, scales, mins, .. } = joined.data else { panic!("{joined:?}") };
     assert_eq!((scheme, mins.len()), (Scheme::INT8, 0));
     assert_eq!(codes, [[1u8; 32], [5; 32], [2; 32], [6; 32]].concat());
     assert_eq!(scales.iter().map(|scale| scale.to_f32()).collect::<Vec<_>>(), [1.0, 5.0, 2.0, 6.0]);
@@ -136,7 +136,7 @@ fn logits(model: &Model, tokens: &[i32], chunk: usize) -> Vec<f32> {
 
 #[test]
 fn seeded_models_verify_and_give_logits_near_one() {
-    for scheme in Scheme::ALL {
+    for scheme in Scheme::ALL.into_iter().filter(|scheme| scheme.span() == 32) {
         let model = small_model(7, scheme).unwrap();
         verify(&model.graph).unwrap();
         let logits = logits(&model, &[5, 20, 90, 33], 4);

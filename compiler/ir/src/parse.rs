@@ -22,8 +22,8 @@ use crate::graph::{Arrangement, Graph, Part, RowOrder, StepInput, Value, Weight}
 use crate::lex::{Name, Place, Token, lex};
 use crate::op::{Op, OpError};
 use crate::print::implied_rows;
-use crate::scheme::Scheme;
-use crate::types::{DType, Elem, Type};
+use crate::scheme::{Code, Scheme};
+use crate::types::{Elem, Type};
 
 /// Why text is not a graph, and where.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -170,9 +170,9 @@ impl Parser {
         let name = self.name("@", "a weight name")?;
         self.mark(':')?;
         let ty = match self.ty()? {
-            Type::Tensor { elem: Elem::Dense(dtype @ (DType::F32 | DType::Bf16)), shape } if shape.len() == 2 => {
-                let scheme = if dtype == DType::F32 { Scheme::F32 } else { Scheme::BF16 };
-                Type::Tensor { elem: Elem::Weight(scheme), shape }
+            Type::Tensor { elem: Elem::Dense(dtype), shape } if shape.len() == 2 => {
+                let scheme = Scheme::ALL.into_iter().find(|scheme| scheme.code == Code::Float(dtype));
+                Type::Tensor { elem: scheme.map_or(Elem::Dense(dtype), Elem::Weight), shape }
             }
             ty => ty,
         };

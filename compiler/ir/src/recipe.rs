@@ -23,8 +23,10 @@ pub enum Recipe {
     /// A dot product over K with f32 activations: from zero, one fused multiply-add per element in order of k, with
     /// the weight first dequantized to f32.
     Sequential,
-    /// A dot product over K with int8 activations: per group of the weight scheme the exact integer dot product `i`,
-    /// then `acc = fma(f32(i) · d, s, acc)` and, with minima, `acc = fma(m, s·sum, acc)`; groups in order from zero.
+    /// A dot product over K with int8 activations: per group of the weight scheme the exact integer dot product `i` of
+    /// levels less zero, then `acc = fma(f32(i) · d, s, acc)` and, with minima, `acc = fma(m, s · f32(sum), acc)`, where
+    /// `sum` adds the activation codes of the group; groups in order from zero. With super-blocks `d` and `m` are the
+    /// products of f16 and integer, which f32 holds exactly.
     Groups {
         /// The weight scheme.
         scheme: Scheme,

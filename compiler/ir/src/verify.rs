@@ -167,8 +167,8 @@ impl Verifier<'_> {
         let sizes: Option<Vec<usize>> = shape.iter().map(|dim| dim.constant()).collect();
         let rows = match (elem, sizes.as_deref()) {
             (Elem::Weight(scheme), Some(&[n, k])) => {
-                if scheme.group != 0 && k % scheme.group != 0 {
-                    return fail(format!("{k} columns are not whole groups of {}", scheme.group));
+                if scheme.is_integer() && k % scheme.span() != 0 {
+                    return fail(format!("{k} columns are not whole groups of {}", scheme.span()));
                 }
                 n
             }

@@ -1,5 +1,5 @@
 //! Chooses the scheme in which each matrix is stored, by `--quantize`: `source` takes the smallest scheme that holds the
-//! file's own values, so integer schemes stay and floats become bf16; `bf16`, `int8` and `int4` take that scheme.
+//! file's own values, so integer schemes and f16 stay and other floats become bf16; `bf16`, `int8` and `int4` take that scheme.
 //!
 //! Before:
 //! ```text
@@ -38,7 +38,7 @@
 use lathe_ir::graph::{Graph, NodeId, NodeKind, Value};
 use lathe_ir::op::Op;
 use lathe_ir::scheme::{Code, Scheme};
-use lathe_ir::types::{Elem, Type};
+use lathe_ir::types::{DType, Elem, Type};
 
 use crate::pass::{Note, PassContext, PassError, Quantize};
 
@@ -74,7 +74,8 @@ fn is_edge(graph: &Graph, weight: NodeId) -> bool {
 fn choose(source: Scheme, quantize: Quantize, edge: bool, width: usize) -> (Scheme, &'static str) {
     let (scheme, reason) = match quantize {
         Quantize::Source => match source.code {
-            Code::Uniform { .. } => (source, "holds the file's own codes and scales"),
+            Code::Uniform { .. } | Code::Table => (source, "holds the file's own codes and scales"),
+            Code::Float(DType::F16) => (source, "holds the file's own values"),
             Code::Float(_) => (Scheme::BF16, "the smallest scheme for a file of floats"),
         },
         Quantize::Bf16 => (Scheme::BF16, "--quantize bf16"),
@@ -82,7 +83,7 @@ fn choose(source: Scheme, quantize: Quantize, edge: bool, width: usize) -> (Sche
         Quantize::Int4 if edge => (Scheme::INT8, "--quantize int4, but embedding and head keep 8 bits"),
         Quantize::Int4 => (Scheme::INT4, "--quantize int4"),
     };
-    if scheme.is_integer() && !width.is_multiple_of(scheme.group) {
+    if scheme.is_integer() && !width.is_multiple_of(scheme.span()) {
         return (Scheme::BF16, "its rows are no whole groups");
     }
     (scheme, reason)
@@ -100,6 +101,9 @@ mod tests {
         check(Scheme::INT4, Quantize::Source, false, 64, Scheme::INT4);
         check(Scheme::INT8, Quantize::Source, true, 64, Scheme::INT8);
         check(Scheme::F32, Quantize::Source, false, 64, Scheme::BF16);
+        check(Scheme::F16, Quantize::Source, false, 48, Scheme::F16);
+        check(Scheme::IQ4_SUPER, Quantize::Source, false, 512, Scheme::IQ4_SUPER);
+        check(Scheme::INT6_SUPER, Quantize::Source, true, 384, Scheme::BF16);
         check(Scheme::INT8, Quantize::Bf16, false, 64, Scheme::BF16);
         check(Scheme::INT4, Quantize::Int8, false, 64, Scheme::INT8);
         check(Scheme::BF16, Quantize::Int4, false, 64, Scheme::INT4);

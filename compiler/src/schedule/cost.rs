@@ -4,7 +4,7 @@
 //! embedding table, of which a token reads one row, and the cache, priced at [`ATTENTION_CONTEXT`] cached positions.
 
 use lathe_ir::types::Dim;
-use lathe_kernels::spec::{Access, GROUP, KernelSpec, MapOp, Operand, Stage, page_bytes};
+use lathe_kernels::spec::{Access, GROUP, KernelSpec, MapOp, Operand, Stage, page_bytes, span_bytes};
 
 use super::{plus, product, times};
 
@@ -38,7 +38,7 @@ pub fn bytes(kernel: &KernelSpec, params: &[Dim]) -> Dim {
         page_bytes(kv_heads, head_dim, dtype) / lathe_kernels::spec::PAGE_TOKENS
     };
     let rest = match kernel {
-        KernelSpec::Embed { scheme } => times(param(0), scheme.row_bytes(GROUP) * param(2).c),
+        KernelSpec::Embed { scheme } => times(param(0), span_bytes(*scheme) * param(2).c),
         KernelSpec::Attention { head_dim, dtype, .. } => {
             times(param(0), token_bytes(param(1).c, *head_dim, *dtype) * ATTENTION_CONTEXT)
         }
@@ -61,16 +61,16 @@ pub fn flops(kernel: &KernelSpec, params: &[Dim]) -> Dim {
     let rows = param(0);
     let columns = param(1).c;
     match kernel {
-        KernelSpec::Embed { .. } => times(rows, 2 * GROUP * param(2).c),
+        KernelSpec::Embed { scheme } => times(rows, 2 * scheme.span() * param(2).c),
         // Square and sum, scale by the root and the weight; largest, scale, round.
         KernelSpec::Rows { norm, quantize, .. } => {
             let per_element = if norm.is_some() { 4 } else { 0 } + if *quantize { 3 } else { 0 };
             times(rows, per_element * GROUP * param(2).c)
         }
         KernelSpec::Rotary { head_dim, .. } => times(rows, 2 * head_dim),
-        KernelSpec::Linear { epilogue, .. } => {
+        KernelSpec::Linear { scheme, epilogue, .. } => {
             let stages: usize = epilogue.iter().map(|stage| stage_flops(*stage, columns)).sum();
-            times(rows, 2 * columns * GROUP * param(2).c + stages)
+            times(rows, 2 * columns * scheme.span() * param(2).c + stages)
         }
         KernelSpec::Attention { group, head_dim, .. } => {
             times(rows, 4 * columns * group * head_dim * ATTENTION_CONTEXT)

@@ -55,7 +55,7 @@ fn weight_bytes(name: &str, ty: &Type) -> Result<u64, ScheduleError> {
     let bytes = match (ty.elem(), sizes.as_deref()) {
         (Some(Elem::Weight(scheme)), Some(&[n, k])) if Scheme::ALL.contains(scheme) => {
             check_multiple(name, "rows", n, BLOCK_ROWS)?;
-            check_multiple(name, "columns", k, GROUP)?;
+            check_multiple(name, "columns", k, scheme.span())?;
             packed_bytes(*scheme, n, k)
         }
         (Some(Elem::Dense(DType::F32)), Some(&[k])) => {
@@ -154,8 +154,9 @@ impl Lowering<'_> {
             Op::Linear(linear) => return self.linear(id, linear, inputs, &operands),
             Op::Embed(_) => {
                 let (n, k) = self.shape(inputs[1]);
-                let kernel = KernelSpec::Embed { scheme: self.scheme(inputs[1])? };
-                self.launch("embed", kernel, &operands, vec![rows, n, groups(k)], rows, Share::Even)?
+                let scheme = self.scheme(inputs[1])?;
+                let params = vec![rows, n, spans(k, scheme.span())];
+                self.launch("embed", KernelSpec::Embed { scheme }, &operands, params, rows, Share::Even)?
             }
             Op::RmsNorm(_) | Op::Quantize(_) | Op::Gather(_) => {
                 self.rows(op.name(), std::slice::from_ref(op), inputs[0], &operands)?
@@ -263,7 +264,7 @@ impl Lowering<'_> {
         let strip_rows = KernelSpec::strip_blocks(&epilogue) * BLOCK_ROWS;
         check_multiple(label, "rows", n.c, strip_rows)?;
         let act = if quantized { Activation::Int8 } else { Activation::F32 };
-        let mut params = vec![rows, n, groups(k)];
+        let mut params = vec![rows, n, spans(k, scheme.span())];
         if appended.is_some() {
             params.extend([Dim::S, self.pages]);
         }
@@ -294,7 +295,7 @@ impl Lowering<'_> {
         let (source_rows, k) = self.shape(x);
         let rows = if gather { Dim::R } else { source_rows };
         let kernel = KernelSpec::Rows { gather, norm, quantize };
-        self.launch(label, kernel, operands, vec![rows, source_rows, groups(k)], rows, Share::Even)
+        self.launch(label, kernel, operands, vec![rows, source_rows, spans(k, GROUP)], rows, Share::Even)
     }
 
     fn map(&mut self, op: MapOp, operands: &[Buffer], rows: Dim, columns: Dim) -> Result<Buffer, ScheduleError> {
@@ -400,6 +401,6 @@ fn with_block_table(operands: &[Buffer], at: usize) -> Vec<Buffer> {
     [&operands[..at], &[Buffer::BlockTable], &operands[at..]].concat()
 }
 
-fn groups(columns: Dim) -> Dim {
-    Dim::of(columns.c / GROUP)
+fn spans(columns: Dim, span: usize) -> Dim {
+    Dim::of(columns.c / span)
 }

@@ -36,6 +36,8 @@ impl<'c> Builder<'c> {
         urem: IntValue build_int_unsigned_rem;
         /// Bitwise and.
         and: IntValue build_and;
+        /// Bitwise or.
+        or: IntValue build_or;
         /// Shift left.
         shl: IntValue build_left_shift;
         /// f32 or f64 sum.

@@ -27,6 +27,8 @@ const PTX_KERNEL: u32 = 71;
 pub enum Kind {
     /// 8-bit integer.
     I8,
+    /// 16-bit integer.
+    I16,
     /// 32-bit integer.
     I32,
     /// 64-bit integer.
@@ -44,7 +46,7 @@ impl Kind {
     pub fn bytes(self) -> usize {
         match self {
             Kind::I8 => 1,
-            Kind::F16 => 2,
+            Kind::I16 | Kind::F16 => 2,
             Kind::I32 | Kind::F32 => 4,
             Kind::I64 | Kind::F64 => 8,
         }
@@ -241,6 +243,7 @@ impl<'c> Builder<'c> {
     pub(super) fn scalar_type(&self, kind: Kind) -> BasicTypeEnum<'c> {
         match kind {
             Kind::I8 => self.context.i8_type().into(),
+            Kind::I16 => self.context.i16_type().into(),
             Kind::I32 => self.context.i32_type().into(),
             Kind::I64 => self.context.i64_type().into(),
             Kind::F16 => self.context.f16_type().into(),
@@ -352,6 +355,14 @@ impl<'c> Builder<'c> {
         index.add_incoming(&[(&begin.0, from), (&next.0, self.block())]);
         ok(self.llvm.build_unconditional_branch(head));
         self.llvm.position_at_end(done);
+    }
+
+    /// Runs `body` for each index below `count`, without a loop when there is one.
+    pub fn repeat(&self, count: usize, body: impl FnOnce(Val<'c>)) {
+        if count == 1 {
+            return body(self.int(0));
+        }
+        self.for_range(self.int(0), self.int(count as i64), self.int(1), body);
     }
 
     /// Runs `body` where the uniform condition holds.

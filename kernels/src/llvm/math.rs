@@ -123,4 +123,35 @@ impl<'c> Builder<'c> {
         };
         self.intrinsic("llvm.x86.avx512.vpdpbusd.512", &[], &[acc, as_bytes(weights), as_bytes(activations)])
     }
+
+    /// Replaces each byte of 32-bit values, a number below 16, by its entry of a table.
+    pub fn look_up(&self, table: &[u8; 16], indices: Val<'c>) -> Val<'c> {
+        if indices.0.is_vector_value() {
+            let byte = self.context.i8_type();
+            let entries: Vec<_> = (0..64).map(|i| byte.const_int(u64::from(table[i % 16]), false)).collect();
+            let entries = Val(inkwell::types::VectorType::const_vector(&entries).into());
+            let bytes = self.llvm.build_bit_cast(indices.0, byte.vec_type(64), "").expect("as many bits");
+            let found = self.intrinsic("llvm.x86.avx512.pshuf.b.512", &[], &[entries, Val(bytes)]);
+            return self.bitcast_lanes(found);
+        }
+        // Two 64-bit words hold the table; a byte is shifted out of one of them.
+        let half = |entries: &[u8]| self.int(entries.iter().rev().fold(0, |word, &entry| word << 8 | i64::from(entry)));
+        let (low, high) = (half(&table[..8]), half(&table[8..]));
+        let entry = |i: i32| {
+            let index = self.and(self.lshr(indices, self.int32(8 * i)), self.int32(0xf));
+            let in_low = self.icmp(IntPredicate::ULT, index, self.int32(8));
+            let shift = self.zext(self.shl(self.and(index, self.int32(7)), self.int32(3)), Kind::I64);
+            let byte = self.and(self.lshr(self.select(in_low, low, high), shift), self.int(0xff));
+            self.shl(self.trunc(byte, Kind::I32), self.int32(8 * i))
+        };
+        (1..4).fold(entry(0), |word, i| self.or(word, entry(i)))
+    }
+
+    /// 64 bytes as sixteen 32-bit lanes.
+    fn bitcast_lanes(&self, bytes: Val<'c>) -> Val<'c> {
+        Val(self
+            .llvm
+            .build_bit_cast(bytes.0, self.lane_type(Kind::I32), "")
+            .expect("sixteen 32-bit lanes are 64 bytes"))
+    }
 }

@@ -1,19 +1,21 @@
 //! Weight packers: a matrix becomes blocks of 16 rows in the layout that kernels read.
 //!
-//! Block after block of 16 rows; in a block, group after group of 32 columns; in a group, lines of four bytes for each
-//! of the 16 rows, then 16 f16 scales, then 16 f16 minima where the scheme has them. `f32` and `bf16` have lines only.
+//! Block after block of 16 rows; in a block, span after span of columns (32, or 256 with super-blocks). In a span: for
+//! each 32 columns, lines of four bytes for each of the 16 rows; then, with super-blocks, the integer scales and minima
+//! in half-lines of two bytes per row; then 16 f16 scales; then 16 f16 minima where the scheme has them. Codes and
+//! integers of 3, 5 and 6 bits lie as two pieces, low bits first. `f32`, `bf16` and `f16` have lines only.
 
 mod quantize;
 
-use half::bf16;
-use lathe_ir::scheme::{Code, Matrix, MatrixData, Scheme};
+use half::{bf16, f16};
+use lathe_ir::scheme::{Code, Matrix, MatrixData, Scales, Scheme, pieces};
 use lathe_ir::types::DType;
 
 pub use quantize::quantize;
 
 use crate::spec::{BLOCK_ROWS, GROUP};
 
-/// Bytes of a packed matrix of `rows` (a multiple of 16) by `cols` (a multiple of 32).
+/// Bytes of a packed matrix of `rows` (a multiple of 16) by `cols` (a multiple of the span).
 pub fn packed_bytes(scheme: Scheme, rows: usize, cols: usize) -> usize {
     rows * scheme.row_bytes(cols)
 }
@@ -23,56 +25,53 @@ pub fn packed_bytes(scheme: Scheme, rows: usize, cols: usize) -> usize {
 /// # Panics
 /// When the matrix is not in `scheme` or its shape does not divide into blocks: the compiler checks both before.
 pub fn pack(matrix: &Matrix, scheme: Scheme, out: &mut Vec<u8>) {
-    assert!(matrix.rows.is_multiple_of(BLOCK_ROWS) && matrix.cols.is_multiple_of(GROUP), "shape in whole blocks");
+    let span = scheme.span();
+    assert!(matrix.rows.is_multiple_of(BLOCK_ROWS) && matrix.cols.is_multiple_of(span), "shape in whole blocks");
     out.reserve(packed_bytes(scheme, matrix.rows, matrix.cols));
-    for block in 0..matrix.rows / BLOCK_ROWS {
-        for group in 0..matrix.cols / GROUP {
-            pack_group(matrix, scheme, block * BLOCK_ROWS, group, out);
+    for row in (0..matrix.rows).step_by(BLOCK_ROWS) {
+        for k in (0..matrix.cols).step_by(span) {
+            pack_span(matrix, scheme, row, k, out);
         }
     }
 }
 
-fn pack_group(matrix: &Matrix, scheme: Scheme, first_row: usize, group: usize, out: &mut Vec<u8>) {
-    let at = |row: usize, k: usize| (first_row + row) * matrix.cols + group * GROUP + k;
+/// Packs the span of a block that begins at a row and column.
+fn pack_span(matrix: &Matrix, scheme: Scheme, first_row: usize, first_k: usize, out: &mut Vec<u8>) {
+    // Where `per_span` numbers of each span begin in a row, for each row of the block.
+    let starts = |per_span: usize| {
+        let (per_row, at) = (matrix.cols / scheme.span() * per_span, first_k / scheme.span() * per_span);
+        (first_row..first_row + BLOCK_ROWS).map(move |row| row * per_row + at)
+    };
     match (&matrix.data, scheme.code) {
-        (MatrixData::Float(values), Code::Float(DType::Bf16)) => {
-            for pair in 0..GROUP / 2 {
-                for row in 0..BLOCK_ROWS {
-                    for k in [2 * pair, 2 * pair + 1] {
-                        out.extend_from_slice(&bf16::from_f32(values[at(row, k)]).to_le_bytes());
+        (MatrixData::Float(values), Code::Float(dtype)) => {
+            // f32 has lines of one element per row, the others of two.
+            let per_line = 4 / dtype.bytes();
+            for line in 0..GROUP / per_line {
+                for start in starts(GROUP) {
+                    for value in &values[start + line * per_line..][..per_line] {
+                        match dtype {
+                            DType::Bf16 => out.extend(bf16::from_f32(*value).to_le_bytes()),
+                            DType::F16 => out.extend(f16::from_f32(*value).to_le_bytes()),
+                            DType::F32 | DType::I32 => out.extend(value.to_le_bytes()),
+                        }
                     }
                 }
             }
         }
-        (MatrixData::Float(values), Code::Float(_)) => {
-            for k in 0..GROUP {
-                for row in 0..BLOCK_ROWS {
-                    out.extend_from_slice(&values[at(row, k)].to_le_bytes());
-                }
-            }
-        }
-        (MatrixData::Quantized { scheme: stored, codes, scales, mins }, Code::Uniform { bits }) => {
+        (MatrixData::Quantized { scheme: stored, codes, scales, mins, subs }, Code::Uniform { .. } | Code::Table) => {
             assert_eq!(*stored, scheme, "quantize before packing");
-            if bits == 8 {
-                for quad in 0..GROUP / 4 {
-                    for row in 0..BLOCK_ROWS {
-                        out.extend_from_slice(&codes[at(row, 4 * quad)..][..4]);
-                    }
-                }
-            } else {
-                for pair in 0..GROUP / 8 {
-                    for row in 0..BLOCK_ROWS {
-                        let (low, high) = (at(row, 8 * pair), at(row, 8 * pair + 4));
-                        out.extend((0..4).map(|i| codes[low + i] | codes[high + i] << 4));
-                    }
-                }
+            for group in (0..scheme.span()).step_by(GROUP) {
+                let rows: Vec<&[u8]> = starts(scheme.span()).map(|start| &codes[start + group..][..GROUP]).collect();
+                pack_codes(scheme.bits(), &rows, out);
             }
-            let groups = matrix.cols / GROUP;
+            if let Scales::Super { bits } = scheme.scales {
+                let count = scheme.span() / scheme.group * scheme.parameters();
+                let rows: Vec<&[u8]> = starts(count).map(|start| &subs[start..][..count]).collect();
+                pack_integers(bits, &rows, out);
+            }
             for parameters in [scales, mins] {
                 if !parameters.is_empty() {
-                    for row in 0..BLOCK_ROWS {
-                        out.extend_from_slice(&parameters[(first_row + row) * groups + group].to_le_bytes());
-                    }
+                    out.extend(starts(1).flat_map(|at| parameters[at].to_le_bytes()));
                 }
             }
         }
@@ -80,10 +79,45 @@ fn pack_group(matrix: &Matrix, scheme: Scheme, first_row: usize, group: usize, o
     }
 }
 
+/// Lines of 32 codes per row: in each piece, byte `i` of a line holds element `i` of some quads, from the low bits up.
+fn pack_codes(bits: u8, rows: &[&[u8]], out: &mut Vec<u8>) {
+    let mut place = 0;
+    for &piece in pieces(bits) {
+        let quads = usize::from(8 / piece);
+        let field = |code: u8| code >> place & u8::MAX >> (8 - piece);
+        for line in 0..usize::from(piece) {
+            for row in rows {
+                let first = &row[line * quads * 4..][..quads * 4];
+                out.extend((0..4).map(|i| {
+                    (0..quads).fold(0, |byte, quad| byte | field(first[quad * 4 + i]) << (piece * quad as u8))
+                }));
+            }
+        }
+        place += piece;
+    }
+}
+
+/// Half-lines of integers: in each piece, two bytes per row hold some of them, from the low bits up.
+fn pack_integers(bits: u8, rows: &[&[u8]], out: &mut Vec<u8>) {
+    let mut place = 0;
+    for &piece in pieces(bits) {
+        let per_half_line = 16 / usize::from(piece);
+        let field = |integer: u8| u16::from(integer >> place & u8::MAX >> (8 - piece));
+        for first in (0..rows[0].len()).step_by(per_half_line) {
+            for row in rows {
+                let integers = row[first..].iter().take(per_half_line);
+                let word =
+                    integers.enumerate().fold(0, |word, (i, &integer)| word | field(integer) << (piece * i as u8));
+                out.extend(word.to_le_bytes());
+            }
+        }
+        place += piece;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use half::f16;
 
     #[test]
     fn int4_lines_hold_the_even_quad_low_and_the_odd_quad_high() {
@@ -94,6 +128,7 @@ mod tests {
             codes,
             scales: (0..rows).map(|row| f16::from_f32(row as f32)).collect(),
             mins: (0..rows).map(|row| f16::from_f32(-(row as f32))).collect(),
+            subs: Vec::new(),
         };
         let mut out = Vec::new();
         pack(&Matrix { rows, cols, data }, Scheme::INT4, &mut out);

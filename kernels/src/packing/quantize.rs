@@ -1,11 +1,12 @@
 //! Round-to-nearest quantization of a matrix into another scheme.
 
 use half::f16;
-use lathe_ir::scheme::{Code, Matrix, MatrixData, Scheme, Zero};
+use lathe_ir::scheme::{Code, Matrix, MatrixData, Scales, Scheme, Zero};
 
 /// The matrix in another scheme; unchanged when it already is in it. Float schemes take the values as f32 (packing
-/// rounds them). Symmetric: scale = max|w| / (2^(bits−1) − 1). With minima: scale = (max − min) / (2^bits − 1), code
-/// from the rounded scale and minimum, so that the error is measured against what is stored.
+/// rounds them). Symmetric: scale = max|w| / the largest level. With minima: scale = (max − min) / (2^bits − 1). With
+/// super-blocks, scales and minima are rounded to integer multiples of their f16. Codes come from the scale and minimum
+/// that are stored.
 pub fn quantize(matrix: &Matrix, scheme: Scheme) -> Matrix {
     if let MatrixData::Quantized { scheme: stored, .. } = &matrix.data
         && *stored == scheme
@@ -14,46 +15,69 @@ pub fn quantize(matrix: &Matrix, scheme: Scheme) -> Matrix {
     }
     let (rows, cols) = (matrix.rows, matrix.cols);
     let values = matrix.to_f32();
-    let Code::Uniform { bits } = scheme.code else { return Matrix { rows, cols, data: MatrixData::Float(values) } };
+    if !scheme.is_integer() {
+        return Matrix { rows, cols, data: MatrixData::Float(values) };
+    }
     let mut codes = Vec::with_capacity(values.len());
-    let mut scales = Vec::with_capacity(values.len() / scheme.group);
-    let mut mins = Vec::new();
-    for group in values.chunks(scheme.group) {
-        match scheme.zero {
-            Zero::Symmetric => scales.push(symmetric(group, bits, &mut codes)),
-            Zero::Min => {
-                let (scale, min) = affine(group, bits, &mut codes);
-                scales.push(scale);
-                mins.push(min);
-            }
+    let (mut scales, mut mins, mut subs) = (Vec::new(), Vec::new(), Vec::new());
+    for values in values.chunks(scheme.scale_columns()) {
+        let ideal: Vec<[f32; 2]> = values.chunks(scheme.group).map(|group| parameters(group, scheme)).collect();
+        let largest = |i: usize| ideal.iter().map(|of| of[i]).max_by(|a, b| a.abs().total_cmp(&b.abs())).unwrap_or(0.0);
+        let top = match scheme.scales {
+            Scales::F16 => 1,
+            Scales::Super { bits } => (1 << bits) - 1 - i32::from(scheme.sub_zero()),
+        };
+        let outer = [0, 1].map(|i| f16::from_f32(largest(i) / top as f32));
+        scales.push(outer[0]);
+        if scheme.zero == Zero::Min {
+            mins.push(outer[1]);
+        }
+        for (group, ideal) in values.chunks(scheme.group).zip(ideal) {
+            let stored = [0, 1].map(|i| match scheme.scales {
+                Scales::F16 => outer[i].to_f32(),
+                Scales::Super { .. } => {
+                    let integer = (ideal[i] * reciprocal(outer[i].to_f32())).round_ties_even().clamp(0.0, top as f32);
+                    if i < scheme.parameters() {
+                        subs.push(integer as u8 + scheme.sub_zero());
+                    }
+                    outer[i].to_f32() * integer
+                }
+            });
+            codes.extend(group.iter().map(|value| code((value - stored[1]) * reciprocal(stored[0]), scheme)));
         }
     }
-    Matrix { rows, cols, data: MatrixData::Quantized { scheme, codes, scales, mins } }
+    Matrix { rows, cols, data: MatrixData::Quantized { scheme, codes, scales, mins, subs } }
 }
 
 fn reciprocal(scale: f32) -> f32 {
-    if scale > 0.0 { 1.0 / scale } else { 0.0 }
+    if scale == 0.0 { 0.0 } else { 1.0 / scale }
 }
 
-fn symmetric(group: &[f32], bits: u8, codes: &mut Vec<u8>) -> f16 {
-    let zero = (1u32 << (bits - 1)) as f32;
-    let largest = group.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
-    let scale = f16::from_f32(largest / (zero - 1.0));
-    let inverse = reciprocal(scale.to_f32());
-    codes.extend(
-        group.iter().map(|value| ((value * inverse).round_ties_even() + zero).clamp(0.0, 2.0 * zero - 1.0) as u8),
-    );
-    scale
-}
-
-fn affine(group: &[f32], bits: u8, codes: &mut Vec<u8>) -> (f16, f16) {
-    let top = ((1u32 << bits) - 1) as f32;
+/// Scale and minimum of a group, before they are rounded; the minimum is 0 in a symmetric scheme. Minima of
+/// super-blocks are at most 0, since all share one factor.
+fn parameters(group: &[f32], scheme: Scheme) -> [f32; 2] {
     let low = group.iter().copied().fold(f32::INFINITY, f32::min);
     let high = group.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let (scale, min) = (f16::from_f32((high - low) / top), f16::from_f32(low));
-    let inverse = reciprocal(scale.to_f32());
-    codes.extend(group.iter().map(|value| ((value - min.to_f32()) * inverse).round_ties_even().clamp(0.0, top) as u8));
-    (scale, min)
+    let low = if scheme.scales == Scales::F16 { low } else { low.min(0.0) };
+    let top = (1u32 << scheme.bits()) - 1;
+    match scheme.zero {
+        Zero::Symmetric => {
+            let top = scheme.level(top as u8) - scheme.zero_level();
+            [low.abs().max(high.abs()) / f32::from(top), 0.0]
+        }
+        Zero::Min => [(high - low) / top as f32, low],
+    }
+}
+
+/// The code whose level is nearest to a value in units of the scale.
+fn code(value: f32, scheme: Scheme) -> u8 {
+    let level = value + f32::from(scheme.zero_level());
+    if scheme.code == Code::Table {
+        let distance = |code: &u8| (f32::from(scheme.level(*code)) - level).abs();
+        return (0..16).min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap_or(0);
+    }
+    let top = ((1u32 << scheme.bits()) - 1) as f32;
+    (value.round_ties_even() + f32::from(scheme.zero_level())).clamp(0.0, top) as u8
 }
 
 #[cfg(test)]
@@ -61,8 +85,8 @@ mod tests {
     use super::*;
 
     fn check(scheme: Scheme, bound: f32) {
-        let values: Vec<f32> = (0..16 * 64).map(|i| ((i * 37 % 101) as f32 - 40.0) / 13.0).collect();
-        let matrix = Matrix { rows: 16, cols: 64, data: MatrixData::Float(values.clone()) };
+        let values: Vec<f32> = (0..16 * 256).map(|i| ((i * 37 % 101) as f32 - 40.0) / 13.0).collect();
+        let matrix = Matrix { rows: 16, cols: 256, data: MatrixData::Float(values.clone()) };
         let back = quantize(&matrix, scheme).to_f32();
         let norm = |v: &[f32]| v.iter().map(|x| x * x).sum::<f32>().sqrt();
         let difference: Vec<f32> = values.iter().zip(&back).map(|(a, b)| a - b).collect();
@@ -75,15 +99,25 @@ mod tests {
     fn errors_match_the_number_of_bits() {
         // Uniform rounding error of a step Δ is Δ/√12; the range is about ±3.5 of an rms of about 2.4.
         check(Scheme::INT8, 0.01);
+        check(Scheme::INT6_SUPER, 0.03);
+        check(Scheme::INT5, 0.05);
+        check(Scheme::INT5_SUPER, 0.05);
+        check(Scheme::INT5_SYMMETRIC, 0.06);
         check(Scheme::INT4, 0.1);
+        check(Scheme::INT4_SUPER, 0.1);
+        check(Scheme::INT4_SYMMETRIC, 0.12);
+        check(Scheme::IQ4, 0.12);
+        check(Scheme::IQ4_SUPER, 0.12);
+        check(Scheme::INT3_SUPER, 0.3);
+        check(Scheme::INT2_SUPER, 0.5);
         check(Scheme::F32, 1e-12);
     }
 
     #[test]
     fn zeros_stay_zero() {
-        let matrix = Matrix { rows: 16, cols: 32, data: MatrixData::Float(vec![0.0; 512]) };
-        for scheme in [Scheme::INT8, Scheme::INT4] {
-            assert_eq!(quantize(&matrix, scheme).to_f32(), vec![0.0; 512]);
+        let matrix = Matrix { rows: 16, cols: 256, data: MatrixData::Float(vec![0.0; 4096]) };
+        for scheme in Scheme::ALL {
+            assert_eq!(quantize(&matrix, scheme).to_f32(), vec![0.0; 4096], "{scheme}");
         }
     }
 }

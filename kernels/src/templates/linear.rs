@@ -1,14 +1,17 @@
 //! Linear kernels: `out[m, n] = Σ_k x[m, k] · w[n, k]`, then the epilogue.
 //!
 //! A unit is a strip of one or more blocks of 16 weight rows, for all rows of activations. Lanes are weight rows, so a
-//! reduction over K stays in its lane and its order is the recipe: per group the integer dot product is exact, then
-//! `acc = fma(f32(dot) · scale, x scale, acc)` and, with minima, `acc = fma(min, x scale · x sum, acc)`; for f32
-//! activations one fused multiply-add per element in order of k. Both tiles follow it, hence give the same bits.
+//! reduction over K stays in its lane and its order is the recipe: per group of the scheme the integer dot product is
+//! exact, then `acc = fma(f32(dot) · scale, x scale, acc)` and, with minima, `acc = fma(min, x scale · x sum, acc)`; for
+//! f32 activations one fused multiply-add per element in order of k. Both tiles follow it, hence give the same bits.
+//!
+//! Activations come in groups of 32 with the sum of their codes. A scheme of groups of 16 makes two dot products of
+//! them; the sums of both halves are then a dot product of the first half with ones, and what is left of the whole.
 
 use inkwell::values::PointerValue;
 use lathe_ir::scheme::{Scheme, Zero};
 
-use super::decode::{LINE, block_group_bytes, half_range, mins, quads, scales, values};
+use super::decode::{Columns, LINE, Parameters, block_span_bytes, span_groups};
 use super::stages::{Strip, finish};
 use crate::llvm::builder::{Builder, Kind, LANES, Val};
 use crate::llvm::memory::Var;
@@ -24,7 +27,7 @@ pub fn linear(b: &Builder<'_>, scheme: Scheme, act: Activation, tile: Tile, epil
     let kernel = Linear { b, scheme, act, blocks: KernelSpec::strip_blocks(epilogue) };
     b.for_units(|strip| {
         let block = b.mul(strip, b.int(kernel.blocks as i64));
-        let weights = b.element(b.operand(1), b.mul(block, b.param(2)), block_group_bytes(scheme));
+        let weights = b.element(b.operand(1), b.mul(block, b.param(2)), block_span_bytes(scheme));
         let weights = match tile {
             Tile::Stream { .. } => weights,
             Tile::Unpack { .. } => kernel.unpack(weights, epilogue),
@@ -51,10 +54,18 @@ struct Linear<'b, 'c> {
     blocks: usize,
 }
 
-/// A group of a block, ready to be multiplied.
+/// 32 columns of a block: which block of the strip, which span, and which columns of the span.
+#[derive(Clone, Copy)]
+struct Place<'c> {
+    block: usize,
+    span: Val<'c>,
+    index: Val<'c>,
+}
+
+/// 32 columns of a block, ready to be multiplied.
 enum Group<'c> {
-    /// Byte codes by quad, scales and minima.
-    Codes { quads: Vec<Val<'c>>, scales: Val<'c>, mins: Option<Val<'c>> },
+    /// Byte levels by quad, scales and minima.
+    Codes { quads: Vec<Val<'c>>, parameters: Parameters<'c> },
     /// Dequantized elements by k.
     Values(Vec<Val<'c>>),
 }
@@ -82,67 +93,114 @@ impl<'c> Linear<'_, 'c> {
         count: usize,
     ) -> Vec<Vec<Val<'c>>> {
         let b = self.b;
-        let groups = b.param(2);
+        let groups = self.groups();
         let record = if self.act == Activation::Int8 { ACT_GROUP_BYTES } else { 4 * GROUP };
         let rows: Vec<PointerValue<'c>> =
             (0..count).map(|i| b.element(b.operand(0), b.mul(b.add(row, b.int(i as i64)), groups), record)).collect();
         let zero = b.float_lanes(0.0);
         let sums: Vec<Vec<_>> = (0..count).map(|_| blocks.iter().map(|_| b.var(zero)).collect()).collect();
-        let stride = self.group_stride(tile);
-        b.for_range(b.int(0), groups, b.int(1), |g| {
-            let loaded: Vec<Group<'c>> = blocks
-                .iter()
-                .map(|&block| {
-                    let index = b.add(b.mul(groups, b.int(block as i64)), g);
-                    self.load(tile, b.element(weights, index, stride))
-                })
-                .collect();
-            match self.act {
-                Activation::Int8 => self.add_codes(&loaded, &rows, g, &sums),
-                Activation::F32 => self.add_values(&loaded, &rows, g, &sums),
-            }
+        b.for_range(b.int(0), b.param(2), b.int(1), |span| {
+            b.repeat(span_groups(self.scheme), |index| {
+                let places = blocks.iter().map(|&block| Place { block, span, index });
+                let loaded: Vec<Group<'c>> = places.map(|place| self.load(tile, weights, place)).collect();
+                let g = self.group_index(span, index);
+                match self.act {
+                    Activation::Int8 => self.add_codes(&loaded, &rows, g, &sums),
+                    Activation::F32 => self.add_values(&loaded, &rows, g, &sums),
+                }
+            });
         });
         sums.iter().map(|row| row.iter().map(|&sum| b.get(sum)).collect()).collect()
     }
 
+    /// How many times 32 columns a row has.
+    fn groups(&self) -> Val<'c> {
+        self.group_index(self.b.param(2), self.b.int(0))
+    }
+
+    /// The number of 32 columns of a span among all.
+    fn group_index(&self, span: Val<'c>, index: Val<'c>) -> Val<'c> {
+        let b = self.b;
+        match span_groups(self.scheme) {
+            1 => span,
+            groups => b.add(b.mul(span, b.int(groups as i64)), index),
+        }
+    }
+
     fn add_codes(&self, loaded: &[Group<'c>], rows: &[PointerValue<'c>], g: Val<'c>, sums: &[Vec<Var<'c>>]) {
         let b = self.b;
-        let groups = b.param(2);
-        let field = |row: PointerValue<'c>, bytes: usize| b.element(b.element(row, groups, bytes), g, 4);
-        let mut dots: Vec<Vec<Val<'c>>> = Vec::new();
-        for row in rows {
-            let start = match self.scheme.zero {
-                Zero::Symmetric => {
-                    let sum = b.load(Kind::I32, field(*row, GROUP + 8));
-                    b.splat(b.mul(sum, b.int32(-half_range(self.scheme))))
-                }
-                Zero::Min => b.int_lanes(0),
-            };
-            dots.push(vec![start; loaded.len()]);
-        }
+        let codes = |group: &Group<'c>| match group {
+            Group::Codes { quads, parameters } => (quads.clone(), parameters.clone()),
+            Group::Values(_) => unreachable!("int8 activations meet codes"),
+        };
+        let (quads, parameters): (Vec<_>, Vec<_>) = loaded.iter().map(codes).unzip();
+        let parts = GROUP / self.scheme.group;
+        let (code_sums, starts): (Vec<_>, Vec<_>) = rows.iter().map(|&row| self.starts(row, g)).unzip();
+        // Dot products by row, part of the columns and block.
+        let mut dots: Vec<Vec<Vec<Val<'c>>>> = starts
+            .into_iter()
+            .map(|parts: Vec<Val<'c>>| parts.into_iter().map(|start| vec![start; loaded.len()]).collect())
+            .collect();
         for quad in 0..GROUP / 4 {
-            for (row, dots) in rows.iter().zip(&mut dots) {
-                let at = b.offset(b.element(*row, g, GROUP), b.int(4 * quad as i64));
-                let activations = b.splat(b.load(Kind::I32, at));
-                for (group, dot) in loaded.iter().zip(dots) {
-                    let Group::Codes { quads, .. } = group else { unreachable!("int8 activations meet codes") };
+            for (&row, dots) in rows.iter().zip(&mut dots) {
+                let activations = self.activations(row, g, quad);
+                for (quads, dot) in quads.iter().zip(&mut dots[quad * parts / (GROUP / 4)]) {
                     *dot = b.dot4(*dot, quads[quad], activations);
                 }
             }
         }
-        for ((row, dots), sums) in rows.iter().zip(dots).zip(sums) {
-            let scale = b.splat(b.load(Kind::F32, field(*row, GROUP)));
-            for ((group, dot), &sum) in loaded.iter().zip(dots).zip(sums) {
-                let Group::Codes { scales, mins, .. } = group else { unreachable!("int8 activations meet codes") };
-                let scaled = b.fmul(b.to_float(dot, Kind::F32), *scales);
-                let mut value = b.fma(scaled, scale, b.get(sum));
-                if let Some(mins) = mins {
-                    let weighted = b.splat(b.load(Kind::F32, field(*row, GROUP + 4)));
-                    value = b.fma(*mins, weighted, value);
+        for (((&row, dots), code_sums), sums) in rows.iter().zip(dots).zip(code_sums).zip(sums) {
+            let scale = b.splat(b.load(Kind::F32, self.field(row, GROUP, g)));
+            for (part, dots) in dots.into_iter().enumerate() {
+                for ((parameters, dot), &sum) in parameters.iter().zip(dots).zip(sums) {
+                    let scaled = b.fmul(b.to_float(dot, Kind::F32), parameters.scales[part]);
+                    let mut value = b.fma(scaled, scale, b.get(sum));
+                    if let Some(&min) = parameters.mins.get(part) {
+                        let weighted = match code_sums.get(part) {
+                            Some(&sum) => b.fmul(scale, b.to_float(sum, Kind::F32)),
+                            None => b.splat(b.load(Kind::F32, self.field(row, GROUP + 4, g))),
+                        };
+                        value = b.fma(min, weighted, value);
+                    }
+                    b.set(sum, value);
                 }
-                b.set(sum, value);
             }
         }
+    }
+
+    /// The field of a record that follows `bytes` per group, for group `g`.
+    fn field(&self, row: PointerValue<'c>, bytes: usize, g: Val<'c>) -> PointerValue<'c> {
+        self.b.element(self.b.element(row, self.groups(), bytes), g, 4)
+    }
+
+    /// Four codes of a record in every lane.
+    fn activations(&self, row: PointerValue<'c>, g: Val<'c>, quad: usize) -> Val<'c> {
+        let b = self.b;
+        let at = b.offset(b.element(row, g, GROUP), b.int(4 * quad as i64));
+        b.splat(b.load(Kind::I32, at))
+    }
+
+    /// The sums of a record's codes over each part of the columns (none where the record has the only one, scaled), and
+    /// where the parts' dot products begin: at minus zero times the sum.
+    fn starts(&self, row: PointerValue<'c>, g: Val<'c>) -> (Vec<Val<'c>>, Vec<Val<'c>>) {
+        let b = self.b;
+        let zero = -i32::from(self.scheme.zero_level());
+        let whole = || b.load(Kind::I32, self.field(row, GROUP + 8, g));
+        if self.scheme.group == GROUP {
+            let start = match self.scheme.zero {
+                Zero::Symmetric => b.splat(b.mul(whole(), b.int32(zero))),
+                Zero::Min => b.int_lanes(0),
+            };
+            return (Vec::new(), vec![start]);
+        }
+        let ones = b.int_lanes(0x0101_0101);
+        let first = (0..GROUP / 8).fold(b.int_lanes(0), |sum, quad| b.dot4(sum, ones, self.activations(row, g, quad)));
+        let sums = vec![first, b.sub(b.splat(whole()), first)];
+        let starts = match self.scheme.zero {
+            Zero::Symmetric => sums.iter().map(|&sum| b.mul(sum, b.int_lanes(zero))).collect(),
+            Zero::Min => vec![b.int_lanes(0); sums.len()],
+        };
+        (sums, starts)
     }
 
     fn add_values(&self, loaded: &[Group<'c>], rows: &[PointerValue<'c>], g: Val<'c>, sums: &[Vec<Var<'c>>]) {
@@ -159,34 +217,50 @@ impl<'c> Linear<'_, 'c> {
         }
     }
 
-    /// Bytes from one group of a block to the next, as the tile reads them.
-    fn group_stride(&self, tile: Tile) -> usize {
+    fn load(&self, tile: Tile, weights: PointerValue<'c>, place: Place<'c>) -> Group<'c> {
+        let b = self.b;
+        let Place { block, span, index } = place;
+        let span = b.add(b.mul(b.param(2), b.int(block as i64)), span);
         match tile {
-            Tile::Stream { .. } => block_group_bytes(self.scheme),
-            Tile::Unpack { .. } => LANES * KernelSpec::unpacked_group_bytes(self.scheme, self.act),
+            Tile::Stream { .. } => self.decode(weights, span, index),
+            Tile::Unpack { .. } => self.load_unpacked(self.unpacked(weights, span, index)),
         }
     }
 
-    fn load(&self, tile: Tile, group: PointerValue<'c>) -> Group<'c> {
+    /// 32 columns of span `span` of the strip, from the packed weights.
+    fn decode(&self, weights: PointerValue<'c>, span: Val<'c>, index: Val<'c>) -> Group<'c> {
+        let (b, scheme) = (self.b, self.scheme);
+        let span = b.element(weights, span, block_span_bytes(scheme));
+        let columns = Columns { b, scheme, span, index, row: None };
+        match self.act {
+            Activation::Int8 => Group::Codes { quads: columns.quads(), parameters: columns.parameters() },
+            Activation::F32 => Group::Values(columns.values()),
+        }
+    }
+
+    /// Where 32 columns lie in scratch.
+    fn unpacked(&self, scratch: PointerValue<'c>, span: Val<'c>, index: Val<'c>) -> PointerValue<'c> {
+        let stride = LANES * KernelSpec::unpacked_group_bytes(self.scheme, self.act);
+        self.b.element(scratch, self.group_index(span, index), stride)
+    }
+
+    fn load_unpacked(&self, group: PointerValue<'c>) -> Group<'c> {
         let b = self.b;
         let line = |kind, index: usize| b.load_lanes(kind, b.offset(group, b.int((index * LINE) as i64)));
-        match (tile, self.act) {
-            (Tile::Stream { .. }, Activation::Int8) => Group::Codes {
-                quads: quads(b, self.scheme, group),
-                scales: scales(b, self.scheme, group),
-                mins: mins(b, self.scheme, group),
-            },
-            (Tile::Stream { .. }, Activation::F32) => Group::Values(values(b, self.scheme, group)),
-            (Tile::Unpack { .. }, Activation::Int8) => Group::Codes {
-                quads: (0..8).map(|quad| line(Kind::I32, quad)).collect(),
-                scales: line(Kind::F32, 8),
-                mins: (self.scheme.zero == Zero::Min).then(|| line(Kind::F32, 9)),
-            },
-            (Tile::Unpack { .. }, Activation::F32) => Group::Values((0..GROUP).map(|k| line(Kind::F32, k)).collect()),
+        let parts = GROUP / self.scheme.group.max(1);
+        match self.act {
+            Activation::Int8 => {
+                let quads = (0..GROUP / 4).map(|quad| line(Kind::I32, quad)).collect();
+                let mut rest = (GROUP / 4..).map(|index| line(Kind::F32, index));
+                let scales = rest.by_ref().take(parts).collect();
+                let mins = rest.take(parts * (self.scheme.parameters() - 1)).collect();
+                Group::Codes { quads, parameters: Parameters { scales, mins } }
+            }
+            Activation::F32 => Group::Values((0..GROUP).map(|k| line(Kind::F32, k)).collect()),
         }
     }
 
-    /// Unpacks the strip to scratch, the last operand, in the order in which [`Linear::load`] reads it.
+    /// Unpacks the strip to scratch, the last operand, in the order in which [`Linear::load_unpacked`] reads it.
     fn unpack(&self, weights: PointerValue<'c>, epilogue: &[Stage]) -> PointerValue<'c> {
         let b = self.b;
         let spec = KernelSpec::Linear {
@@ -196,26 +270,21 @@ impl<'c> Linear<'_, 'c> {
             epilogue: epilogue.to_vec(),
         };
         let scratch = b.operand(spec.operands().len() - 1);
-        let stream = Tile::Stream { tokens: 1 };
         let total = b.mul(b.param(2), b.int(self.blocks as i64));
-        b.for_range(b.int(0), total, b.int(1), |index| {
-            let group = self.load(stream, b.element(weights, index, self.group_stride(stream)));
-            let out = b.element(scratch, index, self.group_stride(Tile::Unpack { tokens: 1 }));
-            let put = |kind, line: usize, value| {
-                b.store_lanes(kind, b.offset(out, b.int((line * LINE) as i64)), value);
-            };
-            match group {
-                Group::Codes { quads, scales, mins } => {
-                    quads.into_iter().enumerate().for_each(|(i, quad)| put(Kind::I32, i, quad));
-                    put(Kind::F32, 8, scales);
-                    if let Some(mins) = mins {
-                        put(Kind::F32, 9, mins);
+        b.for_range(b.int(0), total, b.int(1), |span| {
+            b.repeat(span_groups(self.scheme), |index| {
+                let out = self.unpacked(scratch, span, index);
+                let (kind, lines, rest) = match self.decode(weights, span, index) {
+                    Group::Codes { quads, parameters: Parameters { scales, mins } } => {
+                        (Kind::I32, quads, [scales, mins].concat())
                     }
+                    Group::Values(values) => (Kind::F32, values, Vec::new()),
+                };
+                let kinds = std::iter::repeat_n(kind, lines.len()).chain(std::iter::repeat(Kind::F32));
+                for (line, (kind, value)) in kinds.zip(lines.into_iter().chain(rest)).enumerate() {
+                    b.store_lanes(kind, b.offset(out, b.int((line * LINE) as i64)), value);
                 }
-                Group::Values(values) => {
-                    values.into_iter().enumerate().for_each(|(k, value)| put(Kind::F32, k, value));
-                }
-            }
+            });
         });
         scratch
     }

@@ -54,9 +54,11 @@ pub fn floats(bytes: &[u8]) -> Vec<f32> {
 /// A random matrix in a scheme, and its packed form.
 pub fn weight(random: &mut Random, scheme: Scheme, rows: usize, cols: usize) -> (Matrix, Vec<u8>) {
     let mut values = random.floats(rows * cols);
-    if scheme == Scheme::BF16 {
-        for value in &mut values {
-            *value = half::bf16::from_f32(*value).to_f32();
+    for value in &mut values {
+        match scheme {
+            Scheme::BF16 => *value = half::bf16::from_f32(*value).to_f32(),
+            Scheme::F16 => *value = half::f16::from_f32(*value).to_f32(),
+            _ => {}
         }
     }
     let matrix = quantize(&Matrix { rows, cols, data: MatrixData::Float(values) }, scheme);

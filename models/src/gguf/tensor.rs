@@ -1,106 +1,234 @@
 //! Tensors of a GGUF file: their types, where they lie, and their decoding into matrices.
 //!
-//! The integer types are kept exactly: Q4_1 is `scale · code + min` and Q8_0 is `scale · code`, both in blocks of 32
-//! along a row with f16 parameters, which is what the schemes `int4:g32+min` and `int8:g32` say.
+//! Every type is kept exactly: its scheme has the same codes, groups, scales and minima. What a block looks like is
+//! data, in one table; [`planes`] says how the bits of codes lie in it. The source of the layouts is the definition of
+//! the blocks in ggml (`ggml-common.h`), and tests compare each with what the `gguf` package for Python makes of it.
 
 use std::ops::Range;
 
 use half::{bf16, f16};
 use lathe_ir::scheme::{Matrix, MatrixData, Scheme};
 
-/// Elements of a row that share a scale, in both quantized types.
-pub(super) const BLOCK: usize = 32;
-
-/// How a tensor is stored.
+/// How a tensor is stored; the number is that of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(non_camel_case_types, reason = "the format's own names")]
+#[repr(u32)]
 pub enum TensorType {
     /// Single precision.
-    F32,
+    F32 = 0,
     /// Half precision.
-    F16,
+    F16 = 1,
+    /// 4 bits and a scale per 32.
+    Q4_0 = 2,
+    /// 4 bits, a scale and a minimum per 32.
+    Q4_1 = 3,
+    /// 5 bits and a scale per 32.
+    Q5_0 = 6,
+    /// 5 bits, a scale and a minimum per 32.
+    Q5_1 = 7,
+    /// 8 bits and a scale per 32.
+    Q8_0 = 8,
+    /// 2 bits in super-blocks.
+    Q2_K = 10,
+    /// 3 bits in super-blocks.
+    Q3_K = 11,
+    /// 4 bits in super-blocks.
+    Q4_K = 12,
+    /// 5 bits in super-blocks.
+    Q5_K = 13,
+    /// 6 bits in super-blocks.
+    Q6_K = 14,
+    /// Codebook of 16 levels and a scale per 32.
+    IQ4_NL = 20,
+    /// Codebook of 16 levels in super-blocks.
+    IQ4_XS = 23,
     /// bfloat16.
-    Bf16,
-    /// Blocks of 32: f16 scale, f16 minimum, 16 bytes of codes (low nibbles first half, high nibbles second half).
-    Q4_1,
-    /// Blocks of 32: f16 scale, 32 signed bytes.
-    Q8_0,
+    BF16 = 30,
 }
+
+/// Names of types that are not read.
+const OTHERS: &[(u32, &str)] = &[
+    (9, "Q8_1"),
+    (15, "Q8_K"),
+    (16, "IQ2_XXS"),
+    (17, "IQ2_XS"),
+    (18, "IQ3_XXS"),
+    (19, "IQ1_S"),
+    (21, "IQ3_S"),
+    (22, "IQ2_S"),
+    (24, "I8"),
+    (25, "I16"),
+    (26, "I32"),
+    (27, "I64"),
+    (28, "F64"),
+    (29, "IQ1_M"),
+    (34, "TQ1_0"),
+    (35, "TQ2_0"),
+    (39, "MXFP4"),
+];
+
+/// Integers of some bits in a range of a block's bytes: in each chunk, the low bits of all bytes come first, then the
+/// next bits of all bytes. Integers of several planes are put together, low bits first.
+#[derive(Clone, Copy)]
+struct Plane {
+    at: (usize, usize),
+    chunk: usize,
+    bits: u8,
+    /// What turns a signed byte into one that counts from its least: 0x80, or nothing.
+    flip: u8,
+}
+
+const fn plane(at: (usize, usize), chunk: usize, bits: u8) -> Plane {
+    Plane { at, chunk, bits, flip: 0 }
+}
+
+const fn signed(at: (usize, usize)) -> Plane {
+    Plane { at, chunk: 1, bits: 8, flip: 0x80 }
+}
+
+/// The integer scales and minima of a super-block.
+#[derive(Clone, Copy)]
+enum Integers {
+    Planes(&'static [Plane]),
+    /// Twelve bytes from here hold 8 scales and 8 minima of 6 bits: those of the groups 0 to 3 lie in the low bits of the
+    /// first eight bytes, whose high bits belong to the groups 4 to 7, as do the nibbles of the last four.
+    Sixes(usize),
+}
+
+/// A block of integer codes: a number of elements, and where its parts begin.
+struct Block {
+    ty: TensorType,
+    elements: usize,
+    bytes: usize,
+    scheme: Scheme,
+    codes: &'static [Plane],
+    scale: usize,
+    min: Option<usize>,
+    integers: Integers,
+}
+
+/// The form of most types of 32 elements: the scale comes first.
+const fn simple(ty: TensorType, bytes: usize, scheme: Scheme, min: Option<usize>, codes: &'static [Plane]) -> Block {
+    Block { ty, elements: 32, bytes, scheme, codes, scale: 0, min, integers: Integers::Planes(&[]) }
+}
+
+const BLOCKS: [Block; 12] = [
+    simple(TensorType::Q4_0, 18, Scheme::INT4_SYMMETRIC, None, &[plane((2, 18), 16, 4)]),
+    simple(TensorType::Q4_1, 20, Scheme::INT4, Some(2), &[plane((4, 20), 16, 4)]),
+    simple(TensorType::Q5_0, 22, Scheme::INT5_SYMMETRIC, None, &[plane((6, 22), 16, 4), plane((2, 6), 1, 1)]),
+    simple(TensorType::Q5_1, 24, Scheme::INT5, Some(2), &[plane((8, 24), 16, 4), plane((4, 8), 1, 1)]),
+    simple(TensorType::Q8_0, 34, Scheme::INT8, None, &[signed((2, 34))]),
+    simple(TensorType::IQ4_NL, 18, Scheme::IQ4, None, &[plane((2, 18), 16, 4)]),
+    Block {
+        ty: TensorType::Q2_K,
+        elements: 256,
+        bytes: 84,
+        scheme: Scheme::INT2_SUPER,
+        codes: &[plane((16, 80), 32, 2)],
+        scale: 80,
+        min: Some(82),
+        integers: Integers::Planes(&[plane((0, 16), 1, 4)]),
+    },
+    Block {
+        ty: TensorType::Q3_K,
+        elements: 256,
+        bytes: 110,
+        scheme: Scheme::INT3_SUPER,
+        codes: &[plane((32, 96), 32, 2), plane((0, 32), 32, 1)],
+        scale: 108,
+        min: None,
+        integers: Integers::Planes(&[plane((96, 104), 8, 4), plane((104, 108), 4, 2)]),
+    },
+    Block {
+        ty: TensorType::Q4_K,
+        elements: 256,
+        bytes: 144,
+        scheme: Scheme::INT4_SUPER,
+        codes: &[plane((16, 144), 32, 4)],
+        scale: 0,
+        min: Some(2),
+        integers: Integers::Sixes(4),
+    },
+    Block {
+        ty: TensorType::Q5_K,
+        elements: 256,
+        bytes: 176,
+        scheme: Scheme::INT5_SUPER,
+        codes: &[plane((48, 176), 32, 4), plane((16, 48), 32, 1)],
+        scale: 0,
+        min: Some(2),
+        integers: Integers::Sixes(4),
+    },
+    Block {
+        ty: TensorType::Q6_K,
+        elements: 256,
+        bytes: 210,
+        scheme: Scheme::INT6_SUPER,
+        codes: &[plane((0, 128), 64, 4), plane((128, 192), 32, 2)],
+        scale: 208,
+        min: None,
+        integers: Integers::Planes(&[signed((192, 208))]),
+    },
+    Block {
+        ty: TensorType::IQ4_XS,
+        elements: 256,
+        bytes: 136,
+        scheme: Scheme::IQ4_SUPER,
+        codes: &[plane((8, 136), 16, 4)],
+        scale: 0,
+        min: None,
+        integers: Integers::Planes(&[plane((4, 8), 1, 4), plane((2, 4), 1, 2)]),
+    },
+];
+
+/// The types of plain numbers, with their bytes and schemes.
+const FLOATS: [(TensorType, usize, Scheme); 3] =
+    [(TensorType::F32, 4, Scheme::F32), (TensorType::F16, 2, Scheme::F16), (TensorType::BF16, 2, Scheme::BF16)];
 
 impl TensorType {
     /// The type with this number, or the name of one that is not supported.
     pub(super) fn from_id(id: u32) -> Result<TensorType, String> {
-        const OTHERS: &[(u32, &str)] = &[
-            (2, "Q4_0"),
-            (6, "Q5_0"),
-            (7, "Q5_1"),
-            (9, "Q8_1"),
-            (10, "Q2_K"),
-            (11, "Q3_K"),
-            (12, "Q4_K"),
-            (13, "Q5_K"),
-            (14, "Q6_K"),
-            (15, "Q8_K"),
-            (16, "IQ2_XXS"),
-            (17, "IQ2_XS"),
-            (18, "IQ3_XXS"),
-            (19, "IQ1_S"),
-            (20, "IQ4_NL"),
-            (21, "IQ3_S"),
-            (22, "IQ2_S"),
-            (23, "IQ4_XS"),
-            (24, "I8"),
-            (25, "I16"),
-            (26, "I32"),
-            (27, "I64"),
-            (28, "F64"),
-            (29, "IQ1_M"),
-            (34, "TQ1_0"),
-            (35, "TQ2_0"),
-            (39, "MXFP4"),
-        ];
-        match id {
-            0 => Ok(TensorType::F32),
-            1 => Ok(TensorType::F16),
-            3 => Ok(TensorType::Q4_1),
-            8 => Ok(TensorType::Q8_0),
-            30 => Ok(TensorType::Bf16),
-            _ => Err(match OTHERS.iter().find(|(other, _)| *other == id) {
+        let floats = FLOATS.iter().map(|float| float.0);
+        floats.chain(BLOCKS.iter().map(|block| block.ty)).find(|ty| ty.id() == id).ok_or_else(|| {
+            match OTHERS.iter().find(|(other, _)| *other == id) {
                 Some((_, name)) => (*name).to_owned(),
                 None => format!("the unknown type {id}"),
-            }),
-        }
+            }
+        })
+    }
+
+    /// The names of all types.
+    pub(crate) fn names() -> String {
+        let mut types: Vec<TensorType> = FLOATS.iter().map(|float| float.0).collect();
+        types.extend(BLOCKS.iter().map(|block| block.ty));
+        types.iter().map(|ty| format!("{ty:?}")).collect::<Vec<_>>().join(", ")
     }
 
     /// The number of the type in the format.
     pub(super) fn id(self) -> u32 {
-        match self {
-            TensorType::F32 => 0,
-            TensorType::F16 => 1,
-            TensorType::Q4_1 => 3,
-            TensorType::Q8_0 => 8,
-            TensorType::Bf16 => 30,
+        self as u32
+    }
+
+    /// Elements and bytes of a block, the unit in which a row is stored; and the scheme.
+    fn form(self) -> (usize, usize, Scheme) {
+        let block = BLOCKS.iter().find(|block| block.ty == self);
+        let float = FLOATS.iter().find(|float| float.0 == self);
+        match (block, float) {
+            (Some(block), _) => (block.elements, block.bytes, block.scheme),
+            (None, Some(&(_, bytes, scheme))) => (1, bytes, scheme),
+            (None, None) => unreachable!("every type is in one of the tables"),
         }
     }
 
     /// Elements and bytes of a block, the unit in which a row is stored.
     pub(super) fn block(self) -> (usize, usize) {
-        match self {
-            TensorType::F32 => (1, 4),
-            TensorType::F16 | TensorType::Bf16 => (1, 2),
-            TensorType::Q4_1 => (BLOCK, 2 + 2 + BLOCK / 2),
-            TensorType::Q8_0 => (BLOCK, 2 + BLOCK),
-        }
+        let (elements, bytes, _) = self.form();
+        (elements, bytes)
     }
 
-    /// The scheme that the type comes closest to. All but F16 are held exactly; the graph has no f16 weights, so that
-    /// F16 counts as bf16, with the error that this makes recorded by whoever converts.
+    /// The scheme that holds the type exactly.
     pub fn scheme(self) -> Scheme {
-        match self {
-            TensorType::F32 => Scheme::F32,
-            TensorType::F16 | TensorType::Bf16 => Scheme::BF16,
-            TensorType::Q4_1 => Scheme::INT4,
-            TensorType::Q8_0 => Scheme::INT8,
-        }
+        self.form().2
     }
 }
 
@@ -121,8 +249,8 @@ pub struct TensorEntry {
 
 /// Decodes whole rows of `cols` elements.
 pub(super) fn decode(ty: TensorType, bytes: &[u8], cols: usize) -> Matrix {
-    let (block, block_bytes) = ty.block();
-    let rows = bytes.len() / (cols / block * block_bytes);
+    let (elements, block_bytes) = ty.block();
+    let rows = bytes.len() / (cols / elements * block_bytes);
     let data = match ty {
         TensorType::F32 => {
             MatrixData::Float(bytes.as_chunks().0.iter().map(|&chunk| f32::from_le_bytes(chunk)).collect())
@@ -130,39 +258,64 @@ pub(super) fn decode(ty: TensorType, bytes: &[u8], cols: usize) -> Matrix {
         TensorType::F16 => {
             MatrixData::Float(bytes.as_chunks().0.iter().map(|&chunk| f16::from_le_bytes(chunk).to_f32()).collect())
         }
-        TensorType::Bf16 => {
+        TensorType::BF16 => {
             MatrixData::Float(bytes.as_chunks().0.iter().map(|&chunk| bf16::from_le_bytes(chunk).to_f32()).collect())
         }
-        TensorType::Q4_1 => decode_q4_1(bytes),
-        TensorType::Q8_0 => decode_q8_0(bytes),
+        _ => decode_blocks(BLOCKS.iter().find(|block| block.ty == ty).expect("the other types are blocks"), bytes),
     };
     Matrix { rows, cols, data }
 }
 
-fn decode_q4_1(bytes: &[u8]) -> MatrixData {
-    const BYTES: usize = 4 + BLOCK / 2;
-    let blocks = bytes.as_chunks::<BYTES>().0;
-    let mut codes = Vec::with_capacity(blocks.len() * BLOCK);
-    let mut scales = Vec::with_capacity(blocks.len());
-    let mut mins = Vec::with_capacity(blocks.len());
-    for block in blocks {
-        scales.push(f16::from_le_bytes([block[0], block[1]]));
-        mins.push(f16::from_le_bytes([block[2], block[3]]));
-        codes.extend(block[4..].iter().map(|byte| byte & 0xf));
-        codes.extend(block[4..].iter().map(|byte| byte >> 4));
+fn decode_blocks(form: &Block, bytes: &[u8]) -> MatrixData {
+    let count = bytes.len() / form.bytes;
+    let mut codes = Vec::with_capacity(count * form.elements);
+    let mut scales = Vec::with_capacity(count);
+    let (mut mins, mut subs) = (Vec::new(), Vec::new());
+    for block in bytes.chunks_exact(form.bytes) {
+        let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]);
+        scales.push(half(form.scale));
+        // Super-blocks subtract their minima, a scheme adds them.
+        let sign = if form.elements == 32 { f16::ONE } else { f16::NEG_ONE };
+        mins.extend(form.min.map(|at| half(at) * sign));
+        planes(block, form.codes, &mut codes);
+        match form.integers {
+            Integers::Planes(of) => planes(block, of, &mut subs),
+            Integers::Sixes(at) => sixes(&block[at..at + 12], &mut subs),
+        }
     }
-    MatrixData::Quantized { scheme: Scheme::INT4, codes, scales, mins }
+    MatrixData::Quantized { scheme: form.scheme, codes, scales, mins, subs }
 }
 
-fn decode_q8_0(bytes: &[u8]) -> MatrixData {
-    const BYTES: usize = 2 + BLOCK;
-    let blocks = bytes.as_chunks::<BYTES>().0;
-    let mut codes = Vec::with_capacity(blocks.len() * BLOCK);
-    let mut scales = Vec::with_capacity(blocks.len());
-    for block in blocks {
-        scales.push(f16::from_le_bytes([block[0], block[1]]));
-        // A signed byte plus 128 is the byte with its top bit flipped.
-        codes.extend(block[2..].iter().map(|byte| byte ^ 0x80));
+/// Appends the integers that planes of a block hold together.
+fn planes(block: &[u8], planes: &[Plane], out: &mut Vec<u8>) {
+    let start = out.len();
+    let mut place = 0;
+    for (index, plane) in planes.iter().enumerate() {
+        let mask = u8::MAX >> (8 - plane.bits);
+        let chunks = block[plane.at.0..plane.at.1].chunks_exact(plane.chunk);
+        let shifts = (0..8).step_by(usize::from(plane.bits));
+        let integers = chunks.flat_map(|chunk| {
+            shifts.clone().flat_map(move |shift| chunk.iter().map(move |byte| (byte >> shift) & mask))
+        });
+        if index == 0 {
+            out.extend(integers.map(|integer| integer ^ plane.flip));
+        } else {
+            out[start..].iter_mut().zip(integers).for_each(|(low, high)| *low |= high << place);
+        }
+        place += plane.bits;
     }
-    MatrixData::Quantized { scheme: Scheme::INT8, codes, scales, mins: Vec::new() }
+}
+
+/// Appends scale and minimum of each of 8 groups, 6 bits each.
+fn sixes(bytes: &[u8], out: &mut Vec<u8>) {
+    let (scales, rest) = bytes.split_at(4);
+    let (mins, nibbles) = rest.split_at(4);
+    out.extend(scales.iter().zip(mins).flat_map(|(scale, min)| [scale & 0x3f, min & 0x3f]));
+    let high = |byte: u8| (byte >> 2) & 0x30;
+    out.extend(
+        nibbles
+            .iter()
+            .zip(scales.iter().zip(mins))
+            .flat_map(|(nibble, (&scale, &min))| [(nibble & 0xf) | high(scale), (nibble >> 4) | high(min)]),
+    );
 }

@@ -8,13 +8,16 @@ use std::path::Path;
 use half::{bf16, f16};
 use lathe_ir::scheme::{Matrix, MatrixData, Scheme};
 
-use super::tensor::{BLOCK, TensorType};
+use super::tensor::TensorType;
 use super::value::ValueType;
 use super::{DEFAULT_ALIGNMENT, MAGIC, VERSION, Value};
 use crate::Model;
 use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::tokenizer::{TokenKind, Tokenizer, byte_characters};
+
+/// Elements of a block of both quantized types that are written.
+const BLOCK: usize = 32;
 
 /// Writes a model of the llama family as a GGUF file.
 ///
@@ -187,15 +190,15 @@ fn put_array(out: &mut Vec<u8>, value: &Value) {
     }
 }
 
-/// The type and bytes of a matrix.
+/// The type and bytes of a matrix; a scheme other than those of the seeded models' files is written as f32.
 fn encode(matrix: &Matrix, scheme: Scheme) -> (TensorType, Vec<u8>) {
-    match &matrix.data {
-        MatrixData::Float(values) if scheme == Scheme::BF16 => {
-            (TensorType::Bf16, values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect())
+    let mut out = Vec::new();
+    match (&matrix.data, scheme) {
+        (MatrixData::Float(values), Scheme::BF16) => {
+            out.extend(values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()));
+            (TensorType::BF16, out)
         }
-        MatrixData::Float(values) => (TensorType::F32, values.iter().flat_map(|value| value.to_le_bytes()).collect()),
-        MatrixData::Quantized { codes, scales, mins, .. } if !mins.is_empty() => {
-            let mut out = Vec::new();
+        (MatrixData::Quantized { codes, scales, mins, .. }, Scheme::INT4) => {
             for (block, (scale, min)) in codes.chunks_exact(BLOCK).zip(scales.iter().zip(mins)) {
                 put_halves(&mut out, &[*scale, *min]);
                 let (low, high) = block.split_at(BLOCK / 2);
@@ -203,13 +206,16 @@ fn encode(matrix: &Matrix, scheme: Scheme) -> (TensorType, Vec<u8>) {
             }
             (TensorType::Q4_1, out)
         }
-        MatrixData::Quantized { codes, scales, .. } => {
-            let mut out = Vec::new();
+        (MatrixData::Quantized { codes, scales, .. }, Scheme::INT8) => {
             for (block, scale) in codes.chunks_exact(BLOCK).zip(scales) {
                 put_halves(&mut out, &[*scale]);
                 out.extend(block.iter().map(|code| code ^ 0x80));
             }
             (TensorType::Q8_0, out)
+        }
+        _ => {
+            out.extend(matrix.to_f32().iter().flat_map(|value| value.to_le_bytes()));
+            (TensorType::F32, out)
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! `(x [M, K], w weight[N, K], extra operands of the prologue, then of the epilogue) -> results of the last stage`.
 //! Without stages the result is f32[M, N] with `y[m, n] = Σ_k x[m, k] · w[n, k]`. x is f32 or `int8[group]`; quantized
-//! activations need an integer weight scheme of the same group.
+//! activations need an integer weight scheme whose groups are no longer than theirs.
 //!
 //! A stage takes the running value as its first operand and its other operands from the extra ones, in order. In text:
 //!
@@ -164,10 +164,10 @@ fn product_type(x: &Type, w: &Type) -> Result<Type, OpError> {
     };
     match elem {
         Elem::Dense(DType::F32) => {}
-        Elem::Act { group } if scheme.is_integer() && scheme.group == *group => {}
+        Elem::Act { group } if scheme.is_integer() && group.is_multiple_of(scheme.group) => {}
         Elem::Act { group } => {
             return refuse(format!(
-                "x in groups of {group} needs an integer weight scheme of that group, found {scheme}"
+                "x in groups of {group} needs an integer weight scheme whose groups divide them, found {scheme}"
             ));
         }
         _ => return refuse(format!("operand 'x' expects f32[M, K] or int8[group][M, K], found {x}")),

@@ -1,4 +1,5 @@
-//! Types in text: `f32[T, 576]`, `int8[32][T, 576]`, `int4:g32+min[576, 576]`, `cache<f16, 3x64>`.
+//! Types in text: `f32[T, 576]`, `int8[32][T, 576]`, `int4:g32+min[576, 576]`, `int6:g16s8/256[576, 512]`,
+//! `cache<f16, 3x64>`.
 
 use super::words::parse_count;
 use super::{Parsed, Parser, Problem, fail};
@@ -15,6 +16,9 @@ impl Parser {
         }
         let elem = if self.eat(':') {
             let mut text = format!("{word}:{}", self.word("a group (g32)")?);
+            if self.eat('/') {
+                text = format!("{text}/{}", self.word("the columns of a super-block (256)")?);
+            }
             if self.eat('+') {
                 text = format!("{text}+{}", self.word("'min'")?);
             }

@@ -150,7 +150,12 @@ impl Numbers {
     }
 }
 
-/// A random matrix in a scheme.
+/// The schemes whose spans divide the widths of this decoder.
+pub fn schemes() -> impl Iterator<Item = Scheme> {
+    Scheme::ALL.into_iter().filter(|scheme| HIDDEN.is_multiple_of(scheme.span()))
+}
+
+/// A random matrix in a scheme without super-blocks.
 pub fn random_matrix(name: &str, scheme: Scheme, rows: usize, cols: usize) -> Matrix {
     let mut numbers = Numbers::of(name);
     if !scheme.is_integer() {
@@ -158,7 +163,7 @@ pub fn random_matrix(name: &str, scheme: Scheme, rows: usize, cols: usize) -> Ma
         return Matrix { rows, cols, data };
     }
     let groups = rows * cols / scheme.group;
-    let range = if scheme == Scheme::INT4 { 16 } else { 256 };
+    let range = 1 << scheme.bits();
     let codes = (0..rows * cols).map(|_| (numbers.bits() % range) as u8).collect();
     let scale = 0.4 / range as f32;
     let scales = (0..groups).map(|_| f16::from_f32(scale * (1.5 + 0.5 * numbers.next()))).collect();
@@ -166,7 +171,7 @@ pub fn random_matrix(name: &str, scheme: Scheme, rows: usize, cols: usize) -> Ma
         Zero::Min => (0..groups).map(|_| f16::from_f32(-0.3 + 0.05 * numbers.next())).collect(),
         Zero::Symmetric => Vec::new(),
     };
-    Matrix { rows, cols, data: MatrixData::Quantized { scheme, codes, scales, mins } }
+    Matrix { rows, cols, data: MatrixData::Quantized { scheme, codes, scales, mins, subs: Vec::new() } }
 }
 
 /// The rows of `from` in another order.
@@ -176,13 +181,14 @@ fn select(from: &Matrix, order: &[usize]) -> Matrix {
     }
     let data = match &from.data {
         MatrixData::Float(values) => MatrixData::Float(pick(values, from.cols, order)),
-        MatrixData::Quantized { scheme, codes, scales, mins } => {
+        MatrixData::Quantized { scheme, codes, scales, mins, subs } => {
             let groups = from.cols / scheme.group;
             MatrixData::Quantized {
                 scheme: *scheme,
                 codes: pick(codes, from.cols, order),
                 scales: pick(scales, groups, order),
                 mins: if mins.is_empty() { Vec::new() } else { pick(mins, groups, order) },
+                subs: subs.clone(),
             }
         }
     };

@@ -11,7 +11,7 @@ use lathe_ir::ops::silu::Silu;
 use lathe_ir::parse::parse;
 use lathe_ir::scheme::Scheme;
 
-use crate::fixtures::{Numbers, decoder, fused, logits, random_matrix, relative_error};
+use crate::fixtures::{Numbers, decoder, fused, logits, random_matrix, relative_error, schemes};
 
 /// int8 activations in groups of 32 err by 1/254 of a group's largest value; over a layer that stays below this.
 const INT8_BOUND: f64 = 0.03;
@@ -45,7 +45,7 @@ fn stages_run_in_order_with_their_operands() {
 #[test]
 fn the_fused_decoder_gives_the_same_bits() {
     let step = StepInputs::sequence(0, 0, &[3, 1, 4, 1, 5, 9, 2, 6]);
-    for scheme in Scheme::ALL {
+    for scheme in schemes() {
         let plain = logits(&decoder(1, scheme), &step, &mut Caches::new());
         let merged = logits(&parse(&fused(scheme, false)).unwrap(), &step, &mut Caches::new());
         assert_eq!(plain, merged, "{scheme}");

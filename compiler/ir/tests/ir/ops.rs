@@ -124,7 +124,7 @@ fn linear_dequantizes_symmetric_and_affine_weights() {
     let half = f16::from_f32(0.5);
     let x = rows([1, 32], &[1.0; 32]);
     let quantized = |scheme, code, mins| {
-        let data = MatrixData::Quantized { scheme, codes: vec![code; 32], scales: vec![half], mins };
+        let data = MatrixData::Quantized { scheme, codes: vec![code; 32], scales: vec![half], mins, subs: Vec::new() };
         Tensor::matrix(Matrix { rows: 1, cols: 32, data })
     };
     check(Linear::new(), &[x.clone(), quantized(Scheme::INT8, 130, Vec::new())], &[1, 1], &[32.0]);

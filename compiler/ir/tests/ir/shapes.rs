@@ -128,9 +128,9 @@ fn linear_refusals() {
     );
     refuse(Linear::new(), &[x(32), x(32)], "linear: operand 'w' expects a weight matrix [N, K], found f32[T, 32]");
     refuse(Linear::new(), &[x(32)], "linear: expected 2 operands (x, w and 0 of its stages), found 1");
-    let float = "linear: x in groups of 32 needs an integer weight scheme of that group, found f32";
+    let float = "linear: x in groups of 32 needs an integer weight scheme whose groups divide them, found f32";
     refuse(Linear::new(), &[act_type(32, Dim::T, 32), matrix_type(Scheme::F32, 7, 32)], float);
-    let group = "linear: x in groups of 16 needs an integer weight scheme of that group, found int4:g32+min";
+    let group = "linear: x in groups of 16 needs an integer weight scheme whose groups divide them, found int4:g32+min";
     refuse(Linear::new(), &[act_type(16, Dim::T, 32), w], group);
     let two = Linear { prologue: Vec::new(), epilogue: vec![AppendQkv { heads: 4 }.into(), SwiGlu.into()] };
     let inputs = [x(32), matrix_type(Scheme::F32, 128, 32), i(Dim::T), i(Dim::T), cache()];
@@ -152,6 +152,22 @@ fn costs_count_weights_in_their_scheme() {
     // A row of 64 int4 codes with two scales and minima is 32 + 8 bytes, of int8 codes 64 + 4.
     assert_eq!(Scheme::INT4.row_bytes(64), 40);
     assert_eq!(Scheme::INT8.row_bytes(64), 68);
+    // Bytes of 256 elements in GGUF's own blocks.
+    let blocks = [
+        (Scheme::INT2_SUPER, 84),
+        (Scheme::INT3_SUPER, 110),
+        (Scheme::INT4_SUPER, 144),
+        (Scheme::INT5_SUPER, 176),
+        (Scheme::INT6_SUPER, 210),
+        (Scheme::IQ4_SUPER, 136),
+        (Scheme::IQ4, 144),
+        (Scheme::INT4_SYMMETRIC, 144),
+        (Scheme::INT5_SYMMETRIC, 176),
+        (Scheme::INT5, 192),
+    ];
+    for (scheme, bytes) in blocks {
+        assert_eq!(scheme.row_bytes(256), bytes, "{scheme}");
+    }
     let (x_bytes, y_bytes) = (3 * 64 * 4, 3 * 16 * 4);
     let linear = |scheme| cost(Linear::new(), &[x(64), matrix_type(scheme, 16, 64)]);
     assert_eq!(linear(Scheme::INT4), (2 * 3 * 16 * 64, 16 * 40 + x_bytes + y_bytes));

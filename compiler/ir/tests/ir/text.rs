@@ -10,7 +10,7 @@ use lathe_ir::scheme::Scheme;
 use lathe_ir::types::{CacheType, DType, Dim, Elem, Type};
 use lathe_ir::verify::verify;
 
-use crate::fixtures::{decoder, fused, matrix, weight};
+use crate::fixtures::{decoder, fused, matrix, matrix_type, schemes, weight};
 
 /// The text parses and prints again as itself.
 fn check(text: &str) -> Graph {
@@ -21,7 +21,7 @@ fn check(text: &str) -> Graph {
 
 #[test]
 fn built_graphs_round_trip() {
-    for scheme in Scheme::ALL {
+    for scheme in schemes() {
         let graph = decoder(3, scheme);
         let parsed = check(&graph.to_string());
         verify(&parsed).unwrap();
@@ -31,12 +31,23 @@ fn built_graphs_round_trip() {
 
 #[test]
 fn fused_text_round_trips_in_every_scheme() {
-    for scheme in Scheme::ALL {
+    for scheme in schemes() {
         verify(&check(&fused(scheme, false))).unwrap();
         if scheme.is_integer() {
             verify(&check(&fused(scheme, true))).unwrap();
         }
     }
+}
+
+#[test]
+fn every_scheme_parses_by_its_own_name() {
+    for scheme in Scheme::ALL {
+        assert_eq!(scheme.to_string().parse(), Ok(scheme));
+        let w = matrix_type(scheme, 16, 256);
+        check(&format!("graph main() {{\n  @w: {w} = \"w\"\n  return\n}}\n"));
+    }
+    assert_eq!(Scheme::INT6_SUPER.to_string(), "int6:g16s8/256");
+    assert_eq!(Scheme::INT4_SUPER.to_string(), "int4:g32s6/256+min");
 }
 
 #[test]
