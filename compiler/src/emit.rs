@@ -150,7 +150,7 @@ pub fn tokenizer(tokenizer: &Tokenizer) -> plan::TokenizerTables {
         Algorithm::Bpe { pre, merges } => {
             let merge = |merge: &Merge| plan::Merge { left: merge.left, right: merge.right, merged: merge.merged };
             tables.model = plan::TokenizerModel::Bpe;
-            tables.pretokenizer = pre.name().to_owned();
+            pre.name().clone_into(&mut tables.pretokenizer);
             tables.whole_pieces = pre.keeps_whole_pieces();
             tables.merges = merges.iter().map(merge).collect();
         }
