@@ -9,7 +9,7 @@ use lathe_kernels::recipes::recipe;
 use lathe_kernels::spec::{self, KernelSpec, PAGE_TOKENS, page_bytes};
 use lathe_kernels::targets::Target;
 use lathe_models::Model;
-use lathe_models::tokenizer::{PreTokenizer, TokenKind, Tokenizer};
+use lathe_models::tokenizer::{Algorithm, Merge, TokenKind, Tokenizer};
 use lathe_plan::manifest::{Manifest, Source, Tensor};
 use lathe_plan::{self as plan, Affine, PlanWriter};
 
@@ -147,20 +147,26 @@ fn affine(dim: Dim) -> Affine {
 /// The tokenizer as the runtime's tables.
 pub fn tokenizer(tokenizer: &Tokenizer) -> plan::TokenizerTables {
     let mut tables = plan::TokenizerTables {
-        model: plan::TokenizerModel::Bpe,
-        pretokenizer: match tokenizer.pre {
-            PreTokenizer::SmolLm => "smollm".to_owned(),
-        },
-        merges: tokenizer
-            .merges
-            .iter()
-            .map(|merge| plan::Merge { left: merge.left, right: merge.right, merged: merge.merged })
-            .collect(),
         bos: tokenizer.bos,
         eos: end_tokens(tokenizer),
+        unk: tokenizer.unk,
         add_bos: tokenizer.add_bos,
         ..plan::TokenizerTables::default()
     };
+    match &tokenizer.algorithm {
+        Algorithm::Bpe { pre, merges } => {
+            let merge = |merge: &Merge| plan::Merge { left: merge.left, right: merge.right, merged: merge.merged };
+            tables.model = plan::TokenizerModel::Bpe;
+            pre.name().clone_into(&mut tables.pretokenizer);
+            tables.whole_pieces = pre.keeps_whole_pieces();
+            tables.merges = merges.iter().map(merge).collect();
+        }
+        Algorithm::Spm { scores, space_prefix } => {
+            tables.model = plan::TokenizerModel::Spm;
+            tables.space_prefix = *space_prefix;
+            tables.ranks = ranks(scores);
+        }
+    }
     for token in &tokenizer.tokens {
         let kind = match token.kind {
             TokenKind::Normal => plan::TokenKind::Normal,
@@ -173,6 +179,14 @@ pub fn tokenizer(tokenizer: &Tokenizer) -> plan::TokenizerTables {
         tables.push(&token.bytes, kind);
     }
     tables
+}
+
+/// Each score's place among the different scores, the highest first: all that joining by score needs to know of them.
+fn ranks(scores: &[f32]) -> Vec<u32> {
+    let mut order: Vec<f32> = scores.to_vec();
+    order.sort_unstable_by(|a, b| b.total_cmp(a));
+    order.dedup();
+    scores.iter().map(|score| order.partition_point(|other| other > score) as u32).collect()
 }
 
 /// The tokens that end an answer, each once.

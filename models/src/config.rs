@@ -186,6 +186,12 @@ impl<'a> Metadata<'a> {
         required(self.map(key, "an array of integers", Value::integers)?, key, "an array of integers")
     }
 
+    /// An array of single-precision numbers.
+    pub fn floats(&self, key: &str) -> Result<Vec<f32>, ModelError> {
+        let expected = "an array of single-precision numbers";
+        required(self.map(key, expected, Value::floats)?, key, expected)
+    }
+
     fn map<T>(
         &self,
         key: &str,

@@ -45,8 +45,14 @@ pub struct Header {
 }
 
 impl Header {
-    /// Reads and checks the header of a complete file.
-    pub fn parse(file: &[u8]) -> Result<Header, ModelError> {
+    /// Reads the metadata alone: what a tokenizer needs, of any file whose tensors are of kinds yet to come.
+    pub fn metadata(file: &[u8]) -> Result<BTreeMap<String, Value>, ModelError> {
+        let (mut cursor, _, pair_count) = Header::counts(file)?;
+        read_metadata(&mut cursor, pair_count)
+    }
+
+    /// The numbers of tensors and of metadata pairs, and a cursor behind them.
+    fn counts(file: &[u8]) -> Result<(Cursor<'_>, usize, usize), ModelError> {
         let mut cursor = Cursor::new(file);
         if !file.starts_with(MAGIC) {
             return Err(sniff::not_gguf(file));
@@ -57,7 +63,12 @@ impl Header {
         // offset; a metadata pair at least a key's length, a type and one byte.
         let tensor_count = cursor.count(8 + 4 + 8 + 4 + 8, "the list of tensors")?;
         let pair_count = cursor.count(8 + 4 + 1, "the metadata")?;
+        Ok((cursor, tensor_count, pair_count))
+    }
 
+    /// Reads and checks the header of a complete file.
+    pub fn parse(file: &[u8]) -> Result<Header, ModelError> {
+        let (mut cursor, tensor_count, pair_count) = Header::counts(file)?;
         let metadata = read_metadata(&mut cursor, pair_count)?;
         let alignment = alignment(&metadata)?;
         let described: Vec<Described> =

@@ -16,7 +16,7 @@ use crate::config::{ModelConfig, Rope, RopeLayout};
 use crate::error::ModelError;
 use crate::families;
 use crate::layers::decoder::{self, Slot};
-use crate::tokenizer::{Merge, PreTokenizer, Token, TokenKind, Tokenizer};
+use crate::tokenizer::{Algorithm, Merge, PreTokenizer, Token, TokenKind, Tokenizer};
 
 /// A llama of two layers with all features of a large one: grouped heads, attention of another width than the
 /// residual stream, a feed-forward width of its own, a tied head. [`small_tokenizer`] is its tokenizer.
@@ -290,9 +290,8 @@ pub fn small_tokenizer() -> Tokenizer {
     let merges = SMALL_MERGES.iter().filter_map(merge).collect();
     let tokens = texts.iter().map(|(text, kind)| Token { bytes: text.as_bytes().to_vec(), kind: *kind }).collect();
     Tokenizer {
-        pre: PreTokenizer::SmolLm,
+        algorithm: Algorithm::Bpe { pre: PreTokenizer::SmolLm, merges },
         tokens,
-        merges,
         bos: Some(1),
         eos: Some(2),
         eot: None,

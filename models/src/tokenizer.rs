@@ -1,10 +1,15 @@
-//! The tokenizer of a model as neutral data: token bytes, merges as token ids, special tokens.
+//! The tokenizer of a model as neutral data: token bytes, what joins them, special tokens.
 //!
-//! Only byte-level BPE is read so far, which GGUF calls `gpt2`. Its files spell each byte of a token as a printable
-//! character (the byte-to-unicode map of GPT-2); here the bytes themselves are kept. Tokens that the tokenizer never
-//! makes from plain text, such as `<|im_end|>`, are spelled literally in the file.
+//! Two kinds are read. Byte-level BPE ([`bpe`]) is `gpt2` in GGUF files and joins by a list of merges; `SentencePiece`'s
+//! BPE ([`spm`]) is `llama` there and joins by the score of what comes out. Both files spell tokens in ways of their
+//! own; here a token is the text that it stands for. Tokens that are never made from plain text, such as `<|im_end|>`,
+//! are spelled literally in the file.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod bpe;
+mod spm;
+
+pub(crate) use bpe::byte_characters;
+pub(crate) use spm::spelled;
 
 use crate::config::Metadata;
 use crate::error::ModelError;
@@ -12,19 +17,37 @@ use crate::error::ModelError;
 /// How text is cut before merges apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PreTokenizer {
+    /// Runs of punctuation, then GPT-2's pattern, then digits by threes: what llama.cpp does where a file says no more.
+    Default,
+    /// GPT-2's pattern: contractions, letters, numbers and others, each with one space before it.
+    Gpt2,
+    /// Up to three digits at a time, line breaks with what is before them (`Llama 3`).
+    LlamaBpe,
+    /// As [`PreTokenizer::LlamaBpe`] with single digits (`Qwen 2`, `Qwen 2.5`, `Qwen 3`).
+    Qwen2,
     /// Single digits, then GPT-2's pattern (`SmolLM`, `SmolLM2`).
     SmolLm,
 }
 
 impl PreTokenizer {
     /// All of them.
-    pub const ALL: &'static [PreTokenizer] = &[PreTokenizer::SmolLm];
+    pub const ALL: &'static [PreTokenizer] =
+        &[PreTokenizer::Default, PreTokenizer::Gpt2, PreTokenizer::LlamaBpe, PreTokenizer::Qwen2, PreTokenizer::SmolLm];
 
     /// The name in GGUF files.
     pub fn name(self) -> &'static str {
         match self {
+            PreTokenizer::Default => "default",
+            PreTokenizer::Gpt2 => "gpt-2",
+            PreTokenizer::LlamaBpe => "llama-bpe",
+            PreTokenizer::Qwen2 => "qwen2",
             PreTokenizer::SmolLm => "smollm",
         }
+    }
+
+    /// Whether a piece that is a token as a whole becomes that token, whatever merges would make of it.
+    pub fn keeps_whole_pieces(self) -> bool {
+        self == PreTokenizer::LlamaBpe
     }
 }
 
@@ -86,15 +109,32 @@ pub struct Merge {
     pub merged: u32,
 }
 
-/// A byte-level BPE tokenizer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// How a text's bytes or characters become tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Algorithm {
+    /// Byte-level BPE.
+    Bpe {
+        /// How text is cut before merges apply.
+        pre: PreTokenizer,
+        /// Merges, the first to apply first. Each token id in them exists.
+        merges: Vec<Merge>,
+    },
+    /// `SentencePiece`'s BPE: of all neighbours whose joined text is a token, those with the highest score join first.
+    Spm {
+        /// One finite number per token.
+        scores: Vec<f32>,
+        /// Whether a text gets a space in front.
+        space_prefix: bool,
+    },
+}
+
+/// A tokenizer.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Tokenizer {
-    /// How text is cut before merges apply.
-    pub pre: PreTokenizer,
+    /// How text becomes tokens.
+    pub algorithm: Algorithm,
     /// The vocabulary by token id.
     pub tokens: Vec<Token>,
-    /// Merges, the first to apply first. Each token id in them exists.
-    pub merges: Vec<Merge>,
     /// Begins a text.
     pub bos: Option<u32>,
     /// Ends a text.
@@ -103,7 +143,7 @@ pub struct Tokenizer {
     pub eot: Option<u32>,
     /// Fills batches; Lathe never needs it.
     pub pad: Option<u32>,
-    /// Stands for bytes that the vocabulary cannot spell.
+    /// Stands for what the vocabulary cannot spell.
     pub unk: Option<u32>,
     /// Whether a text gets `bos` in front. Then `bos` is there.
     pub add_bos: bool,
@@ -114,96 +154,63 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Reads the tokenizer from a file's metadata.
     pub fn read(metadata: &Metadata) -> Result<Tokenizer, ModelError> {
-        check_model(metadata)?;
-        let pre = pre_tokenizer(metadata)?;
+        let key = "tokenizer.ggml.model";
         let texts = metadata.texts("tokenizer.ggml.tokens")?;
-        let tokens = tokens(texts, &metadata.integers("tokenizer.ggml.token_type")?)?;
-        let merges = merges(texts, metadata.texts("tokenizer.ggml.merges")?)?;
-        let special = |role: &str| special_token(metadata, role, tokens.len());
-        let (bos, eos, eot) = (special("bos")?, special("eos")?, special("eot")?);
-        let (pad, unk) = (special("padding")?, special("unknown")?);
-        let add_bos = adds(metadata, "tokenizer.ggml.add_bos_token", bos)?;
-        let add_eos = adds(metadata, "tokenizer.ggml.add_eos_token", eos)?;
-        Ok(Tokenizer { pre, tokens, merges, bos, eos, eot, pad, unk, add_bos, add_eos })
-    }
-}
-
-fn check_model(metadata: &Metadata) -> Result<(), ModelError> {
-    let key = "tokenizer.ggml.model";
-    let model = metadata.text(key)?;
-    if model != "gpt2" {
-        let expected = "'gpt2' (byte-level BPE), the only kind that is supported so far".to_owned();
-        return Err(ModelError::Key { key: key.to_owned(), expected, found: format!("'{model}'") });
-    }
-    let key = "tokenizer.ggml.add_space_prefix";
-    if metadata.optional_bool(key)? == Some(true) {
-        let expected = "false: byte-level BPE has no space prefix".to_owned();
-        return Err(ModelError::Key { key: key.to_owned(), expected, found: "true".to_owned() });
-    }
-    Ok(())
-}
-
-fn pre_tokenizer(metadata: &Metadata) -> Result<PreTokenizer, ModelError> {
-    let key = "tokenizer.ggml.pre";
-    let name = metadata.text(key)?;
-    PreTokenizer::ALL.iter().copied().find(|pre| pre.name() == name).ok_or_else(|| {
-        let known: Vec<String> = PreTokenizer::ALL.iter().map(|pre| format!("'{}'", pre.name())).collect();
-        let expected = format!("one of {} (others would cut text at other places)", known.join(", "));
-        ModelError::Key { key: key.to_owned(), expected, found: format!("'{name}'") }
-    })
-}
-
-fn tokens(texts: &[String], kinds: &[i64]) -> Result<Vec<Token>, ModelError> {
-    if texts.len() != kinds.len() {
-        return Err(wrong(format!("a type for each of {} tokens", texts.len()), format!("{} types", kinds.len())));
-    }
-    let bytes_of = bytes_by_character();
-    texts.iter().zip(kinds).enumerate().map(|(id, (text, &kind))| token(id, text, kind, &bytes_of)).collect()
-}
-
-fn token(id: usize, text: &str, kind: i64, bytes_of: &BTreeMap<char, u8>) -> Result<Token, ModelError> {
-    let kind = TokenKind::from_id(kind)
-        .ok_or_else(|| wrong(format!("a type from 1 to 6 for token {id}"), kind.to_string()))?;
-    if kind != TokenKind::Normal {
-        return Ok(Token { bytes: text.as_bytes().to_vec(), kind });
-    }
-    let byte = |character: char| {
-        bytes_of.get(&character).copied().ok_or_else(|| {
-            let expected = format!("characters of the byte-to-unicode map in token {id}");
-            wrong(expected, format!("'{}'", character.escape_debug()))
-        })
-    };
-    Ok(Token { bytes: text.chars().map(byte).collect::<Result<_, _>>()?, kind })
-}
-
-/// Merges in the file are pairs of token texts with a space between; a space inside a token is spelled otherwise.
-fn merges(texts: &[String], lines: &[String]) -> Result<Vec<Merge>, ModelError> {
-    let mut ids: HashMap<&str, u32> = HashMap::with_capacity(texts.len());
-    for (id, text) in texts.iter().enumerate() {
-        if let Some(first) = ids.insert(text, id as u32) {
-            let found = format!("'{}' as {first} and {id}", text.escape_debug());
-            return Err(wrong("each token once".to_owned(), found));
-        }
-    }
-    let mut seen = BTreeSet::new();
-    let mut merges = Vec::with_capacity(lines.len());
-    for (rank, line) in lines.iter().enumerate() {
-        let shown = || format!("'{}'", line.escape_debug());
-        let (left, right) = line
-            .split_once(' ')
-            .filter(|(_, right)| !right.contains(' '))
-            .ok_or_else(|| wrong(format!("two tokens and a space between them in merge {rank}"), shown()))?;
-        let id = |text: &str| {
-            let missing = || wrong(format!("'{}' of merge {rank} to be a token", text.escape_debug()), shown());
-            ids.get(text).copied().ok_or_else(missing)
+        let kinds = kinds(texts.len(), &metadata.integers("tokenizer.ggml.token_type")?)?;
+        let (algorithm, tokens) = match metadata.text(key)? {
+            "gpt2" => bpe::read(metadata, texts, &kinds)?,
+            "llama" => spm::read(metadata, texts, &kinds)?,
+            model => {
+                let expected = "'gpt2' (byte-level BPE) or 'llama' (SentencePiece's BPE)".to_owned();
+                return Err(ModelError::Key { key: key.to_owned(), expected, found: format!("'{model}'") });
+            }
         };
-        let merge = Merge { left: id(left)?, right: id(right)?, merged: id(&format!("{left}{right}"))? };
-        if !seen.insert((merge.left, merge.right)) {
-            return Err(wrong("each merge once".to_owned(), format!("{} again as merge {rank}", shown())));
-        }
-        merges.push(merge);
+        // What files that say nothing mean: llama.cpp's defaults.
+        let (is_spm, adds_bos) = match &algorithm {
+            Algorithm::Spm { .. } => (true, true),
+            Algorithm::Bpe { pre, .. } => (false, *pre == PreTokenizer::LlamaBpe),
+        };
+        let special = |role: &str| special_token(metadata, role, tokens.len());
+        let or = |id: u32| (is_spm && (id as usize) < tokens.len()).then_some(id);
+        let (unk, bos, eos) = (special("unknown")?.or(or(0)), special("bos")?.or(or(1)), special("eos")?.or(or(2)));
+        let eot = special("eot")?.or_else(|| end_of_turn(&tokens).filter(|&id| Some(id) != eos));
+        let pad = special("padding")?;
+        let add_bos = adds(metadata, "tokenizer.ggml.add_bos_token", bos, adds_bos)?;
+        let add_eos = adds(metadata, "tokenizer.ggml.add_eos_token", eos, false)?;
+        must_be_false(metadata, "tokenizer.ggml.add_sep_token", "no separator is added")?;
+        Ok(Tokenizer { algorithm, tokens, bos, eos, eot, pad, unk, add_bos, add_eos })
     }
-    Ok(merges)
+}
+
+/// The end of a turn in a file that does not name it: the first of the usual texts that is a control token.
+fn end_of_turn(tokens: &[Token]) -> Option<u32> {
+    const TEXTS: [&str; 5] = ["<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>", "<|endoftext|>"];
+    let find = |text: &&str| {
+        let is_it = |token: &Token| token.kind == TokenKind::Control && token.bytes == text.as_bytes();
+        tokens.iter().position(is_it)
+    };
+    TEXTS.iter().find_map(find).map(|id| id as u32)
+}
+
+fn kinds(tokens: usize, kinds: &[i64]) -> Result<Vec<TokenKind>, ModelError> {
+    if tokens != kinds.len() {
+        return Err(wrong(format!("a type for each of {tokens} tokens"), format!("{} types", kinds.len())));
+    }
+    let kind = |(id, &kind): (usize, &i64)| {
+        TokenKind::from_id(kind).ok_or_else(|| wrong(format!("a type from 1 to 6 for token {id}"), kind.to_string()))
+    };
+    kinds.iter().enumerate().map(kind).collect()
+}
+
+/// A flag that nothing supports when it is set.
+fn must_be_false(metadata: &Metadata, key: &str, why: &str) -> Result<(), ModelError> {
+    match metadata.optional_bool(key)? {
+        Some(true) => {
+            let (expected, found) = (format!("false: {why}"), "true".to_owned());
+            Err(ModelError::Key { key: key.to_owned(), expected, found })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn special_token(metadata: &Metadata, role: &str, count: usize) -> Result<Option<u32>, ModelError> {
@@ -217,8 +224,8 @@ fn special_token(metadata: &Metadata, role: &str, count: usize) -> Result<Option
 }
 
 /// A flag that asks for a special token, which then has to exist.
-fn adds(metadata: &Metadata, key: &str, token: Option<u32>) -> Result<bool, ModelError> {
-    let adds = metadata.optional_bool(key)?.unwrap_or(false);
+fn adds(metadata: &Metadata, key: &str, token: Option<u32>, default: bool) -> Result<bool, ModelError> {
+    let adds = metadata.optional_bool(key)?.unwrap_or(default);
     if adds && token.is_none() {
         let (expected, found) = ("a token to add".to_owned(), "none in the metadata".to_owned());
         return Err(ModelError::Key { key: key.to_owned(), expected, found });
@@ -228,22 +235,4 @@ fn adds(metadata: &Metadata, key: &str, token: Option<u32>) -> Result<bool, Mode
 
 fn wrong(expected: String, found: String) -> ModelError {
     ModelError::Tokenizer { expected, found }
-}
-
-/// GPT-2's map from bytes to printable characters: printable bytes of Latin-1 stand for themselves, the others for
-/// the characters from U+0100 on, in order.
-pub(crate) fn byte_characters() -> [char; 256] {
-    let mut next = 0x100u32;
-    std::array::from_fn(|byte| {
-        let byte = byte as u8;
-        if matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff) {
-            return char::from(byte);
-        }
-        next += 1;
-        char::from_u32(next - 1).unwrap_or(char::REPLACEMENT_CHARACTER)
-    })
-}
-
-fn bytes_by_character() -> BTreeMap<char, u8> {
-    (0..=255u8).zip(byte_characters()).map(|(byte, character)| (character, byte)).collect()
 }

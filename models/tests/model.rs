@@ -16,7 +16,7 @@ use lathe_models::gguf::write::{to_bytes, write_gguf};
 use lathe_models::gguf::{Gguf, Value, ValueType};
 use lathe_models::layers::decoder;
 use lathe_models::seeded::{MemoryCheckpoint, model, seeded, small_configs, small_llama, small_model, small_tokenizer};
-use lathe_models::tokenizer::{Merge, TokenKind};
+use lathe_models::tokenizer::{Algorithm, Merge, TokenKind};
 use lathe_models::{Model, ModelError, families, from_gguf, open};
 
 /// A float matrix of one column, whose values tell the rows apart.
@@ -298,9 +298,10 @@ fn token_bytes_follow_the_byte_to_unicode_map() {
 fn merges_name_tokens() {
     let tokenizer = with("general.author", text("anybody")).unwrap().tokenizer;
     let bytes = |id: u32| tokenizer.tokens[id as usize].bytes.as_slice();
-    let Merge { left, right, merged } = tokenizer.merges[5];
+    let Algorithm::Bpe { merges, .. } = &tokenizer.algorithm else { panic!("not BPE") };
+    let Merge { left, right, merged } = merges[5];
     assert_eq!((bytes(left), bytes(right), bytes(merged)), (&b" t"[..], &b"he"[..], &b" the"[..]));
-    assert_eq!(tokenizer.merges.len(), 28);
+    assert_eq!(merges.len(), 28);
 }
 
 #[test]
@@ -322,14 +323,60 @@ fn contradictions_in_the_tokenizer_are_refused() {
     refused(with("tokenizer.ggml.tokens", odd), &["byte-to-unicode map in token 3", "' '"]);
 
     refused(with("tokenizer.ggml.bos_token_id", Value::Unsigned(128)), &["bos_token_id", "below 128", "128"]);
-    refused(with("tokenizer.ggml.model", text("llama")), &["tokenizer.ggml.model", "'gpt2'", "'llama'"]);
-    refused(with("tokenizer.ggml.pre", text("qwen2")), &["tokenizer.ggml.pre", "'smollm'", "'qwen2'"]);
+    refused(with("tokenizer.ggml.model", text("bert")), &["tokenizer.ggml.model", "'gpt2'", "'bert'"]);
+    refused(with("tokenizer.ggml.pre", text("klingon")), &["tokenizer.ggml.pre", "'smollm'", "'klingon'"]);
+    refused(with("tokenizer.ggml.add_sep_token", Value::Bool(true)), &["add_sep_token", "found true"]);
     let prefix = with("tokenizer.ggml.add_space_prefix", Value::Bool(true));
     refused(prefix, &["add_space_prefix", "found true"]);
     let mut gguf = Gguf::from_bytes(to_bytes(&small_model(1, Scheme::INT4).unwrap()).unwrap()).unwrap();
     gguf.metadata.remove("tokenizer.ggml.bos_token_id");
     gguf.metadata.insert("tokenizer.ggml.add_bos_token".to_owned(), Value::Bool(true));
     refused(from_gguf(gguf, "small.gguf"), &["add_bos_token", "a token to add"]);
+}
+
+/// The small model with a `SentencePiece` vocabulary: `▁` for spaces, a byte, scores.
+fn with_scores(scores: Vec<f32>, edit: impl FnOnce(&mut Vec<String>)) -> Result<Model, ModelError> {
+    let mut texts: Vec<String> = (0..128).map(|id| format!("▁{id}")).collect();
+    texts[..2].clone_from_slice(&["<unk>", "<0xfF>"].map(str::to_owned));
+    edit(&mut texts);
+    let mut kinds = vec![1; 128];
+    kinds[..2].copy_from_slice(&[2, 6]);
+    let mut gguf = Gguf::from_bytes(to_bytes(&small_model(1, Scheme::INT4).unwrap()).unwrap()).unwrap();
+    gguf.metadata.remove("tokenizer.ggml.merges");
+    let scores = scores.into_iter().flat_map(f32::to_le_bytes).collect();
+    for (key, value) in [
+        ("model", text("llama")),
+        ("tokens", Value::Strings(texts)),
+        ("token_type", Value::Scalars { element: ValueType::U8, bytes: kinds }),
+        ("scores", Value::Scalars { element: ValueType::F32, bytes: scores }),
+    ] {
+        gguf.metadata.insert(format!("tokenizer.ggml.{key}"), value);
+    }
+    from_gguf(gguf, "small.gguf")
+}
+
+#[test]
+fn sentencepiece_tokens_are_the_text_that_they_stand_for() {
+    let model = with_scores(vec![-1.5; 128], |_| ()).unwrap();
+    let tokenizer = &model.tokenizer;
+    let bytes: Vec<&[u8]> = tokenizer.tokens[..3].iter().map(|token| token.bytes.as_slice()).collect();
+    assert_eq!(bytes, [&b"<unk>"[..], b"\xff", b" 2"]);
+    let Algorithm::Spm { scores, space_prefix } = &tokenizer.algorithm else { panic!("not SentencePiece") };
+    assert_eq!((scores.len(), scores[7], *space_prefix), (128, -1.5, true));
+    let again = from_gguf(Gguf::from_bytes(to_bytes(&model).unwrap()).unwrap(), "small.gguf").unwrap();
+    assert_eq!(&again.tokenizer, tokenizer);
+}
+
+#[test]
+fn contradictions_in_scores_and_bytes_are_refused() {
+    refused(with_scores(vec![0.0; 127], |_| ()), &["a score for each of 128 tokens", "127 scores"]);
+    let mut scores = vec![0.0; 128];
+    scores[9] = f32::NAN;
+    refused(with_scores(scores, |_| ()), &["a finite score for token 9", "NaN"]);
+    for byte in ["<0x0>", "<0x+F>", "0x0A", "<0x0é>"] {
+        let edit = |texts: &mut Vec<String>| byte.clone_into(&mut texts[1]);
+        refused(with_scores(vec![0.0; 128], edit), &["a byte such as <0x0A> as token 1", byte]);
+    }
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! Text into tokens and tokens into bytes, from the plan's ready tables.
 //!
-//! Byte-level byte-pair encoding: texts that stand for whole tokens are taken out first ([`added`]), what lies between
-//! is cut into pieces ([`split`]), and merges are applied to the bytes of each piece ([`merge`]). Every stage takes time
-//! of at most `n log n`, whatever the text.
+//! Texts that stand for whole tokens are taken out first ([`added`]). What lies between is encoded by one of two kinds of
+//! byte-pair encoding. The byte-level one cuts it into pieces ([`split`]) and applies merges to the bytes of each
+//! ([`merge`]). `SentencePiece`'s takes it whole and joins characters into tokens by the rank of what comes out
+//! ([`vocabulary`]). Every stage takes time of at most `n log n`, whatever the text.
 //!
 //! A control token such as `<|im_end|>` is structure. It is made from text only when the caller says that the text is
 //! trusted to hold structure ([`Control::Recognize`]); a user's text never becomes one, because no merge may yield one.
@@ -10,12 +11,16 @@
 pub mod added;
 pub mod merge;
 pub mod split;
+pub mod vocabulary;
 
-use lathe_plan::{TokenKind, TokenizerTables};
+use std::borrow::Cow;
+
+use lathe_plan::{TokenKind, TokenizerModel, TokenizerTables};
 
 use self::added::Added;
-use self::merge::{Merger, Merges};
+use self::merge::{Merger, Merges, Rule, UNKNOWN};
 use self::split::Scanner;
+use self::vocabulary::Vocabulary;
 
 /// Why tables make no tokenizer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -64,32 +69,43 @@ pub enum Segment<'a> {
 #[derive(Debug)]
 pub struct Tokenizer {
     tables: TokenizerTables,
-    scanner: Scanner,
-    merges: Merges,
+    encoder: Encoder,
     added: Added,
     /// The token of each single byte; a byte that has none is left out of the encoding, as elsewhere.
     bytes: [Option<u32>; 256],
 }
 
+/// How text without whole tokens is encoded.
+#[derive(Debug)]
+enum Encoder {
+    /// By merges within pieces.
+    Bpe {
+        scanner: Scanner,
+        merges: Merges,
+        /// Where pieces that are tokens as a whole are kept.
+        whole: Option<Vocabulary>,
+    },
+    /// By the ranks of the vocabulary's texts.
+    Spm(Vocabulary),
+}
+
+/// What `SentencePiece`'s vocabularies have in place of a space; both are the same to it.
+const SPACE_MARK: char = '▁';
+
 impl Tokenizer {
-    /// Builds the lookup structures. A vocabulary of 49,152 tokens takes one or two milliseconds.
+    /// Builds the lookup structures, in a few milliseconds for the largest vocabularies.
     pub fn new(tables: TokenizerTables) -> Result<Tokenizer, TokenizerError> {
         tables.validate().map_err(TokenizerError::Tables)?;
-        let scanner = split::scanner(&tables.pretokenizer).ok_or_else(|| TokenizerError::Pretokenizer {
-            found: tables.pretokenizer.clone(),
-            known: split::SCANNERS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", "),
-        })?;
-        let is_control = |id: u32| tables.kinds[id as usize] == TokenKind::Control;
-        if let Some(rank) = tables.merges.iter().position(|merge| is_control(merge.merged)) {
-            return Err(TokenizerError::ControlMerge { rank, token: tables.merges[rank].merged });
-        }
+        let is_spm = tables.model == TokenizerModel::Spm;
+        let encoder = if is_spm { Encoder::Spm(Vocabulary::new(&tables)) } else { bpe(&tables)? };
         let mut bytes = [None; 256];
         for (id, kind) in (0..).zip(&tables.kinds) {
-            if let (TokenKind::Normal | TokenKind::Byte, Some(&[byte])) = (kind, tables.token(id)) {
+            let is_byte = *kind == TokenKind::Byte || (*kind == TokenKind::Normal && !is_spm);
+            if let (true, Some(&[byte])) = (is_byte, tables.token(id)) {
                 bytes[usize::from(byte)].get_or_insert(id);
             }
         }
-        Ok(Tokenizer { scanner, merges: Merges::new(&tables.merges), added: Added::new(&tables), bytes, tables })
+        Ok(Tokenizer { encoder, added: Added::new(&tables), bytes, tables })
     }
 
     /// The tokens of a text, without a BOS token.
@@ -119,13 +135,59 @@ impl Tokenizer {
         self.added.segments(text, control)
     }
 
-    /// Merges within each piece of a text that holds no whole tokens.
-    fn encode_text(&self, mut text: &str, merger: &mut Merger, out: &mut Vec<u32>) {
-        while !text.is_empty() {
-            let (piece, rest) = text.split_at((self.scanner)(text));
-            let tokens = piece.bytes().filter_map(|byte| self.bytes[usize::from(byte)]);
-            merger.merge(&self.merges, tokens, out);
-            text = rest;
+    /// Encodes a text that holds no whole tokens and stands at the start or after one.
+    fn encode_text(&self, text: &str, merger: &mut Merger, out: &mut Vec<u32>) {
+        match &self.encoder {
+            Encoder::Bpe { scanner, merges, whole } => {
+                let mut text = text;
+                while !text.is_empty() {
+                    let (piece, rest) = text.split_at(scanner(text));
+                    text = rest;
+                    let token = whole.as_ref().and_then(|whole| whole.find(&self.tables, piece.as_bytes()));
+                    if let Some(token) = token {
+                        out.push(token);
+                        continue;
+                    }
+                    let tokens = piece.bytes().filter_map(|byte| self.bytes[usize::from(byte)]);
+                    merger.merge(tokens.map(|token| (token, 1)), |left, right, _| merges.rule(left, right));
+                    out.extend(merger.tokens().map(|(token, _)| token));
+                }
+            }
+            Encoder::Spm(vocabulary) => self.encode_spm(vocabulary, &self.with_spaces(text), merger, out),
+        }
+    }
+
+    /// The text as a `SentencePiece` vocabulary sees it: with its space in front, and every space spelled as one.
+    fn with_spaces<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        let is_plain = !self.tables.space_prefix && !text.contains(SPACE_MARK);
+        if is_plain {
+            return Cow::Borrowed(text);
+        }
+        let prefix = if self.tables.space_prefix { " " } else { "" };
+        Cow::Owned(format!("{prefix}{text}").replace(SPACE_MARK, " "))
+    }
+
+    /// Joins characters into tokens; what remains without a token is spelled in bytes.
+    fn encode_spm(&self, vocabulary: &Vocabulary, text: &str, merger: &mut Merger, out: &mut Vec<u32>) {
+        let bytes = text.as_bytes();
+        let characters = text.char_indices().map(|(at, c)| {
+            let length = c.len_utf8();
+            (vocabulary.find(&self.tables, &bytes[at..at + length]).unwrap_or(UNKNOWN), length)
+        });
+        merger.merge(characters, |_, _, span| {
+            let merged = vocabulary.find(&self.tables, &bytes[span])?;
+            Some(Rule { rank: self.tables.ranks[merged as usize], merged })
+        });
+        for (token, span) in merger.tokens() {
+            if token != UNKNOWN {
+                out.push(token);
+                continue;
+            }
+            let spelled = bytes[span].iter().map(|byte| self.bytes[usize::from(*byte)]);
+            match spelled.collect::<Option<Vec<u32>>>() {
+                Some(spelled) => out.extend(spelled),
+                None => out.extend(self.tables.unk),
+            }
         }
     }
 
@@ -142,9 +204,19 @@ impl Tokenizer {
         }
     }
 
-    /// The bytes of a sequence, control tokens included.
+    /// The bytes of a sequence, control tokens included: the text that [`Self::encode`] would make it from, without the
+    /// spaces that it puts in front.
     pub fn decode(&self, ids: &[u32]) -> Vec<u8> {
-        ids.iter().flat_map(|id| self.bytes(*id)).copied().collect()
+        let mut out = Vec::new();
+        let mut has_prefix = self.tables.space_prefix;
+        for id in ids {
+            let bytes = self.bytes(*id);
+            let is_ordinary = matches!(self.tables.kinds.get(*id as usize), Some(TokenKind::Normal | TokenKind::Byte));
+            let prefix: &[u8] = if has_prefix && is_ordinary { b" " } else { b"" };
+            out.extend_from_slice(bytes.strip_prefix(prefix).unwrap_or(bytes));
+            has_prefix = self.tables.space_prefix && !is_ordinary;
+        }
+        out
     }
 
     /// The texts of all control tokens.
@@ -163,126 +235,19 @@ impl Tokenizer {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use lathe_plan::Merge;
-
-    use super::*;
-
-    const END: u32 = 256;
-    const THINK: u32 = 257;
-
-    /// Bytes 0 to 255 are tokens 0 to 255, then `<|end|>` (control) and `<think>` (user-defined), then the merged tokens
-    /// in the order of `merges`, each a pair of texts.
-    fn tables(merges: &[(&str, &str)]) -> TokenizerTables {
-        let mut tables = TokenizerTables { pretokenizer: "smollm".to_owned(), ..TokenizerTables::default() };
-        for byte in 0..=255 {
-            tables.push(&[byte], TokenKind::Normal);
-        }
-        tables.push(b"<|end|>", TokenKind::Control);
-        tables.push(b"<think>", TokenKind::UserDefined);
-        for (left, right) in merges {
-            let find = |text: &str| (0..tables.len() as u32).find(|&id| tables.token(id) == Some(text.as_bytes()));
-            let (Some(left_id), Some(right_id)) = (find(left), find(right)) else { panic!("{left} or {right}") };
-            let merged = find(&format!("{left}{right}")).unwrap_or(tables.len() as u32);
-            tables.merges.push(Merge { left: left_id, right: right_id, merged });
-            if merged as usize == tables.len() {
-                tables.push(format!("{left}{right}").as_bytes(), TokenKind::Normal);
-            }
-        }
-        tables
+/// The byte-level encoder.
+fn bpe(tables: &TokenizerTables) -> Result<Encoder, TokenizerError> {
+    let scanner = split::scanner(&tables.pretokenizer).ok_or_else(|| TokenizerError::Pretokenizer {
+        found: tables.pretokenizer.clone(),
+        known: split::SCANNERS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", "),
+    })?;
+    let is_control = |id: u32| tables.kinds[id as usize] == TokenKind::Control;
+    if let Some(rank) = tables.merges.iter().position(|merge| is_control(merge.merged)) {
+        return Err(TokenizerError::ControlMerge { rank, token: tables.merges[rank].merged });
     }
-
-    fn tokenizer(merges: &[(&str, &str)]) -> Tokenizer {
-        Tokenizer::new(tables(merges)).expect("the tables are sound")
-    }
-
-    /// Encodes as untrusted text and compares the tokens' texts.
-    fn check(tokenizer: &Tokenizer, text: &str, expected: &[&str]) {
-        let tokens = tokenizer.encode(text, Control::AsText);
-        let texts: Vec<_> = tokens.iter().map(|id| String::from_utf8_lossy(tokenizer.bytes(*id))).collect();
-        assert_eq!(texts, expected, "{text:?}");
-        assert_eq!(tokenizer.decode(&tokens), text.as_bytes(), "{text:?}");
-    }
-
-    #[test]
-    fn merges_apply_by_rank_and_then_from_the_left() {
-        let tokenizer = tokenizer(&[("b", "c"), ("a", "b"), ("a", "a"), ("aa", "a"), ("a", "bc")]);
-        check(&tokenizer, "abc", &["abc"]);
-        check(&tokenizer, "abd", &["ab", "d"]);
-        check(&tokenizer, "aaaaa", &["aa", "aaa"]);
-        check(&tokenizer, "aaa", &["aaa"]);
-    }
-
-    #[test]
-    fn an_earlier_rank_wins_even_when_its_pair_appears_late() {
-        // `xy` has the last rank but makes the pair (xy, z) of the first rank possible.
-        let mut tables = tables(&[("x", "y"), ("xy", "z"), ("z", "w")]);
-        tables.merges.swap(0, 1);
-        tables.merges.swap(1, 2); // (xy, z), (z, w), (x, y)
-        let tokenizer = Tokenizer::new(tables).expect("the tables are sound");
-        check(&tokenizer, "xyzw", &["xy", "zw"]);
-        check(&tokenizer, "xyz", &["xyz"]);
-    }
-
-    #[test]
-    fn merges_stay_within_a_piece() {
-        let tokenizer = tokenizer(&[("a", " "), (" ", "b"), ("1", "2")]);
-        check(&tokenizer, "a b12", &["a", " b", "1", "2"]);
-    }
-
-    #[test]
-    fn control_tokens_are_made_only_when_asked() {
-        let tokenizer = tokenizer(&[("<", "|")]);
-        let text = "a<|end|><think>b";
-        let trusted = tokenizer.encode(text, Control::Recognize);
-        assert_eq!(trusted, [u32::from(b'a'), END, THINK, u32::from(b'b')]);
-        check(&tokenizer, text, &["a", "<|", "e", "n", "d", "|", ">", "<think>", "b"]);
-        assert_eq!(tokenizer.visible_bytes(END), b"");
-        assert_eq!(tokenizer.visible_bytes(THINK), b"<think>");
-    }
-
-    #[test]
-    fn a_document_starts_with_bos_once() {
-        let with_bos = TokenizerTables { bos: Some(END), add_bos: true, ..tables(&[]) };
-        let tokenizer = Tokenizer::new(with_bos).expect("the tables are sound");
-        assert_eq!(tokenizer.encode_document("a", Control::AsText), [END, 97]);
-        assert_eq!(tokenizer.encode_document("<|end|>a", Control::Recognize), [END, 97]);
-    }
-
-    #[test]
-    fn bytes_without_a_token_are_left_out() {
-        let mut tables = tables(&[]);
-        tables.kinds[usize::from(b'x')] = TokenKind::Unused;
-        let tokenizer = Tokenizer::new(tables).expect("the tables are sound");
-        assert_eq!(tokenizer.encode("axb", Control::AsText), [97, 98]);
-    }
-
-    #[test]
-    fn tables_that_would_let_users_write_control_tokens_are_refused() {
-        let mut tables = tables(&[]);
-        tables.push(b"<|end|", TokenKind::Normal);
-        let left = tables.len() as u32 - 1;
-        tables.merges.push(Merge { left, right: u32::from(b'>'), merged: END });
-        assert_eq!(Tokenizer::new(tables).unwrap_err(), TokenizerError::ControlMerge { rank: 0, token: END });
-    }
-
-    #[test]
-    fn an_unknown_pretokenizer_is_a_sentence() {
-        let tables = TokenizerTables { pretokenizer: "klingon".to_owned(), ..tables(&[]) };
-        let message = Tokenizer::new(tables).unwrap_err().to_string();
-        assert!(message.contains("klingon") && message.contains("smollm"), "{message}");
-    }
-
-    #[test]
-    fn a_megabyte_without_a_break_is_encoded() {
-        // Quadratic merging would take minutes here.
-        let tokenizer = tokenizer(&[(" ", " "), ("  ", "  "), ("a", "a"), ("aa", "aa"), ("aaaa", "aaaa")]);
-        let spaces = " ".repeat(1 << 20);
-        assert_eq!(tokenizer.encode(&spaces, Control::AsText).len(), 1 << 18);
-        let letters = "a".repeat(1 << 20);
-        assert_eq!(tokenizer.encode(&letters, Control::AsText).len(), 1 << 17);
-        let brackets = "<".repeat(1 << 20);
-        assert_eq!(tokenizer.encode(&brackets, Control::Recognize).len(), 1 << 20);
-    }
+    let whole = tables.whole_pieces.then(|| Vocabulary::new(tables));
+    Ok(Encoder::Bpe { scanner, merges: Merges::new(&tables.merges), whole })
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,7 +24,23 @@ pub fn smollm2() -> PathBuf {
     prepared("LATHE_MODEL_SMOLLM2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 }
 
-/// A Python interpreter with NumPy and gguf.
+/// `Qwen2.5-Coder-0.5B-Instruct`, a GGUF file with weights of several K types.
+///
+/// # Panics
+/// When the file is not there.
+pub fn qwen2() -> PathBuf {
+    prepared("LATHE_MODEL_QWEN2", "Qwen2.5-Coder-0.5B-Instruct.Q4_K_M.gguf")
+}
+
+/// `gemma-3-270m`, a GGUF file with weights of several K types.
+///
+/// # Panics
+/// When the file is not there.
+pub fn gemma3() -> PathBuf {
+    prepared("LATHE_MODEL_GEMMA3", "gemma-3-270m.Q4_K_M.gguf")
+}
+
+/// A Python interpreter with NumPy, gguf and llama.cpp.
 ///
 /// # Panics
 /// When it is not there.

@@ -106,6 +106,13 @@ impl Value {
             .collect()
     }
 
+    /// The elements of an array of single-precision numbers; `None` for anything else.
+    pub fn floats(&self) -> Option<Vec<f32>> {
+        let Value::Scalars { element: ValueType::F32, bytes } = self else { return None };
+        let (numbers, _) = bytes.as_chunks::<4>();
+        Some(numbers.iter().map(|number| f32::from_le_bytes(*number)).collect())
+    }
+
     /// What kind of value it is, and the value when it is short: for error messages.
     pub fn describe(&self) -> String {
         match self {

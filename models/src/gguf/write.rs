@@ -14,7 +14,7 @@ use super::{DEFAULT_ALIGNMENT, MAGIC, VERSION, Value};
 use crate::Model;
 use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::tokenizer::{TokenKind, Tokenizer, byte_characters};
+use crate::tokenizer::{Algorithm, TokenKind, Tokenizer, byte_characters, spelled};
 
 /// Elements of a block of both quantized types that are written.
 const BLOCK: usize = 32;
@@ -91,26 +91,35 @@ fn config_pairs(config: &ModelConfig) -> Vec<(String, Value)> {
 }
 
 fn tokenizer_pairs(tokenizer: &Tokenizer) -> Vec<(String, Value)> {
-    let characters = byte_characters();
-    let texts: Vec<String> = tokenizer
-        .tokens
-        .iter()
-        .map(|token| match token.kind {
-            TokenKind::Normal => token.bytes.iter().map(|&byte| characters[usize::from(byte)]).collect(),
-            _ => String::from_utf8_lossy(&token.bytes).into_owned(),
-        })
-        .collect();
-    let text = |id: u32| &texts[id as usize];
-    let merges = tokenizer.merges.iter().map(|merge| format!("{} {}", text(merge.left), text(merge.right))).collect();
     let kinds = tokenizer.tokens.iter().flat_map(|token| token.kind.id().to_le_bytes()).collect();
     let mut pairs = vec![
-        ("model", Value::String("gpt2".to_owned())),
-        ("pre", Value::String(tokenizer.pre.name().to_owned())),
         ("token_type", Value::Scalars { element: ValueType::I32, bytes: kinds }),
-        ("merges", Value::Strings(merges)),
         ("add_bos_token", Value::Bool(tokenizer.add_bos)),
         ("add_eos_token", Value::Bool(tokenizer.add_eos)),
     ];
+    let texts: Vec<String> = match &tokenizer.algorithm {
+        Algorithm::Bpe { pre, merges } => {
+            let characters = byte_characters();
+            let spelled = tokenizer.tokens.iter().map(|token| match token.kind {
+                TokenKind::Normal => token.bytes.iter().map(|&byte| characters[usize::from(byte)]).collect(),
+                _ => String::from_utf8_lossy(&token.bytes).into_owned(),
+            });
+            let texts: Vec<String> = spelled.collect();
+            let text = |id: u32| &texts[id as usize];
+            let merges = merges.iter().map(|merge| format!("{} {}", text(merge.left), text(merge.right))).collect();
+            pairs.push(("model", Value::String("gpt2".to_owned())));
+            pairs.push(("pre", Value::String(pre.name().to_owned())));
+            pairs.push(("merges", Value::Strings(merges)));
+            texts
+        }
+        Algorithm::Spm { scores, space_prefix } => {
+            let bytes = scores.iter().flat_map(|score| score.to_le_bytes()).collect();
+            pairs.push(("model", Value::String("llama".to_owned())));
+            pairs.push(("scores", Value::Scalars { element: ValueType::F32, bytes }));
+            pairs.push(("add_space_prefix", Value::Bool(*space_prefix)));
+            tokenizer.tokens.iter().map(spelled).collect()
+        }
+    };
     let special = [
         ("bos_token_id", tokenizer.bos),
         ("eos_token_id", tokenizer.eos),

@@ -8,6 +8,9 @@ pub enum TokenizerModel {
     /// Byte-pair encoding over raw bytes: merges in rank order within each piece of the pre-tokenizer.
     #[default]
     Bpe,
+    /// `SentencePiece`'s byte-pair encoding over characters: of all neighbours whose joined text is a token, those of
+    /// lowest rank become it first. A character without a token is spelled by byte tokens.
+    Spm,
 }
 
 /// What a token is for.
@@ -43,8 +46,12 @@ pub struct Merge {
 pub struct TokenizerTables {
     /// The algorithm.
     pub model: TokenizerModel,
-    /// Which rule cuts text into pieces (`smollm`, `gpt2`, `qwen2`, …).
+    /// Which rule cuts text into pieces before [`TokenizerModel::Bpe`] merges (`smollm`, `gpt-2`, `qwen2`, …).
     pub pretokenizer: String,
+    /// Whether a piece that is a token as a whole becomes that token, whatever the merges would make of it.
+    pub whole_pieces: bool,
+    /// Whether a text gets a space in front, and so does what follows a token that is matched whole.
+    pub space_prefix: bool,
     /// The tokens' bytes, one after the other: the text that a token stands for, not a library's spelling of it.
     pub pool: Vec<u8>,
     /// Token `i` is `pool[offsets[i]..offsets[i + 1]]`; one entry more than there are tokens.
@@ -53,6 +60,11 @@ pub struct TokenizerTables {
     pub kinds: Vec<TokenKind>,
     /// In rank order: an earlier one applies first.
     pub merges: Vec<Merge>,
+    /// For [`TokenizerModel::Spm`] one per token, for others none: a token of lower rank is made first, and of equal
+    /// ranks the leftmost.
+    pub ranks: Vec<u32>,
+    /// Stands for what no token spells.
+    pub unk: Option<u32>,
     /// The token that starts a sequence.
     pub bos: Option<u32>,
     /// The tokens that end an answer.
@@ -101,11 +113,24 @@ impl TokenizerTables {
         if self.offsets[0] != 0 || self.offsets[tokens] as usize != self.pool.len() || !self.offsets.is_sorted() {
             return wrong(format!("the offsets must ascend from 0 to the pool's {} bytes", self.pool.len()));
         }
-        if let Some(id) = self.bos.iter().chain(&self.eos).find(|&&id| id as usize >= tokens) {
+        if let Some(id) = self.bos.iter().chain(&self.unk).chain(&self.eos).find(|&&id| id as usize >= tokens) {
             return wrong(format!("special token {id} is none of the {tokens} tokens"));
         }
         if self.add_bos && self.bos.is_none() {
             return wrong("texts start with a bos token, but none is named".to_owned());
+        }
+        let (ranks, wanted) = (self.ranks.len(), if self.model == TokenizerModel::Spm { tokens } else { 0 });
+        if ranks != wanted {
+            return wrong(format!("{tokens} tokens of this model need {wanted} ranks, found {ranks}"));
+        }
+        if self.model == TokenizerModel::Spm && !self.merges.is_empty() {
+            return wrong(format!("this model joins by rank and has no merges, found {}", self.merges.len()));
+        }
+        let is_broken = |&(id, kind): &(usize, &TokenKind)| {
+            *kind == TokenKind::Byte && self.offsets[id + 1] - self.offsets[id] != 1
+        };
+        if let Some((id, _)) = self.kinds.iter().enumerate().find(is_broken) {
+            return wrong(format!("byte token {id} must hold exactly one byte"));
         }
         for (rank, merge) in self.merges.iter().enumerate() {
             let parts = self.token(merge.left).zip(self.token(merge.right));
@@ -125,6 +150,7 @@ fields!(Merge { left: u32, right: u32, merged: u32 });
 
 variants!(TokenizerModel, "tokenizer model", {
     0 => Bpe {},
+    1 => Spm {},
 });
 variants!(TokenKind, "token kind", {
     0 => Normal {},
@@ -136,15 +162,19 @@ variants!(TokenKind, "token kind", {
 });
 
 impl Codec for TokenizerTables {
-    const MIN_BYTES: usize = TokenizerModel::MIN_BYTES + 6 * u64::MIN_BYTES + 2;
+    const MIN_BYTES: usize = TokenizerModel::MIN_BYTES + 7 * u64::MIN_BYTES + 5;
 
     fn encode(&self, out: &mut Vec<u8>) {
         self.model.encode(out);
         self.pretokenizer.encode(out);
+        self.whole_pieces.encode(out);
+        self.space_prefix.encode(out);
         encode_bytes(&self.pool, out);
         self.offsets.encode(out);
         self.kinds.encode(out);
         self.merges.encode(out);
+        self.ranks.encode(out);
+        self.unk.encode(out);
         self.bos.encode(out);
         self.eos.encode(out);
         self.add_bos.encode(out);
@@ -154,10 +184,14 @@ impl Codec for TokenizerTables {
         let tables = TokenizerTables {
             model: TokenizerModel::decode(input)?,
             pretokenizer: String::decode(input)?,
+            whole_pieces: bool::decode(input)?,
+            space_prefix: bool::decode(input)?,
             pool: input.byte_list()?.to_vec(),
             offsets: Vec::decode(input)?,
             kinds: Vec::decode(input)?,
             merges: Vec::decode(input)?,
+            ranks: Vec::decode(input)?,
+            unk: Option::decode(input)?,
             bos: Option::decode(input)?,
             eos: Vec::decode(input)?,
             add_bos: bool::decode(input)?,

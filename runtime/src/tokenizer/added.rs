@@ -2,8 +2,6 @@
 //!
 //! They are found from the left, the longest first at each place, before anything else looks at the text.
 
-use std::collections::HashMap;
-
 use lathe_plan::{TokenKind, TokenizerTables};
 
 use super::{Control, Segment};
@@ -11,38 +9,44 @@ use super::{Control, Segment};
 /// The texts.
 #[derive(Debug)]
 pub struct Added {
-    /// Each text with its token, and whether that is a control token.
-    tokens: HashMap<String, (u32, bool)>,
-    /// The different lengths of the texts in bytes, longest first.
-    lengths: Vec<usize>,
+    /// Sorted by text, each once.
+    tokens: Vec<AddedToken>,
     /// Which bytes a text starts with.
     starts: [bool; 256],
 }
 
+#[derive(Debug)]
+struct AddedToken {
+    text: String,
+    id: u32,
+    /// Whether it is structure, which only trusted text may hold.
+    is_control: bool,
+}
+
 impl Added {
-    /// Finds them in the tables: control and user-defined tokens that are text.
+    /// Finds them in the tables: control, unknown and user-defined tokens that are text.
     pub fn new(tables: &TokenizerTables) -> Added {
-        let mut added = Added { tokens: HashMap::new(), lengths: Vec::new(), starts: [false; 256] };
+        let mut added = Added { tokens: Vec::new(), starts: [false; 256] };
         for (id, kind) in (0..).zip(&tables.kinds) {
             let is_control = match kind {
-                TokenKind::Control => true,
+                TokenKind::Control | TokenKind::Unknown => true,
                 TokenKind::UserDefined => false,
-                _ => continue,
+                TokenKind::Normal | TokenKind::Byte | TokenKind::Unused => continue,
             };
             let Some(text) = tables.token(id).and_then(|bytes| std::str::from_utf8(bytes).ok()) else { continue };
             let Some(first) = text.bytes().next() else { continue };
             added.starts[usize::from(first)] = true;
-            added.lengths.push(text.len());
-            added.tokens.entry(text.to_owned()).or_insert((id, is_control));
+            added.tokens.push(AddedToken { text: text.to_owned(), id, is_control });
         }
-        added.lengths.sort_unstable_by(|a, b| b.cmp(a));
-        added.lengths.dedup();
+        // A stable sort: the first of two tokens with one text stays.
+        added.tokens.sort_by(|a, b| a.text.cmp(&b.text));
+        added.tokens.dedup_by(|a, b| a.text == b.text);
         added
     }
 
     /// The texts of the control tokens.
     pub fn control_texts(&self) -> impl Iterator<Item = &str> {
-        self.tokens.iter().filter(|(_, (_, is_control))| *is_control).map(|(text, _)| text.as_str())
+        self.tokens.iter().filter(|token| token.is_control).map(|token| token.text.as_str())
     }
 
     /// Takes a text apart. Empty stretches of text are left out.
@@ -69,17 +73,33 @@ impl Added {
             if !self.starts[usize::from(byte)] {
                 continue;
             }
-            for length in &self.lengths {
-                let Some(&(token, is_control)) = text.get(at..at + length).and_then(|part| self.tokens.get(part))
-                else {
-                    continue;
-                };
-                if control == Control::Recognize || !is_control {
-                    return (&text[..at], Some(token), &text[at + length..]);
-                }
+            if let Some(token) = self.longest(&text.as_bytes()[at..], control) {
+                return (&text[..at], Some(token.id), &text[at + token.text.len()..]);
             }
         }
         (text, None, "")
+    }
+
+    /// The longest token that `text` starts with: the tokens that agree with one byte more of it are a part, in their
+    /// order, of those that agree with one byte less.
+    fn longest(&self, text: &[u8], control: Control) -> Option<&AddedToken> {
+        let mut agree = self.tokens.as_slice();
+        let mut longest = None;
+        for (depth, byte) in text.iter().enumerate() {
+            let at_depth = |token: &AddedToken| token.text.as_bytes().get(depth).copied();
+            let from = agree.partition_point(|token| at_depth(token) < Some(*byte));
+            let to = agree.partition_point(|token| at_depth(token) <= Some(*byte));
+            agree = &agree[from..to];
+            // The shortest is first: the text itself, if it is a token.
+            let Some(first) = agree.first() else { break };
+            if first.text.len() == depth + 1 && (control == Control::Recognize || !first.is_control) {
+                longest = Some(first);
+            }
+            if agree.len() == 1 && first.text.len() == depth + 1 {
+                break;
+            }
+        }
+        longest
     }
 }
 

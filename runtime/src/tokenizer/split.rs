@@ -10,7 +10,8 @@ use unicode_general_category::{GeneralCategory, get_general_category};
 pub type Scanner = fn(&str) -> usize;
 
 /// Every scanner by the name that model files give it.
-pub const SCANNERS: &[(&str, Scanner)] = &[("gpt2", gpt2), ("smollm", smollm)];
+pub const SCANNERS: &[(&str, Scanner)] =
+    &[("default", default), ("gpt-2", gpt2), ("llama-bpe", llama_bpe), ("qwen2", qwen2), ("smollm", smollm)];
 
 /// The scanner of that name.
 pub fn scanner(name: &str) -> Option<Scanner> {
@@ -67,20 +68,100 @@ fn smollm(text: &str) -> usize {
     }
 }
 
+/// llama.cpp's rule for files that name none: cut out runs of `[\p{P}$+<=>^~|]`, cut what lies between as by GPT-2, cut
+/// `\p{N}+` out of that, and every `[0-9][0-9][0-9]` out of those.
+fn default(text: &str) -> usize {
+    let marks = text.find(|c| !is_mark(c)).unwrap_or(text.len());
+    if marks > 0 {
+        return marks;
+    }
+    let piece = &text[..words(text, is_mark)];
+    let number = piece.trim_start_matches(' ');
+    if number.is_empty() || run(number, Class::Number) < number.len() {
+        return piece.len();
+    }
+    if number.len() < piece.len() {
+        return piece.len() - number.len();
+    }
+    let thousand = number.as_bytes().windows(3).position(|digits| digits.iter().all(u8::is_ascii_digit));
+    match thousand {
+        Some(0) => 3,
+        Some(at) => at,
+        None => number.len(),
+    }
+}
+
+/// `[\p{P}$+<=>^~|]`.
+fn is_mark(c: char) -> bool {
+    use GeneralCategory as G;
+    if c.is_ascii() {
+        return c.is_ascii_punctuation() && c != '`';
+    }
+    let category = get_general_category(c);
+    let brackets = [G::OpenPunctuation, G::ClosePunctuation, G::InitialPunctuation, G::FinalPunctuation];
+    let others = [G::ConnectorPunctuation, G::DashPunctuation, G::OtherPunctuation];
+    brackets.contains(&category) || others.contains(&category)
+}
+
+/// `Llama 3`: [`letters_and_lines`] with `\p{N}{1,3}`.
+fn llama_bpe(text: &str) -> usize {
+    letters_and_lines(text, 3)
+}
+
+/// `Qwen 2` and later: [`letters_and_lines`] with `\p{N}`.
+fn qwen2(text: &str) -> usize {
+    letters_and_lines(text, 1)
+}
+
+const CONTRACTIONS: [&str; 7] = ["'s", "'t", "'re", "'ve", "'m", "'ll", "'d"];
+
+/// `'s|'t|'re|'ve|'m|'ll|'d` in either case, then
+/// `[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,DIGITS}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`.
+fn letters_and_lines(text: &str, digits: usize) -> usize {
+    let is_next = |wanted: &&&str| text.get(..wanted.len()).is_some_and(|next| next.eq_ignore_ascii_case(wanted));
+    if let Some(contraction) = CONTRACTIONS.iter().find(is_next) {
+        return contraction.len();
+    }
+    let is_line_end = |c| matches!(c, '\r' | '\n');
+    let Some(first) = text.chars().next() else { return 0 };
+    let kind = class(first);
+    if kind == Class::Number {
+        let end = text.char_indices().take(digits).find(|(_, c)| class(*c) != Class::Number);
+        let most = || text.char_indices().nth(digits).map_or(text.len(), |(at, _)| at);
+        return end.map_or_else(most, |(at, _)| at);
+    }
+    let before = if kind == Class::Letter || is_line_end(first) { 0 } else { first.len_utf8() };
+    let letters = run(&text[before..], Class::Letter);
+    if letters > 0 {
+        return before + letters;
+    }
+    let blank = usize::from(first == ' ');
+    let others = run(&text[blank..], Class::Other);
+    if others > 0 {
+        let lines = &text[blank + others..];
+        return blank + others + lines.find(|c| !is_line_end(c)).unwrap_or(lines.len());
+    }
+    let spaces = &text[..run(text, Class::Space)];
+    spaces.rfind(is_line_end).map_or_else(|| blanks(text, |_| false), |at| at + 1)
+}
+
 /// The pattern of GPT-2 on a text that ends before the first character for which `ends` holds.
 fn words(text: &str, ends: impl Fn(char) -> bool) -> usize {
-    const CONTRACTIONS: [&str; 7] = ["'s", "'t", "'re", "'ve", "'m", "'ll", "'d"];
     if let Some(contraction) = CONTRACTIONS.iter().find(|contraction| text.starts_with(**contraction)) {
         return contraction.len();
     }
     let blank = usize::from(text.starts_with(' '));
     let word = &text[blank..];
     match word.chars().next().filter(|c| !ends(*c)).map(class) {
-        Some(kind) if kind != Class::Space => return blank + run(word, kind),
-        _ => {}
+        // A mark that ends the text is of the class of others, as what comes before it may be.
+        Some(kind) if kind != Class::Space => blank + word.find(|c| class(c) != kind || ends(c)).unwrap_or(word.len()),
+        _ => blanks(text, ends),
     }
-    // Only whitespace remains: all of it at the end of the text, else all but the last character (`\s+(?!\S)`), which
-    // the next word may take as its blank, unless it is the only one.
+}
+
+/// `\s+(?!\S)|\s+` where only whitespace can match: all of it at the end of the text, else all but the last character,
+/// which the next word may take as its blank, unless it is the only one.
+fn blanks(text: &str, ends: impl Fn(char) -> bool) -> usize {
     let spaces = run(text, Class::Space);
     let Some(last) = text[..spaces].chars().next_back() else { return text.len() };
     let at_end = text[spaces..].chars().next().is_none_or(ends);
@@ -106,29 +187,29 @@ mod tests {
 
     #[test]
     fn words_take_one_blank_before_them() {
-        check("gpt2", "Hello, big world!", &["Hello", ",", " big", " world", "!"]);
-        check("gpt2", " (x) != y", &[" (", "x", ")", " !=", " y"]);
+        check("gpt-2", "Hello, big world!", &["Hello", ",", " big", " world", "!"]);
+        check("gpt-2", " (x) != y", &[" (", "x", ")", " !=", " y"]);
     }
 
     #[test]
     fn contractions_are_pieces_in_lower_case_only() {
-        check("gpt2", "I'll we've it's X'S", &["I", "'ll", " we", "'ve", " it", "'s", " X", "'", "S"]);
-        check("gpt2", "'tis 'quoted'", &["'t", "is", " '", "quoted", "'"]);
-        check("gpt2", "a!'s ''s", &["a", "!'", "s", " ''", "s"]);
+        check("gpt-2", "I'll we've it's X'S", &["I", "'ll", " we", "'ve", " it", "'s", " X", "'", "S"]);
+        check("gpt-2", "'tis 'quoted'", &["'t", "is", " '", "quoted", "'"]);
+        check("gpt-2", "a!'s ''s", &["a", "!'", "s", " ''", "s"]);
     }
 
     #[test]
     fn whitespace_leaves_its_last_character_to_the_next_word() {
-        check("gpt2", "a   b", &["a", "  ", " b"]);
-        check("gpt2", "a\n\nb", &["a", "\n", "\n", "b"]);
-        check("gpt2", "a \n", &["a", " \n"]);
-        check("gpt2", "  ", &["  "]);
-        check("gpt2", "\u{a0}x \u{3000}y", &["\u{a0}", "x", " ", "\u{3000}", "y"]);
+        check("gpt-2", "a   b", &["a", "  ", " b"]);
+        check("gpt-2", "a\n\nb", &["a", "\n", "\n", "b"]);
+        check("gpt-2", "a \n", &["a", " \n"]);
+        check("gpt-2", "  ", &["  "]);
+        check("gpt-2", "\u{a0}x \u{3000}y", &["\u{a0}", "x", " ", "\u{3000}", "y"]);
     }
 
     #[test]
     fn gpt2_keeps_numbers_together() {
-        check("gpt2", "in 2024, ½ x²", &["in", " 2024", ",", " ½", " x", "²"]);
+        check("gpt-2", "in 2024, ½ x²", &["in", " 2024", ",", " ½", " x", "²"]);
     }
 
     #[test]
@@ -139,11 +220,31 @@ mod tests {
     }
 
     #[test]
+    fn llama_and_qwen_take_any_character_before_letters_and_lines_after_marks() {
+        for name in ["llama-bpe", "qwen2"] {
+            check(name, "I'LL (say) what's", &["I", "'LL", " (", "say", ")", " what", "'s"]);
+            check(name, "\tx\u{a0}y", &["\tx", "\u{a0}y"]);
+            check(name, "if x;\n\n  y \n z", &["if", " x", ";\n\n", " ", " y", " \n", " z"]);
+            check(name, "  \n \n  \r\n   a\n", &["  \n \n  \r\n", "  ", " a", "\n"]);
+            check(name, "\t\t!  ", &["\t", "\t", "!", "  "]);
+        }
+        check("llama-bpe", "12345½ 6", &["123", "45½", " ", "6"]);
+        check("qwen2", "123½ 6", &["1", "2", "3", "½", " ", "6"]);
+    }
+
+    #[test]
+    fn default_cuts_marks_out_first_and_digits_by_threes() {
+        check("default", "Hi, (x)=1234567  `a", &["Hi", ",", " ", "(", "x", ")=", "123", "456", "7", " ", " `", "a"]);
+        check("default", "it's 12 ½345 ", &["it", "'", "s", " ", "12", " ", "½", "345", " "]);
+        check("default", "a\n—b 👍!", &["a", "\n", "—", "b", " 👍", "!"]);
+    }
+
+    #[test]
     fn letters_are_exactly_the_general_category() {
         // A Devanagari vowel sign (Mc) is alphabetic but no letter; a circled letter (So) neither.
-        check("gpt2", "का", &["क", "ा"]);
-        check("gpt2", "aⓐ", &["a", "ⓐ"]);
-        check("gpt2", "naïve Ünï 中文字", &["naïve", " Ünï", " 中文字"]);
+        check("gpt-2", "का", &["क", "ा"]);
+        check("gpt-2", "aⓐ", &["a", "ⓐ"]);
+        check("gpt-2", "naïve Ünï 中文字", &["naïve", " Ünï", " 中文字"]);
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub fn everything() -> Result<()> {
         ("Python for the reference", reference_python()?),
         ("ptxas", downloads::ptxas()?),
         ("SmolLM2", downloads::model("smollm2")?),
+        ("Gemma 3", downloads::model("gemma3")?),
+        ("Qwen 2.5", downloads::model("qwen2-coder-0.5b")?),
     ] {
         say(&format!("{what}: {}", path.display()));
     }
@@ -77,7 +79,7 @@ pub fn reference_python() -> Result<PathBuf> {
     let is_current = || fs::read_to_string(&stamp).is_ok_and(|found| found == wanted);
     let _lock = lock_cache()?;
     if !is_current() {
-        say("installing NumPy and gguf into the Python environment");
+        say("installing NumPy, gguf and llama.cpp into the Python environment");
         let mut pip = Command::new(&python);
         pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--quiet", "--only-binary", ":all:"]);
         run(pip.arg("--requirement").arg(&wanted_path))?;

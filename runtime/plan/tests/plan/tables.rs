@@ -1,7 +1,7 @@
 //! Sections that are well formed but do not fit each other or themselves.
 
 use lathe_plan::codec::{DecodeError, decode, encode};
-use lathe_plan::{PlanWriter, TokenKind, TokenizerTables};
+use lathe_plan::{PlanWriter, TokenKind, TokenizerModel, TokenizerTables};
 
 use crate::sample::{self, LAYOUT, refusal, tokenizer};
 
@@ -28,6 +28,14 @@ fn tokenizer_tables_fit_each_other() {
     check_tokenizer(|tables| tables.merges[0].merged = 6, "merge 0: token 6 is not token 1 followed by token 2");
     check_tokenizer(|tables| tables.eos = vec![0, 6], "special token 6 is none of the 6 tokens");
     check_tokenizer(|tables| (tables.bos, tables.add_bos) = (None, true), "but none is named");
+    check_tokenizer(|tables| tables.unk = Some(6), "special token 6 is none of the 6 tokens");
+    check_tokenizer(|tables| tables.ranks = vec![0; 6], "6 tokens of this model need 0 ranks, found 6");
+    check_tokenizer(|tables| tables.model = TokenizerModel::Spm, "6 tokens of this model need 6 ranks, found 0");
+    let ranks_and_merges = |tables: &mut TokenizerTables| {
+        (tables.model, tables.ranks) = (TokenizerModel::Spm, vec![0; 6]);
+    };
+    check_tokenizer(ranks_and_merges, "has no merges, found 2");
+    check_tokenizer(|tables| tables.kinds[4] = TokenKind::Byte, "byte token 4 must hold exactly one byte");
     let too_many = |tables: &mut TokenizerTables| (0..3).for_each(|_| tables.push(b"", TokenKind::Unused));
     check_tokenizer(too_many, "expected at most the 8 tokens of program `main`, found 9");
 }
