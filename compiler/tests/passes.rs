@@ -103,3 +103,14 @@ fn every_fusing_pass_fires_on_the_small_model() {
         assert!(!names.contains(&fused), "{fused} is left as a node of its own");
     }
 }
+
+#[test]
+fn passes_keep_super_blocks() {
+    check(Scheme::INT6_SUPER);
+    check(Scheme::INT2_SUPER);
+}
+
+#[test]
+fn passes_keep_codebooks() {
+    check(Scheme::IQ4_SUPER);
+}

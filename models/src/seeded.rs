@@ -54,12 +54,16 @@ pub fn small_configs() -> Vec<ModelConfig> {
     vec![llama, qwen2]
 }
 
-/// The model of [`small_llama`], with its matrices in one scheme.
+/// The model of [`small_llama`], with its matrices in one scheme; wider for super-blocks, whose rows are whole spans.
 ///
 /// # Errors
 /// When the scheme's groups do not divide the rows.
 pub fn small_model(seed: u64, scheme: Scheme) -> Result<Model, ModelError> {
-    model(small_llama(), small_tokenizer(), seed, &|_| scheme)
+    let mut config = small_llama();
+    if !config.hidden.is_multiple_of(scheme.span()) {
+        (config.hidden, config.head_dim, config.ffn) = (scheme.span(), scheme.span() / config.heads, scheme.span());
+    }
+    model(config, small_tokenizer(), seed, &|_| scheme)
 }
 
 /// A random model of any size; `scheme` chooses how each matrix is stored, by its name in the checkpoint.

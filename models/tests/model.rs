@@ -136,7 +136,7 @@ fn logits(model: &Model, tokens: &[i32], chunk: usize) -> Vec<f32> {
 
 #[test]
 fn seeded_models_verify_and_give_logits_near_one() {
-    for scheme in Scheme::ALL.into_iter().filter(|scheme| scheme.span() == 32) {
+    for scheme in Scheme::ALL {
         let model = small_model(7, scheme).unwrap();
         verify(&model.graph).unwrap();
         let logits = logits(&model, &[5, 20, 90, 33], 4);
