@@ -101,6 +101,8 @@ pub struct Tokenizer {
     pub eos: Option<u32>,
     /// Ends a turn of a chat, where that is another token than `eos`.
     pub eot: Option<u32>,
+    /// All tokens that end an answer, where the model's generation settings list them.
+    pub ends: Vec<u32>,
     /// Fills batches; Lathe never needs it.
     pub pad: Option<u32>,
     /// Stands for bytes that the vocabulary cannot spell.
@@ -124,7 +126,7 @@ impl Tokenizer {
         let (pad, unk) = (special("padding")?, special("unknown")?);
         let add_bos = adds(metadata, "tokenizer.ggml.add_bos_token", bos)?;
         let add_eos = adds(metadata, "tokenizer.ggml.add_eos_token", eos)?;
-        Ok(Tokenizer { pre, tokens, merges, bos, eos, eot, pad, unk, add_bos, add_eos })
+        Ok(Tokenizer { pre, tokens, merges, bos, eos, eot, ends: Vec::new(), pad, unk, add_bos, add_eos })
     }
 }
 
@@ -177,7 +179,7 @@ fn token(id: usize, text: &str, kind: i64, bytes_of: &BTreeMap<char, u8>) -> Res
 }
 
 /// Merges in the file are pairs of token texts with a space between; a space inside a token is spelled otherwise.
-fn merges(texts: &[String], lines: &[String]) -> Result<Vec<Merge>, ModelError> {
+pub(crate) fn merges(texts: &[String], lines: &[String]) -> Result<Vec<Merge>, ModelError> {
     let mut ids: HashMap<&str, u32> = HashMap::with_capacity(texts.len());
     for (id, text) in texts.iter().enumerate() {
         if let Some(first) = ids.insert(text, id as u32) {
@@ -244,6 +246,6 @@ pub(crate) fn byte_characters() -> [char; 256] {
     })
 }
 
-fn bytes_by_character() -> BTreeMap<char, u8> {
+pub(crate) fn bytes_by_character() -> BTreeMap<char, u8> {
     (0..=255u8).zip(byte_characters()).map(|(byte, character)| (character, byte)).collect()
 }

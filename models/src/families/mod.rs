@@ -4,6 +4,7 @@ pub mod llama;
 
 use crate::config::{Metadata, ModelConfig};
 use crate::error::ModelError;
+use crate::hf::Layout;
 use crate::layers::decoder::TensorNames;
 
 /// What sets a family apart, as data.
@@ -15,6 +16,8 @@ pub struct Family {
     pub config: fn(&Metadata) -> Result<ModelConfig, ModelError>,
     /// Names of the tensors.
     pub names: TensorNames,
+    /// How Hugging Face directories write it.
+    pub hf: Layout,
 }
 
 /// Every family.
@@ -24,6 +27,14 @@ pub const FAMILIES: &[Family] = &[llama::FAMILY];
 pub fn find(architecture: &str) -> Result<Family, ModelError> {
     FAMILIES.iter().find(|family| family.architecture == architecture).copied().ok_or_else(|| {
         let known = FAMILIES.iter().map(|family| family.architecture.to_owned()).collect();
+        ModelError::Architecture { found: architecture.to_owned(), known }
+    })
+}
+
+/// How the family of an architecture is written in Hugging Face directories.
+pub fn find_hf(architecture: &str) -> Result<Layout, ModelError> {
+    FAMILIES.iter().map(|family| family.hf).find(|hf| hf.architecture == architecture).ok_or_else(|| {
+        let known = FAMILIES.iter().map(|family| family.hf.architecture.to_owned()).collect();
         ModelError::Architecture { found: architecture.to_owned(), known }
     })
 }
