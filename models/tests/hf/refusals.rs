@@ -299,3 +299,32 @@ fn a_tokenizer_that_contradicts_itself_is_refused() {
         &["chat_template.jinja", "UTF-8"],
     );
 }
+
+#[test]
+fn no_flipped_bit_of_a_text_makes_the_reader_panic() {
+    let mut directory = directory("BF16").sharded(|_| {});
+    directory.files.insert("generation_config.json", br#"{"eos_token_id": [0, 2]}"#.to_vec());
+    let folder = directory.write();
+    let files = [
+        ("config.json", 100),
+        ("generation_config.json", 10),
+        ("model.safetensors.index.json", 100),
+        ("tokenizer.json", 100),
+        ("tokenizer_config.json", 30),
+    ];
+    for (name, least) in files {
+        let whole = std::fs::read(folder.join(name)).unwrap();
+        // A few hundred places, spread over the file.
+        let refused = (0..whole.len()).step_by(whole.len().div_ceil(300)).filter(|&at| {
+            let mut flipped = whole.clone();
+            // Another bit in each byte, of the seven that ASCII has.
+            flipped[at] ^= 1 << (at % 7);
+            std::fs::write(folder.join(name), flipped).unwrap();
+            lathe_models::open(&folder).is_err()
+        });
+        let refused = refused.count();
+        assert!(refused > least, "only {refused} flips in {} bytes of {name} were noticed", whole.len());
+        std::fs::write(folder.join(name), whole).unwrap();
+    }
+    lathe_models::open(&folder).unwrap();
+}
