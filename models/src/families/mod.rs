@@ -1,5 +1,6 @@
 //! The families of models that Lathe knows. Adding one is a file here and a line in [`FAMILIES`].
 
+mod hf_knobs;
 pub mod llama;
 
 use crate::config::{Metadata, ModelConfig};
@@ -16,8 +17,8 @@ pub struct Family {
     pub config: fn(&Metadata) -> Result<ModelConfig, ModelError>,
     /// Names of the tensors.
     pub names: TensorNames,
-    /// How Hugging Face directories write it.
-    pub hf: Layout,
+    /// How Hugging Face directories write it; `None` where they are not read yet.
+    pub hf: Option<Layout>,
 }
 
 /// Every family.
@@ -33,8 +34,8 @@ pub fn find(architecture: &str) -> Result<Family, ModelError> {
 
 /// How the family of an architecture is written in Hugging Face directories.
 pub fn find_hf(architecture: &str) -> Result<Layout, ModelError> {
-    FAMILIES.iter().map(|family| family.hf).find(|hf| hf.architecture == architecture).ok_or_else(|| {
-        let known = FAMILIES.iter().map(|family| family.hf.architecture.to_owned()).collect();
+    FAMILIES.iter().filter_map(|family| family.hf).find(|hf| hf.architecture == architecture).ok_or_else(|| {
+        let known = FAMILIES.iter().filter_map(|family| family.hf).map(|hf| hf.architecture.to_owned()).collect();
         ModelError::Architecture { found: architecture.to_owned(), known }
     })
 }
