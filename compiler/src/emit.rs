@@ -191,7 +191,14 @@ fn ranks(scores: &[f32]) -> Vec<u32> {
 
 /// The tokens that end an answer, each once.
 fn end_tokens(tokenizer: &Tokenizer) -> Vec<u32> {
-    tokenizer.eos.into_iter().chain(tokenizer.eot).collect::<BTreeSet<u32>>().into_iter().collect()
+    tokenizer
+        .eos
+        .into_iter()
+        .chain(tokenizer.eot)
+        .chain(tokenizer.ends.iter().copied())
+        .collect::<BTreeSet<u32>>()
+        .into_iter()
+        .collect()
 }
 
 /// What generation needs to know of the model, with the names of Hugging Face's `generation_config.json`.

@@ -18,6 +18,7 @@ const AFTER_HELP: &str = "\
 Examples:
   lathe-compile model.gguf -o model.plan
   lathe-compile model.gguf -o small.plan --quantize int4 --max-context 2048
+  lathe-compile hf://org/name -o model.plan
   lathe-compile model.gguf --emit fused
   lathe-compile model.gguf --stop-after merge_qkv
   lathe-compile model.gguf --target sm_80 --emit ptx
@@ -33,7 +34,7 @@ Exit codes:
 #[derive(Debug, Parser)]
 #[command(name = "lathe-compile", version, after_help = AFTER_HELP)]
 struct Arguments {
-    /// The model: a GGUF file
+    /// The model: a GGUF file, a Hugging Face directory, or the name of one in the hub's local cache (see below)
     #[arg(required_unless_present = "list_passes")]
     model: Option<PathBuf>,
     /// The plan to write

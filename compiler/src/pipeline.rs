@@ -164,16 +164,26 @@ pub fn compile(model: Model, source: &Source, goal: Goal<'_>, options: &Options)
     Ok(clock.text(String::new()))
 }
 
-/// Opens a model and digests its file.
+/// Opens a model and digests its files. A model of one file has that file's own digest; that of a directory covers the
+/// name, length and bytes of each file that was read.
 ///
 /// # Errors
-/// When the file cannot be read or is no model that Lathe understands.
+/// When a file cannot be read or it is no model that Lathe understands.
 pub fn open(path: &Path) -> Result<(Model, Source), CompileError> {
     let model = lathe_models::open(path)?;
-    let failed = |source| CompileError::Read { path: path.to_owned(), source };
     let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(std::fs::File::open(path).map_err(failed)?).map_err(failed)?;
-    Ok((model, Source { format: "gguf".to_owned(), blake3: hasher.finalize().to_string() }))
+    for file in &model.origin.files {
+        let failed = |source| CompileError::Read { path: file.clone(), source };
+        let reader = std::fs::File::open(file).map_err(failed)?;
+        if model.origin.format == "hf" {
+            let name = file.file_name().unwrap_or_default().as_encoded_bytes();
+            hasher.update(&(name.len() as u64).to_le_bytes()).update(name);
+            hasher.update(&reader.metadata().map_err(failed)?.len().to_le_bytes());
+        }
+        hasher.update_reader(reader).map_err(failed)?;
+    }
+    let source = Source { format: model.origin.format.to_owned(), blake3: hasher.finalize().to_string() };
+    Ok((model, source))
 }
 
 fn max_context(asked: Option<usize>, most: usize) -> Result<usize, CompileError> {

@@ -38,5 +38,7 @@ fn mistakes_have_their_own_codes() {
     check(&["model.gguf"], exit::USAGE, "", "--output");
     check(&["model.gguf", "-o", "x.plan", "--emit", "graph"], exit::USAGE, "", "cannot be used with");
     check(&["no-such.gguf", "--emit", "graph", "--target", "sm_80"], exit::MODEL, "", "no-such.gguf");
+    check(&["src", "--emit", "graph", "--target", "sm_80"], exit::MODEL, "", "config.json");
+    check(&["hf://no/such", "--emit", "graph", "--target", "sm_80"], exit::MODEL, "", "hf download no/such");
     check(&["no-such.gguf", "--emit", "graph", "--target", "z80"], exit::USAGE, "", "unknown target 'z80'");
 }

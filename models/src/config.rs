@@ -138,7 +138,7 @@ impl<'a> Metadata<'a> {
         self.map(key, "an integer below 2³²", |value| u32::try_from(unsigned(value)?).ok())
     }
 
-    /// A number in single precision.
+    /// A number in single precision, or a whole one.
     pub fn f32(&self, key: &str) -> Result<f32, ModelError> {
         required(self.optional_f32(key)?, key, "a number")
     }
@@ -147,6 +147,8 @@ impl<'a> Metadata<'a> {
     pub fn optional_f32(&self, key: &str) -> Result<Option<f32>, ModelError> {
         self.map(key, "a single-precision number", |value| match value {
             Value::F32(number) => Some(*number),
+            // JSON writes whole numbers without a point.
+            Value::Unsigned(number) => Some(*number as f32),
             _ => None,
         })
     }

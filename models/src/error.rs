@@ -27,8 +27,10 @@ pub enum ModelError {
         error: Box<ModelError>,
     },
     /// The file is something else.
-    #[error("expected a GGUF file, found {found}; {advice}")]
-    NotGguf {
+    #[error("expected {expected}, found {found}; {advice}")]
+    Kind {
+        /// What was to be read.
+        expected: &'static str,
         /// What the file is.
         found: &'static str,
         /// What to do with such a file.
@@ -72,6 +74,32 @@ pub enum ModelError {
         /// The tensor.
         tensor: String,
         /// Its type, by name.
+        found: String,
+    },
+    /// A tensor of a safetensors file whose elements are none that Lathe reads.
+    #[error(
+        "tensor '{tensor}' is stored as {found}; expected F32, F16 or BF16: use a file of the same model in one of these types"
+    )]
+    ElementType {
+        /// The tensor.
+        tensor: String,
+        /// Its type, by name.
+        found: String,
+    },
+    /// A name of the Hugging Face hub that leads to no model.
+    #[error("expected {expected}, found {found}")]
+    Hub {
+        /// What would lead to one.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A directory without the files of a model.
+    #[error("expected a model directory with {expected}, found {found}")]
+    Directory {
+        /// The file that it lacks.
+        expected: &'static str,
+        /// What is there instead, and what to do.
         found: String,
     },
     /// A metadata key that the model cannot be read without.

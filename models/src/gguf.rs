@@ -4,27 +4,23 @@
 //! The reader is strict: whatever the format does not allow is refused with a sentence, and no length in the file is
 //! believed before the bytes that it promises are known to be there. Weights stay in the mapped file until asked for.
 
-#![expect(unsafe_code, reason = "maps the file into memory")]
-
 mod cursor;
-mod sniff;
 mod tensor;
 mod value;
 pub mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 
 use lathe_ir::scheme::Matrix;
-use memmap2::Mmap;
 
 pub use tensor::{TensorEntry, TensorType};
 pub use value::{Value, ValueType};
 
 use crate::checkpoint::{Checkpoint, TensorInfo};
 use crate::error::ModelError;
+use crate::{mapping, sniff};
 use cursor::Cursor;
 
 const MAGIC: &[u8; 4] = b"GGUF";
@@ -55,7 +51,7 @@ impl Header {
     fn counts(file: &[u8]) -> Result<(Cursor<'_>, usize, usize), ModelError> {
         let mut cursor = Cursor::new(file);
         if !file.starts_with(MAGIC) {
-            return Err(sniff::not_gguf(file));
+            return Err(sniff::unexpected("a GGUF file", file));
         }
         cursor.take(MAGIC.len(), "the magic number")?;
         check_version(cursor.u32("the version")?)?;
@@ -207,16 +203,11 @@ pub struct Gguf {
 impl Gguf {
     /// Maps a file and checks its header. The file must not change while the result lives.
     pub fn open(path: &Path) -> Result<Gguf, ModelError> {
-        let io = |action| move |error| ModelError::Io { action, path: path.to_owned(), error };
-        let file = File::open(path).map_err(io("open"))?;
-        if file.metadata().map_err(io("examine"))?.is_dir() {
+        if path.is_dir() {
             let advice = "give the path of the GGUF file itself";
-            return Err(ModelError::NotGguf { found: "a directory", advice }.in_file(path));
+            return Err(ModelError::Kind { expected: "a GGUF file", found: "a directory", advice }.in_file(path));
         }
-        // SAFETY: the mapping is private and only read. Another process that shortens the file would end this one by
-        // a signal, and one that rewrites it would give wrong weights: the same trust as any program has in the files
-        // that it maps. No reference into the map assumes more than initialized bytes.
-        let file = unsafe { Mmap::map(&file) }.map_err(io("map"))?;
+        let file = mapping::map(path)?;
         Gguf::new(Box::new(file)).map_err(|error| error.in_file(path))
     }
 

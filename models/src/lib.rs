@@ -1,6 +1,6 @@
 //! Readers of checkpoints and the families of models: a file becomes a graph, a source of weights and a tokenizer.
 //!
-//! [`open`] reads a GGUF file into a [`Model`]. The graph is the unfused one that [`layers`] build from the knobs of
+//! [`open`] reads a GGUF file or a Hugging Face directory into a [`Model`]. The graph is the unfused one that [`layers`] build from the knobs of
 //! a [`config::ModelConfig`]; its weights name tensors of the checkpoint, whose data [`checkpoint::assemble`] loads.
 //! Whatever a file says that Lathe does not understand is refused by name, never ignored.
 
@@ -9,11 +9,14 @@ pub mod config;
 pub mod error;
 pub mod families;
 pub mod gguf;
+pub mod hf;
 pub mod layers;
+mod mapping;
 pub mod seeded;
+mod sniff;
 pub mod tokenizer;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lathe_ir::graph::Graph;
 use lathe_ir::types::DType;
@@ -22,12 +25,15 @@ use checkpoint::Checkpoint;
 use config::{Metadata, ModelConfig};
 pub use error::ModelError;
 use gguf::{Gguf, Value};
+use layers::decoder::TensorNames;
 use tokenizer::Tokenizer;
 
 /// A model, ready to be compiled.
 pub struct Model {
     /// Its knobs.
     pub config: ModelConfig,
+    /// Names of its tensors in the checkpoint.
+    pub names: TensorNames,
     /// One step of it, unfused.
     pub graph: Graph,
     /// Its weights.
@@ -40,6 +46,17 @@ pub struct Model {
     pub licence: Option<String>,
     /// Where it came from, for people.
     pub source: String,
+    /// What it was read from.
+    pub origin: Origin,
+}
+
+/// What a model was read from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// `gguf` or `hf`; empty for a model that was made in memory.
+    pub format: &'static str,
+    /// The files, sorted.
+    pub files: Vec<PathBuf>,
 }
 
 impl Model {
@@ -49,21 +66,27 @@ impl Model {
     /// None for a model that was opened; as [`open`] otherwise.
     pub fn with_cache(mut self, cache: DType) -> Result<Model, ModelError> {
         self.config.cache = cache;
-        let names = families::find(&self.config.architecture)?.names;
-        self.graph = layers::decoder::build(&self.config, &names, &*self.checkpoint)?;
+        self.graph = layers::decoder::build(&self.config, &self.names, &*self.checkpoint)?;
         Ok(self)
     }
 }
 
-/// Opens a GGUF file. The key/value cache is of type f16; see [`Model::with_cache`]. The file must not change while
-/// the model is in use.
+/// Opens a GGUF file, a Hugging Face directory, or the directory that `hf://org/name` stands for. The key/value cache
+/// is of type f16; see [`Model::with_cache`]. The files must not change while the model is in use.
 ///
 /// # Errors
 /// When the file cannot be read, is damaged or is of another kind, and when it asks for something that Lathe does not
 /// do. The message says what to do.
 pub fn open(path: &Path) -> Result<Model, ModelError> {
+    if let Some(folder) = path.to_str().and_then(hf::hub::resolve) {
+        return hf::open(&folder?);
+    }
+    if path.is_dir() {
+        return hf::open(path);
+    }
     let file_name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-    from_gguf(Gguf::open(path)?, &file_name).map_err(|error| error.in_file(path))
+    let model = from_gguf(Gguf::open(path)?, &file_name).map_err(|error| error.in_file(path))?;
+    Ok(Model { origin: Origin { format: "gguf", files: vec![path.to_owned()] }, ..model })
 }
 
 /// Makes a model of a file that is open already; `file_name` goes into its `source`.
@@ -84,7 +107,17 @@ pub fn from_gguf(gguf: Gguf, file_name: &str) -> Result<Model, ModelError> {
     metadata.finish()?;
     let graph = layers::decoder::build(&config, &family.names, &gguf)?;
     let source = format!("{} ({file_name})", config.name);
-    Ok(Model { config, graph, checkpoint: Box::new(gguf), tokenizer, chat_template, licence, source })
+    Ok(Model {
+        config,
+        names: family.names,
+        graph,
+        checkpoint: Box::new(gguf),
+        tokenizer,
+        chat_template,
+        licence,
+        source,
+        origin: Origin::default(),
+    })
 }
 
 /// Keys that describe a file and change nothing in what the model computes, by prefix.

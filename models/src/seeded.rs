@@ -10,13 +10,13 @@ use half::{bf16, f16};
 use lathe_ir::scheme::{Code, Matrix, MatrixData, Scales, Scheme, Zero};
 use lathe_ir::types::DType;
 
-use crate::Model;
 use crate::checkpoint::{Checkpoint, TensorInfo, rows_of};
 use crate::config::{ModelConfig, Rope, RopeLayout};
 use crate::error::ModelError;
 use crate::families;
 use crate::layers::decoder::{self, Slot};
 use crate::tokenizer::{Algorithm, Merge, PreTokenizer, Token, TokenKind, Tokenizer};
+use crate::{Model, Origin};
 
 /// A llama of two layers with all features of a large one: grouped heads, attention of another width than the
 /// residual stream, a feed-forward width of its own, a tied head. [`small_tokenizer`] is its tokenizer.
@@ -83,11 +83,13 @@ pub fn model(
     Ok(Model {
         source: format!("{} (random, seed {seed})", config.name),
         config,
+        names,
         graph,
         checkpoint: Box::new(checkpoint),
         tokenizer,
         chat_template: Some(SMALL_TEMPLATE.to_owned()),
         licence: Some("mit".to_owned()),
+        origin: Origin::default(),
     })
 }
 
@@ -299,6 +301,7 @@ pub fn small_tokenizer() -> Tokenizer {
         bos: Some(1),
         eos: Some(2),
         eot: None,
+        ends: Vec::new(),
         pad: Some(2),
         unk: Some(0),
         add_bos: false,

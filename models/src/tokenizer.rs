@@ -5,7 +5,7 @@
 //! own; here a token is the text that it stands for. Tokens that are never made from plain text, such as `<|im_end|>`,
 //! are spelled literally in the file.
 
-mod bpe;
+pub(crate) mod bpe;
 mod spm;
 
 pub(crate) use bpe::byte_characters;
@@ -141,6 +141,8 @@ pub struct Tokenizer {
     pub eos: Option<u32>,
     /// Ends a turn of a chat, where that is another token than `eos`.
     pub eot: Option<u32>,
+    /// All tokens that end an answer, where the model's generation settings list them.
+    pub ends: Vec<u32>,
     /// Fills batches; Lathe never needs it.
     pub pad: Option<u32>,
     /// Stands for what the vocabulary cannot spell.
@@ -178,7 +180,7 @@ impl Tokenizer {
         let add_bos = adds(metadata, "tokenizer.ggml.add_bos_token", bos, adds_bos)?;
         let add_eos = adds(metadata, "tokenizer.ggml.add_eos_token", eos, false)?;
         must_be_false(metadata, "tokenizer.ggml.add_sep_token", "no separator is added")?;
-        Ok(Tokenizer { algorithm, tokens, bos, eos, eot, pad, unk, add_bos, add_eos })
+        Ok(Tokenizer { algorithm, tokens, bos, eos, eot, ends: Vec::new(), pad, unk, add_bos, add_eos })
     }
 }
 

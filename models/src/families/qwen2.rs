@@ -11,4 +11,5 @@ pub const FAMILY: Family = Family {
         Ok(ModelConfig { attention_bias: true, ..config })
     },
     names: knobs::NAMES,
+    hf: None,
 };

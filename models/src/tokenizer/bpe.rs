@@ -45,7 +45,7 @@ fn token(id: usize, text: &str, kind: TokenKind, bytes_of: &BTreeMap<char, u8>) 
 }
 
 /// Merges in the file are pairs of token texts with a space between; a space inside a token is spelled otherwise.
-fn merges(texts: &[String], lines: &[String]) -> Result<Vec<Merge>, ModelError> {
+pub(crate) fn merges(texts: &[String], lines: &[String]) -> Result<Vec<Merge>, ModelError> {
     let mut ids: HashMap<&str, u32> = HashMap::with_capacity(texts.len());
     for (id, text) in texts.iter().enumerate() {
         if let Some(first) = ids.insert(text, id as u32) {
@@ -88,6 +88,6 @@ pub(crate) fn byte_characters() -> [char; 256] {
     })
 }
 
-fn bytes_by_character() -> BTreeMap<char, u8> {
+pub(crate) fn bytes_by_character() -> BTreeMap<char, u8> {
     (0..=255u8).zip(byte_characters()).map(|(byte, character)| (character, byte)).collect()
 }

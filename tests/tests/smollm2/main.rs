@@ -2,6 +2,7 @@
 
 mod bits;
 mod damage;
+mod directory;
 mod quality;
 
 use std::path::{Path, PathBuf};

@@ -1,18 +1,27 @@
-//! Recognises files that people pass in place of a GGUF file, so that the error can name the mistake.
+//! Recognises files that people pass in place of a model, so that the error can name the mistake.
 
 use crate::error::ModelError;
 
-const CONVERT: &str = "convert the model to GGUF first";
+const CONVERT: &str = "convert the model to safetensors or GGUF first";
 
-/// The error for a file that does not start with GGUF's magic number.
-pub(super) fn not_gguf(bytes: &[u8]) -> ModelError {
+/// The error for a file that does not start as the expected one does.
+pub fn unexpected(expected: &'static str, bytes: &[u8]) -> ModelError {
     let (found, advice) = recognise(bytes);
-    ModelError::NotGguf { found, advice }
+    ModelError::Kind { expected, found, advice }
 }
 
+/// What a file in a model directory is, and what to do with it, when surely it is none that belongs there.
+pub fn known(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
+    let (found, advice) = recognise(bytes);
+    let common = ["a file of another kind", "a JSON file", "an empty file", "a safetensors file"];
+    (!common.contains(&found)).then_some((found, advice))
+}
+
+/// What a file is by its first bytes, and what to do with it.
 fn recognise(bytes: &[u8]) -> (&'static str, &'static str) {
     const PREFIXES: &[(&[u8], &str, &str)] = &[
         (b"\x89LATHE\r\n", "a Lathe plan", "it is compiled already: give it to `lathe run`"),
+        (b"GGUF", "a GGUF file", "give the path of that file as the model"),
         (b"ftrt", "a TensorRT plan", "Lathe compiles the model itself, so give it the checkpoint"),
         (
             b"version https://git-lfs.github.com/spec/",
@@ -35,10 +44,10 @@ fn recognise(bytes: &[u8]) -> (&'static str, &'static str) {
         return (found, advice);
     }
     if is_safetensors(bytes) {
-        return ("a safetensors file", CONVERT);
+        return ("a safetensors file", "give the directory in which it lies beside its config.json");
     }
     if is_onnx(bytes) {
-        return ("an ONNX model", "convert the checkpoint that it was exported from to GGUF");
+        return ("an ONNX model", "give the checkpoint that it was exported from");
     }
     match text_start(bytes).as_slice() {
         text if text.starts_with(b"<!doctype") || text.starts_with(b"<html") => {

@@ -1,0 +1,271 @@
+//! Reader of safetensors files (<https://github.com/huggingface/safetensors#format>), and of several that hold one
+//! model with the index that says which tensor lies where.
+//!
+//! A file is the length of its header, the header in JSON, and the tensors' bytes without holes. The reader is strict,
+//! and no length in the file is believed before the bytes that it promises are known to be there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use half::{bf16, f16};
+use lathe_ir::scheme::{Matrix, MatrixData, Scheme};
+use serde_json::{Map, Value};
+
+use super::json::{self, malformed};
+use crate::checkpoint::{Checkpoint, TensorInfo};
+use crate::error::ModelError;
+use crate::sniff;
+
+/// The longest header that the format allows.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// How a tensor is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Element {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl Element {
+    fn bytes(self) -> usize {
+        match self {
+            Element::F32 => 4,
+            Element::F16 | Element::Bf16 => 2,
+        }
+    }
+
+    /// The scheme that holds it: F16 counts as bf16, for the graph has no f16 weights.
+    fn scheme(self) -> Scheme {
+        match self {
+            Element::F32 => Scheme::F32,
+            Element::F16 | Element::Bf16 => Scheme::BF16,
+        }
+    }
+
+    fn decode(self, bytes: &[u8]) -> Vec<f32> {
+        match self {
+            Element::F32 => bytes.as_chunks().0.iter().map(|&chunk| f32::from_le_bytes(chunk)).collect(),
+            Element::F16 => bytes.as_chunks().0.iter().map(|&chunk| f16::from_le_bytes(chunk).to_f32()).collect(),
+            Element::Bf16 => bytes.as_chunks().0.iter().map(|&chunk| bf16::from_le_bytes(chunk).to_f32()).collect(),
+        }
+    }
+}
+
+/// A tensor in a file. Its range was checked: it lies in the file and holds exactly `rows` rows of `cols`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Entry {
+    element: Element,
+    rows: usize,
+    cols: usize,
+    bytes: Range<usize>,
+}
+
+/// One safetensors file, mapped or in memory.
+pub struct Shard {
+    tensors: BTreeMap<String, Entry>,
+    file: Box<dyn AsRef<[u8]> + Send + Sync>,
+}
+
+impl Shard {
+    /// Checks the header of a complete file.
+    ///
+    /// # Errors
+    /// When the file is none of safetensors, is damaged, or holds what is no vector or matrix of floats.
+    pub fn new(file: Box<dyn AsRef<[u8]> + Send + Sync>) -> Result<Shard, ModelError> {
+        let tensors = parse((*file).as_ref())?;
+        Ok(Shard { tensors, file })
+    }
+}
+
+fn parse(file: &[u8]) -> Result<BTreeMap<String, Entry>, ModelError> {
+    let expected = "a safetensors file";
+    let Some((length, rest)) = file.split_first_chunk::<8>() else {
+        return Err(sniff::unexpected(expected, file));
+    };
+    let length = u64::from_le_bytes(*length);
+    // The header begins right here; where none does, the length is no length either.
+    if length > MAX_HEADER || !rest.starts_with(b"{") {
+        return Err(sniff::unexpected(expected, file));
+    }
+    let (what, remaining) = ("the header".to_owned(), rest.len() as u64);
+    let Some((header, data)) = rest.split_at_checked(length as usize) else {
+        return Err(ModelError::Truncated { what, needed: length, remaining });
+    };
+    let mut tensors = BTreeMap::new();
+    for (name, value) in json::object(header, "the header of a safetensors file")? {
+        if name != "__metadata__" {
+            let entry = entry(&name, &value, 8 + header.len(), data.len())?;
+            tensors.insert(name, entry);
+        }
+    }
+    check_cover(&tensors, 8 + header.len(), file.len())?;
+    Ok(tensors)
+}
+
+/// Reads the description of one tensor; `start` is where data begins, and `length` how much there is.
+fn entry(name: &str, value: &Value, start: usize, length: usize) -> Result<Entry, ModelError> {
+    let what = format!("tensor '{}'", name.escape_debug());
+    let described = || -> Option<(&str, Vec<u64>, u64, u64)> {
+        let value = value.as_object().filter(|value| value.len() == 3)?;
+        let numbers = |key| value.get(key)?.as_array()?.iter().map(Value::as_u64).collect::<Option<Vec<u64>>>();
+        let &[from, to] = numbers("data_offsets")?.as_slice() else { return None };
+        Some((value.get("dtype")?.as_str()?, numbers("shape")?, from, to))
+    };
+    let Some((dtype, shape, from, to)) = described() else {
+        return Err(malformed(what, "a dtype, a shape and two data_offsets", &value.to_string()));
+    };
+    let element = match dtype {
+        "F32" => Element::F32,
+        "F16" => Element::F16,
+        "BF16" => Element::Bf16,
+        _ => return Err(ModelError::ElementType { tensor: name.to_owned(), found: dtype.to_owned() }),
+    };
+    if shape.is_empty() || shape.len() > 2 || shape.contains(&0) {
+        let (expected, found) = ("a vector or a matrix".to_owned(), format!("the shape {shape:?}"));
+        return Err(ModelError::Shape { tensor: name.to_owned(), expected, found });
+    }
+    let needed = shape.iter().try_fold(element.bytes() as u64, |product, &dim| product.checked_mul(dim));
+    if from > to || needed != Some(to - from) {
+        let found = format!("data_offsets {from} to {to}");
+        return Err(malformed(what, format!("the bytes of {shape:?} elements of {dtype}"), &found));
+    }
+    if to > length as u64 {
+        return Err(ModelError::Truncated { what, needed: to - from, remaining: (length as u64).saturating_sub(from) });
+    }
+    // The whole lies in the file, and no dimension is zero, so that each fits a usize.
+    let cols = shape[shape.len() - 1] as usize;
+    let rows = if shape.len() == 1 { 1 } else { shape[0] as usize };
+    Ok(Entry { element, rows, cols, bytes: start + from as usize..start + to as usize })
+}
+
+/// The format's rule against hidden or shared bytes: the tensors follow each other from the first byte to the last.
+fn check_cover(tensors: &BTreeMap<String, Entry>, start: usize, end: usize) -> Result<(), ModelError> {
+    let mut ranges: Vec<&Range<usize>> = tensors.values().map(|entry| &entry.bytes).collect();
+    ranges.sort_by_key(|range| range.start);
+    let mut at = start;
+    for range in ranges {
+        if range.start != at {
+            let kind = if range.start < at { "tensors that overlap" } else { "a hole between tensors" };
+            return Err(malformed(
+                "the data",
+                "tensors one after the other",
+                &format!("{kind} at byte {}", range.start),
+            ));
+        }
+        at = range.end;
+    }
+    if at == end {
+        Ok(())
+    } else {
+        Err(malformed("the data", format!("its end at byte {at}"), &format!("{end} bytes")))
+    }
+}
+
+/// The file of each tensor by an index (`model.safetensors.index.json`).
+///
+/// # Errors
+/// When it is no index, or names a file outside its own folder.
+pub fn index(bytes: &[u8]) -> Result<BTreeMap<String, String>, ModelError> {
+    let what = "the index of safetensors files";
+    let object = json::object(bytes, what)?;
+    let map = object.get("weight_map").and_then(Value::as_object).filter(|map| !map.is_empty());
+    let empty = Map::new();
+    let mut files = BTreeMap::new();
+    for (tensor, file) in map.unwrap_or(&empty) {
+        let file = file.as_str().unwrap_or_default();
+        let plain = !file.contains(['/', '\\', '\0', ':']) && file.ends_with(".safetensors") && !file.starts_with('.');
+        if !plain {
+            let expected = "the plain name of a .safetensors file beside it".to_owned();
+            return Err(malformed(
+                format!("tensor '{}' in the index", tensor.escape_debug()),
+                expected,
+                &map_text(file),
+            ));
+        }
+        files.insert(tensor.clone(), file.to_owned());
+    }
+    match map {
+        Some(_) => Ok(files),
+        None => Err(malformed(what, "a 'weight_map' from tensors to files", "none")),
+    }
+}
+
+fn map_text(file: &str) -> String {
+    format!("'{}'", file.escape_debug())
+}
+
+/// All tensors of a model directory.
+pub struct Shards {
+    shards: Vec<Shard>,
+    places: BTreeMap<String, usize>,
+}
+
+impl Shards {
+    /// Joins files by name. With an index, it has to name exactly their tensors, each in its own file.
+    ///
+    /// # Errors
+    /// When two files hold one tensor, and when the index contradicts the files.
+    pub fn new(files: Vec<(String, Shard)>, index: Option<&BTreeMap<String, String>>) -> Result<Shards, ModelError> {
+        let (mut shards, mut places) = (Vec::new(), BTreeMap::new());
+        for (at, (file, shard)) in files.into_iter().enumerate() {
+            for name in shard.tensors.keys() {
+                let indexed = index.map(|index| index.get(name).map(String::as_str));
+                if indexed.is_some_and(|indexed| indexed != Some(&file)) {
+                    let found = format!("it in '{file}'");
+                    let expected = indexed
+                        .flatten()
+                        .map_or("none, by the index".to_owned(), |place| format!("it in '{place}', by the index"));
+                    return Err(malformed(format!("tensor '{}'", name.escape_debug()), expected, &found));
+                }
+                places.insert(name.clone(), at);
+            }
+            shards.push(shard);
+        }
+        match index.into_iter().flatten().find(|(name, _)| !places.contains_key(*name)) {
+            None => Ok(Shards { shards, places }),
+            Some((name, file)) => {
+                let what = format!("tensor '{}'", name.escape_debug());
+                Err(malformed(what, format!("it in '{file}', by the index"), "no such tensor there"))
+            }
+        }
+    }
+
+    /// Leaves tensors out.
+    pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
+        self.places.retain(|name, _| keep(name));
+    }
+
+    /// Whether two tensors are there and hold the same bytes in the same shape.
+    pub fn are_equal(&self, a: &str, b: &str) -> bool {
+        let parts = |name| self.find(name).map(|(entry, bytes)| (entry.element, entry.rows, entry.cols, bytes));
+        parts(a).is_some() && parts(a) == parts(b)
+    }
+
+    /// A tensor and its bytes.
+    fn find(&self, name: &str) -> Option<(&Entry, &[u8])> {
+        let shard = &self.shards[*self.places.get(name)?];
+        let entry = shard.tensors.get(name)?;
+        Some((entry, &(*shard.file).as_ref()[entry.bytes.clone()]))
+    }
+}
+
+impl Checkpoint for Shards {
+    fn names(&self) -> BTreeSet<&str> {
+        self.places.keys().map(String::as_str).collect()
+    }
+
+    fn tensor(&self, name: &str) -> Option<TensorInfo> {
+        let (entry, _) = self.find(name)?;
+        Some(TensorInfo { rows: entry.rows, cols: entry.cols, scheme: entry.element.scheme() })
+    }
+
+    fn load_rows(&self, name: &str, rows: Range<usize>) -> Result<Matrix, ModelError> {
+        let (entry, bytes) = self.find(name).ok_or_else(|| ModelError::NoTensor { tensor: name.to_owned() })?;
+        let info = TensorInfo { rows: entry.rows, cols: entry.cols, scheme: entry.element.scheme() };
+        info.check_rows(name, &rows)?;
+        let row_bytes = entry.cols * entry.element.bytes();
+        let values = entry.element.decode(&bytes[rows.start * row_bytes..rows.end * row_bytes]);
+        Ok(Matrix { rows: rows.len(), cols: entry.cols, data: MatrixData::Float(values) })
+    }
+}
