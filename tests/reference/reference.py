@@ -1,4 +1,4 @@
-"""The llama forward pass in NumPy: what Lathe's logits are judged by.
+"""The forward passes of llama and Qwen 2 in NumPy: what Lathe's logits are judged by.
 
 It shares no code with Lathe. Weights come from a GGUF file through the `gguf` package, and the arithmetic below was
 written from the papers: RMS norm (arXiv 1910.07467), rotary positions (2104.09864), grouped-query attention
@@ -22,18 +22,20 @@ import numpy as np
 
 
 class Llama:
-    """A model of the llama architecture, its weights dequantized to one float type."""
+    """A model of the llama or qwen2 architecture, its weights dequantized to one float type."""
 
     def __init__(self, path, dtype):
         reader = gguf.GGUFReader(path)
         architecture = self._value(reader, "general.architecture")
-        if architecture != "llama":
-            raise SystemExit(f"{path}: the reference computes llama models, and this is `{architecture}`")
-        self.layers = int(self._value(reader, "llama.block_count"))
-        self.heads = int(self._value(reader, "llama.attention.head_count"))
-        self.kv_heads = int(self._value(reader, "llama.attention.head_count_kv", self.heads))
-        self.epsilon = float(self._value(reader, "llama.attention.layer_norm_rms_epsilon"))
-        self.theta = float(self._value(reader, "llama.rope.freq_base", 10000.0))
+        if architecture not in ("llama", "qwen2"):
+            raise SystemExit(f"{path}: the reference computes llama and qwen2 models, and this is `{architecture}`")
+        # Files keep llama's heads as neighbours to be rotated, and those of Qwen 2 as halves.
+        self.neighbours = architecture == "llama"
+        self.layers = int(self._value(reader, f"{architecture}.block_count"))
+        self.heads = int(self._value(reader, f"{architecture}.attention.head_count"))
+        self.kv_heads = int(self._value(reader, f"{architecture}.attention.head_count_kv", self.heads))
+        self.epsilon = float(self._value(reader, f"{architecture}.attention.layer_norm_rms_epsilon"))
+        self.theta = float(self._value(reader, f"{architecture}.rope.freq_base", 10000.0))
         self.bos = self._value(reader, "tokenizer.ggml.bos_token_id")
         self.add_bos = bool(self._value(reader, "tokenizer.ggml.add_bos_token", False))
         self.dtype = dtype
@@ -66,19 +68,20 @@ class Llama:
         angles = np.arange(length, dtype=np.float64)[:, None] * frequencies  # [T, D/2]
         return np.cos(angles).astype(self.dtype), np.sin(angles).astype(self.dtype)
 
-    @staticmethod
-    def _rotate(x, cosines, sines):
-        """Rotates neighbours (2i, 2i+1) of each head, the order in which GGUF files keep llama's heads: x [T, H, D]."""
-        even, odd = x[..., 0::2], x[..., 1::2]
+    def _rotate(self, x, cosines, sines):
+        """Rotates neighbours (2i, 2i+1) or halves (i, i + D/2) of each head: x [T, H, D]."""
+        half = x.shape[-1] // 2
+        first, second = (np.s_[..., 0::2], np.s_[..., 1::2]) if self.neighbours else (np.s_[..., :half], np.s_[..., half:])
         cosines, sines = cosines[:, None, :], sines[:, None, :]
         out = np.empty_like(x)
-        out[..., 0::2] = even * cosines - odd * sines
-        out[..., 1::2] = even * sines + odd * cosines
+        out[first] = x[first] * cosines - x[second] * sines
+        out[second] = x[first] * sines + x[second] * cosines
         return out
 
     def _attention(self, layer, x, cosines, sines):
         def project(name, heads):
-            return (x @ self.weights[f"blk.{layer}.attn_{name}.weight"].T).reshape(len(x), heads, -1)
+            bias = self.weights.get(f"blk.{layer}.attn_{name}.bias", self.dtype(0))
+            return (x @ self.weights[f"blk.{layer}.attn_{name}.weight"].T + bias).reshape(len(x), heads, -1)
 
         query = self._rotate(project("q", self.heads), cosines, sines)  # [T, H, D]
         key = self._rotate(project("k", self.kv_heads), cosines, sines)  # [T, H_kv, D]
@@ -139,7 +142,7 @@ def read_sequences(path):
 def main():
     parser = argparse.ArgumentParser(description="The llama forward pass in NumPy, sharing no code with Lathe.")
     parser.add_argument("command", choices=["logits", "perplexity"])
-    parser.add_argument("--model", type=Path, required=True, help="a GGUF file of the llama architecture")
+    parser.add_argument("--model", type=Path, required=True, help="a GGUF file of the llama or qwen2 architecture")
     parser.add_argument("--tokens", type=Path, required=True, help="ids: .json list(s), or raw int32")
     parser.add_argument("--out", type=Path, help="where `logits` writes: .f32 raw, or .npy")
     parser.add_argument("--context", type=int, default=512, help="tokens a chunk of `perplexity` (default 512)")

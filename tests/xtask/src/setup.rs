@@ -15,7 +15,6 @@ pub fn everything() -> Result<()> {
         ("ptxas", downloads::ptxas()?),
         ("SmolLM2", downloads::model("smollm2")?),
         ("Gemma 3", downloads::model("gemma3")?),
-        ("Qwen 2.5", downloads::model("qwen2-coder-0.5b")?),
     ] {
         say(&format!("{what}: {}", path.display()));
     }

@@ -40,6 +40,10 @@ pub fn test(all: bool, arguments: &[&str]) -> Result<()> {
     }
     command.env("LLVM_SYS_221_PREFIX", setup::llvm()?);
     command.env("LATHE_MODEL_SMOLLM2", downloads::model("smollm2")?);
+    command.env("LATHE_MODEL_GEMMA3", downloads::model("gemma3")?);
+    if all {
+        command.env("LATHE_MODEL_QWEN2", downloads::model("qwen2-coder-0.5b")?);
+    }
     command.env("LATHE_PYTHON", setup::reference_python()?);
     command.env("LATHE_PTXAS", downloads::ptxas()?);
     say(&spell(&command));
