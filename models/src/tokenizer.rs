@@ -1,9 +1,9 @@
 //! The tokenizer of a model as neutral data: token bytes, what joins them, special tokens.
 //!
-//! Two kinds are read. Byte-level BPE ([`bpe`]) is `gpt2` in GGUF files and joins by a list of merges; `SentencePiece`'s
-//! BPE ([`spm`]) is `llama` there and joins by the score of what comes out. Both files spell tokens in ways of their
-//! own; here a token is the text that it stands for. Tokens that are never made from plain text, such as `<|im_end|>`,
-//! are spelled literally in the file.
+//! Two kinds are read. Byte-level BPE (`tokenizer/bpe.rs`) is `gpt2` in GGUF files and joins by a list of merges;
+//! `SentencePiece`'s BPE (`tokenizer/spm.rs`) is `llama` there and joins by the score of what comes out. Both files spell
+//! tokens in ways of their own; here a token is the text that it stands for. Tokens that are never made from plain text,
+//! such as `<|im_end|>`, are spelled literally in the file.
 
 pub(crate) mod bpe;
 mod spm;
