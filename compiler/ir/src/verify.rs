@@ -174,7 +174,7 @@ impl Verifier<'_> {
             }
             (Elem::Dense(DType::F32), Some([_])) if weight.parts.len() == 1 => 1,
             (Elem::Dense(DType::F32), Some(&[k])) if weight.arrangement == Arrangement::Concat => k,
-            _ => return fail(format!("expected a constant matrix in a scheme or f32[K] of one part, found {ty}")),
+            _ => return fail(format!("expected a constant matrix in a scheme or f32[K], found {ty}")),
         };
         let total: usize = weight.parts.iter().map(|part| part.rows).sum();
         if total != rows {

@@ -90,11 +90,14 @@ fn weights() {
     check(&with(&[(8, stored), (8, stored)], concat, square()), "@w: its parts have 16 rows in all, expected 32");
     check(&with(&[], concat, square()), "@w: its parts have 0 rows in all, expected 32");
     check(&with(&[(8, stored)], concat, matrix_type(Scheme::INT8, 8, 40)), "@w: 40 columns are not whole groups of 32");
-    let plain = "@w: expected a constant matrix in a scheme or f32[K] of one part, found";
+    let plain = "@w: expected a constant matrix in a scheme or f32[K], found";
     check(&with(&[(8, stored)], concat, Type::f32([Dim::of(8), Dim::of(4)])), &format!("{plain} f32[8, 4]"));
     check(&with(&[(1, stored)], concat, Type::f32([Dim::T])), &format!("{plain} f32[T]"));
-    check(&with(&[(1, stored), (1, stored)], concat, Type::f32([Dim::of(8)])), &format!("{plain} f32[8]"));
+    verify(&with(&[(3, stored), (5, stored)], concat, Type::f32([Dim::of(8)]))).unwrap();
+    let vector = Type::f32([Dim::of(8)]);
+    check(&with(&[(1, stored), (1, stored)], concat, vector.clone()), "@w: its parts have 2 rows in all, expected 8");
     let interleave = |rows| Arrangement::Interleave { rows };
+    check(&with(&[(4, stored), (4, stored)], interleave(4), vector), &format!("{plain} f32[8]"));
     verify(&with(&[(16, stored), (16, stored)], interleave(8), square())).unwrap();
     for (parts, block) in [([16, 16], 12), ([8, 24], 8), ([16, 16], 0)] {
         let graph = with(&parts.map(|rows| (rows, stored)), interleave(block), square());
