@@ -112,7 +112,7 @@ impl Machine {
             inputs: program.inputs.clone(),
             groups,
             kernels,
-            arena: Region::new("intermediate results", most(|bucket| bucket.arena_bytes) as usize)?,
+            arena: Region::huge("intermediate results", most(|bucket| bucket.arena_bytes) as usize)?,
             input,
             input_offsets,
             cache: Region::new("the cache", layout.bytes)?,
