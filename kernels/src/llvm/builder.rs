@@ -187,6 +187,11 @@ impl<'c> Builder<'c> {
         self.operands[i]
     }
 
+    /// The base of the last operand: scratch, where a kernel has any.
+    pub fn last_operand(&self) -> PointerValue<'c> {
+        *self.operands.last().expect("every kernel has operands")
+    }
+
     /// Launch parameter `i`.
     pub fn param(&self, i: usize) -> Val<'c> {
         self.params[i]

@@ -30,7 +30,7 @@ pub fn linear(b: &Builder<'_>, scheme: Scheme, act: Activation, tile: Tile, epil
         let weights = b.element(b.operand(1), b.mul(block, b.param(2)), block_span_bytes(scheme));
         let weights = match tile {
             Tile::Stream { .. } => weights,
-            Tile::Unpack { .. } => kernel.unpack(weights, epilogue),
+            Tile::Unpack { .. } => kernel.unpack(weights),
         };
         let (Tile::Stream { tokens } | Tile::Unpack { tokens }) = tile;
         let rows = b.param(0);
@@ -261,15 +261,9 @@ impl<'c> Linear<'_, 'c> {
     }
 
     /// Unpacks the strip to scratch, the last operand, in the order in which [`Linear::load_unpacked`] reads it.
-    fn unpack(&self, weights: PointerValue<'c>, epilogue: &[Stage]) -> PointerValue<'c> {
+    fn unpack(&self, weights: PointerValue<'c>) -> PointerValue<'c> {
         let b = self.b;
-        let spec = KernelSpec::Linear {
-            scheme: self.scheme,
-            act: self.act,
-            tile: Tile::Unpack { tokens: 1 },
-            epilogue: epilogue.to_vec(),
-        };
-        let scratch = b.operand(spec.operands().len() - 1);
+        let scratch = b.last_operand();
         let total = b.mul(b.param(2), b.int(self.blocks as i64));
         b.for_range(b.int(0), total, b.int(1), |span| {
             b.repeat(span_groups(self.scheme), |index| {
