@@ -129,12 +129,12 @@ passes! {
     remove_dead: "removes nodes that no output needs",
     fuse_bias: "moves the bias of a projection into its linear",
     merge_qkv: "computes query, key and value by one product and appends from its result",
-    merge_gate_up: "computes gate and up by one product, and silu and mul of them by one swiglu",
+    merge_gate_up: "computes gate and up by one product, and activation and mul of them by one glu",
     choose_weight_format: "chooses the scheme in which each matrix is stored",
     quantize_activations: "quantizes the activations of products with integer weights",
     fuse_norm: "moves gather, norm and quantization into the one linear that they feed",
     fuse_rope_append: "moves rope and cache append into the linear before them",
-    fuse_activation: "moves swiglu into the linear before it",
+    fuse_activation: "moves glu into the linear before it",
     fuse_residual: "moves the residual add into the linear before it",
 }
 

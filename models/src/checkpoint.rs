@@ -112,6 +112,10 @@ fn load_part(checkpoint: &dyn Checkpoint, part: &Part) -> Result<Matrix, ModelEr
         });
     }
     check_finite(&part.tensor, &matrix)?;
+    if part.plus_one {
+        let values = matrix.to_f32().into_iter().map(|value| 1.0 + value).collect();
+        return Ok(Matrix { data: MatrixData::Float(values), ..matrix });
+    }
     Ok(matrix)
 }
 

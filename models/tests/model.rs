@@ -36,7 +36,8 @@ fn int8(rows: std::ops::Range<u8>) -> Matrix {
 fn join(parts: &[&Matrix], order: RowOrder, arrangement: Arrangement) -> Result<Matrix, ModelError> {
     let named = parts.iter().enumerate().map(|(at, &matrix)| (at.to_string(), Scheme::F32, matrix.clone()));
     let checkpoint = MemoryCheckpoint::new(named);
-    let part = |(at, matrix): (usize, &&Matrix)| Part { tensor: at.to_string(), rows: matrix.rows, order };
+    let part =
+        |(at, matrix): (usize, &&Matrix)| Part { tensor: at.to_string(), rows: matrix.rows, order, plus_one: false };
     let parts = parts.iter().enumerate().map(part).collect();
     assemble(&checkpoint, &Weight { name: "joined".to_owned(), parts, arrangement })
 }

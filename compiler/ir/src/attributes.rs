@@ -15,6 +15,8 @@ pub enum Attribute {
     Bool(bool),
     /// A quoted string.
     Text(String),
+    /// Floats in brackets.
+    Floats(Vec<f32>),
 }
 
 impl fmt::Display for Attribute {
@@ -25,6 +27,7 @@ impl fmt::Display for Attribute {
             Attribute::Float(value) => write!(f, "{value:?}"),
             Attribute::Bool(value) => write!(f, "{value}"),
             Attribute::Text(value) => f.write_str(&crate::lex::quote(value)),
+            Attribute::Floats(values) => write!(f, "{values:?}"),
         }
     }
 }
@@ -50,6 +53,12 @@ impl From<bool> for Attribute {
 impl From<&str> for Attribute {
     fn from(value: &str) -> Attribute {
         Attribute::Text(value.to_string())
+    }
+}
+
+impl From<&[f32]> for Attribute {
+    fn from(values: &[f32]) -> Attribute {
+        Attribute::Floats(values.to_vec())
     }
 }
 
@@ -107,12 +116,21 @@ impl Attributes {
         self
     }
 
+    /// With one more at the end where there is a value.
+    #[must_use]
+    pub fn with_some(self, name: &str, value: Option<impl Into<Attribute>>) -> Attributes {
+        match value {
+            Some(value) => self.with(name, value),
+            None => self,
+        }
+    }
+
     /// Adds one at the end.
     ///
     /// # Errors
     /// When the name is already there.
     pub fn add(&mut self, name: &str, value: Attribute) -> Result<(), AttributeError> {
-        if self.entries.iter().any(|(other, _)| other == name) {
+        if self.has(name) {
             return Err(AttributeError::Duplicate { name: name.to_string() });
         }
         self.entries.push((name.to_string(), value));
@@ -128,6 +146,42 @@ impl Attributes {
     pub fn count(&mut self, name: &str) -> Result<usize, AttributeError> {
         self.take(name, "a whole number from 0 to 2^30", |value| match value {
             Attribute::Int(value) => usize::try_from(*value).ok().filter(|&count| count <= MAX_COUNT),
+            _ => None,
+        })
+    }
+
+    /// Takes a count that may be left out.
+    pub fn optional_count(&mut self, name: &str) -> Result<Option<usize>, AttributeError> {
+        if self.has(name) { self.count(name).map(Some) } else { Ok(None) }
+    }
+
+    /// Takes a float that may be left out.
+    pub fn optional_float(&mut self, name: &str) -> Result<Option<f32>, AttributeError> {
+        if self.has(name) { self.float(name).map(Some) } else { Ok(None) }
+    }
+
+    /// Takes a list of floats.
+    pub fn floats(&mut self, name: &str) -> Result<Vec<f32>, AttributeError> {
+        self.take(name, "numbers in brackets", |value| match value {
+            Attribute::Floats(values) => Some(values.clone()),
+            _ => None,
+        })
+    }
+
+    /// Whether one of this name is there.
+    pub fn has(&self, name: &str) -> bool {
+        self.entries.iter().any(|(other, _)| other == name)
+    }
+
+    /// Takes one of a few names, each with what it stands for; `expected` lists them.
+    pub fn choice<T: Copy>(
+        &mut self,
+        name: &str,
+        expected: &'static str,
+        choices: &[(&str, T)],
+    ) -> Result<T, AttributeError> {
+        self.take(name, expected, |value| match value {
+            Attribute::Text(text) => choices.iter().find(|(choice, _)| choice == text).map(|&(_, value)| value),
             _ => None,
         })
     }

@@ -80,6 +80,9 @@ pub struct Part {
     pub rows: usize,
     /// Order of its rows.
     pub order: RowOrder,
+    /// Whether one is added to each element: the checkpoint stores the distance from one, as Gemma's norms do. Only for
+    /// vectors.
+    pub plus_one: bool,
 }
 
 /// How the parts of a merged weight are laid out along its rows.

@@ -5,7 +5,7 @@
 //! input     = "%" word ":" type                 output = name "=" value
 //! weight    = "@" name ":" type "=" source      cache  = "cache" "$" name ":" type
 //! source    = part | "concat" "(" parts ")" | "interleave" rows "(" parts ")"
-//! part      = string ["[" rows "]"] ["pairs_to_halves" "(" head_dim ")"]
+//! part      = string ["[" rows "]"] ["pairs_to_halves" "(" head_dim ")"] ["plus_one"]
 //! op        = values "=" word [values] ["pre" stages] ["post" stages] [attributes] ":" type {"," type}
 //! stages    = "[" word ["(" values ")"] [attributes] {"," …} "]"
 //! ```
@@ -217,7 +217,8 @@ impl Parser {
         } else {
             RowOrder::AsStored
         };
-        Ok(Part { tensor, rows, order })
+        let plus_one = self.eat_word("plus_one");
+        Ok(Part { tensor, rows, order, plus_one })
     }
 
     fn cache(&mut self) -> Parsed<()> {
@@ -347,6 +348,15 @@ impl Parser {
     }
 
     fn attribute(&mut self) -> Parsed<Attribute> {
+        if self.eat('[') {
+            let values = self.list(Parser::number)?;
+            self.mark(']')?;
+            return Ok(Attribute::Floats(values));
+        }
+        self.scalar()
+    }
+
+    fn scalar(&mut self) -> Parsed<Attribute> {
         let value = match self.peek() {
             Token::Text(text) => Some(Attribute::Text(text.clone())),
             Token::Word(word) => match word.as_str() {
@@ -369,6 +379,15 @@ impl Parser {
                 Ok(value)
             }
             None => self.expected("a number, a string, true or false"),
+        }
+    }
+
+    fn number(&mut self) -> Parsed<f32> {
+        let (place, found) = (self.place(), self.peek().to_string());
+        match self.scalar()? {
+            Attribute::Float(value) => Ok(value),
+            Attribute::Int(value) => Ok(value as f32),
+            _ => fail(place, Problem::Syntax { expected: "a number".to_string(), found }),
         }
     }
 }

@@ -9,7 +9,7 @@
 //!   @norm: f32[576] = "blk.0.attn_norm.weight"
 //!   @qkv: int4:g32+min[960, 576] = concat("q"[576] pairs_to_halves(64), "k"[192] pairs_to_halves(64), "v"[192])
 //!   cache $kv.0: cache<f16, 3x64>
-//!   %0 = rotary %positions {head_dim = 64, theta = 100000.0} : f32[T, 64]
+//!   %0 = rotary %positions {dim = 64, theta = 100000.0} : f32[T, 64]
 //!   …
 //!   return logits = %9
 //! }
@@ -130,9 +130,12 @@ fn braces(op: &Op) -> String {
 }
 
 fn source(weight: &Weight, ty: &Type) -> String {
-    let order = |part: &Part| match part.order {
-        RowOrder::AsStored => String::new(),
-        RowOrder::PairsToHalves { head_dim } => format!(" pairs_to_halves({head_dim})"),
+    let order = |part: &Part| {
+        let order = match part.order {
+            RowOrder::AsStored => String::new(),
+            RowOrder::PairsToHalves { head_dim } => format!(" pairs_to_halves({head_dim})"),
+        };
+        order + if part.plus_one { " plus_one" } else { "" }
     };
     let part = |part: &Part| format!("{}[{}]{}", quote(&part.tensor), part.rows, order(part));
     match (&weight.parts[..], weight.arrangement) {

@@ -5,7 +5,7 @@
 //! - **Weights.** A weight is a matrix `[N, K]` in a scheme whose group divides K, or a vector `f32[K]`; its dimensions are
 //!   constant. The rows of its parts sum to N; a vector has one part of one row, or joins
 //!   several parts of as many rows as each has elements. Interleaved parts are of equal size,
-//!   in whole blocks. A part that is reordered by head has whole heads of an even size.
+//!   in whole blocks. A part that is reordered by head has whole heads of an even size; one is added to vectors only.
 //! - **Caches.** A cache holds floats and has at least one head of at least one element.
 //! - **Types.** The results of an op are those that it infers from its operands.
 //! - **Stages.** A linear's prologue holds only ops that may stand there ([`Stage::Prologue`]), its epilogue likewise.
@@ -187,6 +187,9 @@ impl Verifier<'_> {
             return fail(format!("interleaved parts are of equal size in whole blocks of {block} rows"));
         }
         for part in &weight.parts {
+            if part.plus_one && shape.len() != 1 {
+                return fail(format!("'{}' is a matrix; one is added to vectors only", part.tensor));
+            }
             if let RowOrder::PairsToHalves { head_dim } = part.order
                 && (head_dim == 0 || head_dim % 2 != 0 || part.rows % head_dim != 0)
             {

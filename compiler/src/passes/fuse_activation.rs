@@ -1,4 +1,4 @@
-//! Moves swiglu into the epilogue of the linear before it, so that the wide result is never written.
+//! Moves glu into the epilogue of the linear before it, so that the wide result is never written.
 //!
 //! Before:
 //! ```text
@@ -7,7 +7,7 @@
 //!   @gate_up: bf16[128, 32] = interleave 16("gate"[64], "up"[64])
 //!   %0 = embed %tokens, @embed : f32[T, 32]
 //!   %1 = linear %0, @gate_up : f32[T, 128]
-//!   %2 = swiglu %1 : f32[T, 64]
+//!   %2 = glu %1 {function = "silu"} : f32[T, 64]
 //!   return gated = %2
 //! }
 //! ```
@@ -17,26 +17,26 @@
 //!   @embed: bf16[64, 32] = "embed"
 //!   @gate_up: bf16[128, 32] = interleave 16("gate"[64], "up"[64])
 //!   %0 = embed %tokens, @embed : f32[T, 32]
-//!   %1 = linear %0, @gate_up post [swiglu] : f32[T, 64]
+//!   %1 = linear %0, @gate_up post [glu {function = "silu"}] : f32[T, 64]
 //!   return gated = %1
 //! }
 //! ```
-//! It leaves a linear alone that already has an epilogue or whose result something else reads. It errs only when the
+//! It leaves a linear alone that already has an epilogue but a bias or whose result something else reads. It errs only when the
 //! rewritten linear refuses its operands, which would be a fault of this pass.
 
 use lathe_ir::graph::{Graph, Value};
 use lathe_ir::op::Op;
 
-use super::{append_epilogue, linear, sole_user};
+use super::{append_epilogue, linear, only_bias, sole_user};
 use crate::pass::{PassContext, PassError};
 
 /// Runs the pass; see the module.
 pub fn run(graph: &mut Graph, _context: &mut PassContext) -> Result<bool, PassError> {
     let mut changed = false;
     for id in graph.order() {
-        let Some(op @ Op::SwiGlu(_)) = graph.as_op(id).cloned() else { continue };
+        let Some(op @ Op::Glu(_)) = graph.as_op(id).cloned() else { continue };
         let x = graph.node(id).inputs[0];
-        let fits = linear(graph, x).is_some_and(|linear| linear.epilogue.is_empty()) && sole_user(graph, x).is_some();
+        let fits = linear(graph, x).is_some_and(only_bias) && sole_user(graph, x).is_some();
         if !fits {
             continue;
         }

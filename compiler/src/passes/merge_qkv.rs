@@ -11,7 +11,7 @@
 //!   cache $kv.0: cache<f16, 2x16>
 //!   %0 = embed %tokens, @embed : f32[T, 32]
 //!   %1 = linear %0, @q : f32[T, 64]
-//!   %2 = rotary %positions {head_dim = 16, theta = 10000.0} : f32[T, 16]
+//!   %2 = rotary %positions {dim = 16, theta = 10000.0} : f32[T, 16]
 //!   %3 = rope %1, %2 {head_dim = 16, heads = 4} : f32[T, 64]
 //!   %4 = linear %0, @k : f32[T, 32]
 //!   %5 = rope %4, %2 {head_dim = 16, heads = 2} : f32[T, 32]
@@ -29,7 +29,7 @@
 //!   cache $kv.0: cache<f16, 2x16>
 //!   %0 = embed %tokens, @embed : f32[T, 32]
 //!   %1 = linear %0, @qkv : f32[T, 128]
-//!   %2 = rotary %positions {head_dim = 16, theta = 10000.0} : f32[T, 16]
+//!   %2 = rotary %positions {dim = 16, theta = 10000.0} : f32[T, 16]
 //!   %3 = rope %1, %2 {head_dim = 16, heads = 6} : f32[T, 128]
 //!   %4, $0 = append_qkv %3, %positions, %sequences, $kv.0 {heads = 4} : f32[T, 64], cache<f16, 2x16>
 //!   %5 = attention %4, %positions, %sequences, $0 {heads = 4, scale = 0.25} : f32[T, 64]

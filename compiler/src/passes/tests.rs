@@ -73,7 +73,7 @@ fn merged_projections_keep_their_biases() {
   %0 = embed %tokens, @embed : f32[T, 32]
   %1 = linear %0, @q : f32[T, 64]
   %2 = bias %1, @q.bias : f32[T, 64]
-  %3 = rotary %positions {head_dim = 16, theta = 10000.0} : f32[T, 16]
+  %3 = rotary %positions {dim = 16, theta = 10000.0} : f32[T, 16]
   %4 = rope %2, %3 {head_dim = 16, heads = 4} : f32[T, 64]
   %5 = linear %0, @k : f32[T, 32]
   %6 = bias %5, @k.bias : f32[T, 32]

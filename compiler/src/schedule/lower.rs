@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use lathe_ir::graph::{Graph, NodeId, NodeKind, Value};
 use lathe_ir::op::Op;
+use lathe_ir::ops::glu::Function;
 use lathe_ir::ops::linear::Linear;
+use lathe_ir::ops::rotary::Scaling;
 use lathe_ir::scheme::Scheme;
 use lathe_ir::types::{CacheType, DType, Dim, Elem, StepSize, Type};
 use lathe_kernels::packing::packed_bytes;
@@ -161,11 +163,11 @@ impl Lowering<'_> {
             Op::RmsNorm(_) | Op::Quantize(_) | Op::Gather(_) => {
                 self.rows(op.name(), std::slice::from_ref(op), inputs[0], &operands)?
             }
-            Op::Rotary(rotary) => {
-                let kernel = KernelSpec::Rotary { head_dim: rotary.head_dim, theta: rotary.theta };
+            Op::Rotary(rotary) if rotary.scaling == Scaling::None => {
+                let kernel = KernelSpec::Rotary { head_dim: rotary.dim, theta: rotary.theta };
                 self.launch("rotary", kernel, &operands, vec![rows], rows, Share::Even)?
             }
-            Op::Rope(rope) => {
+            Op::Rope(rope) if self.shape(inputs[1]).1.c == rope.head_dim => {
                 let kernel = KernelSpec::Rope { head_dim: rope.head_dim };
                 let params = vec![rows, Dim::of(columns.c / rope.head_dim), Dim::of(rope.heads)];
                 self.launch("rope", kernel, &operands, params, rows, Share::Even)?
@@ -174,8 +176,10 @@ impl Lowering<'_> {
             Op::Mul(_) => self.map(MapOp::Mul, &operands, rows, columns)?,
             Op::Add(_) => self.map(MapOp::Add, &operands, rows, columns)?,
             Op::Bias(_) => self.map(MapOp::Bias, &operands, rows, columns)?,
-            Op::SwiGlu(_) => self.map(MapOp::SwiGlu, &operands, rows, Dim::of(columns.c / 2))?,
-            Op::Attention(attention) => {
+            Op::Glu(glu) if glu.function == Function::Silu => {
+                self.map(MapOp::SwiGlu, &operands, rows, Dim::of(columns.c / 2))?
+            }
+            Op::Attention(attention) if attention.window.is_none() && attention.softcap.is_none() => {
                 let cache = self.cache(inputs[3])?;
                 let kernel = KernelSpec::Attention {
                     group: attention.heads / cache.heads,
@@ -205,6 +209,7 @@ impl Lowering<'_> {
                 self.advance(operands[3], result(1));
                 queries
             }
+            other => return Err(unsupported(other.name(), "it has no kernel with these attributes yet")),
         };
         self.values.insert(result(0), out);
         Ok(())
@@ -243,8 +248,10 @@ impl Lowering<'_> {
             let slots = extra(linear.prologue.len() + at);
             let stage_operands = &operands[slots.clone()];
             epilogue.push(match op {
-                Op::Rope(rope) => Stage::Rope { head_dim: rope.head_dim, heads: rope.heads },
-                Op::SwiGlu(_) => Stage::SwiGlu,
+                Op::Rope(rope) if self.shape(inputs[slots.start]).1.c == rope.head_dim => {
+                    Stage::Rope { head_dim: rope.head_dim, heads: rope.heads }
+                }
+                Op::Glu(glu) if glu.function == Function::Silu => Stage::SwiGlu,
                 Op::Add(_) => Stage::Add,
                 Op::Bias(_) => Stage::Bias,
                 Op::AppendQkv(append) => {

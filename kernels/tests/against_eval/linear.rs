@@ -2,7 +2,7 @@
 
 use lathe_ir::eval::{CacheState, EvalContext, Tensor};
 use lathe_ir::op::Op;
-use lathe_ir::ops::{add, append_qkv, bias, linear, quantize, rope, swiglu};
+use lathe_ir::ops::{add, append_qkv, bias, glu, linear, quantize, rope};
 use lathe_ir::scheme::Scheme;
 use lathe_ir::types::{CacheType, DType};
 use lathe_kernels::spec::{Activation, KernelSpec, Stage, Tile, page_bytes};
@@ -88,7 +88,9 @@ fn residual_and_activation_epilogues() {
             let residual = random.floats(rows * 224);
             (vec![Bytes(f32_bytes(&residual))], vec![Tensor::f32(vec![rows, 224], residual)])
         });
-        check(&SOME_FORMS, &[Stage::SwiGlu], &[swiglu::SwiGlu {}.into()], rows, &|_| (vec![], vec![]));
+        check(&SOME_FORMS, &[Stage::SwiGlu], &[glu::Glu { function: glu::Function::Silu }.into()], rows, &|_| {
+            (vec![], vec![])
+        });
         check(&SOME_FORMS, &[Stage::Bias], &[bias::Bias.into()], rows, &|random| {
             let vector = random.floats(224);
             (vec![Bytes(f32_bytes(&vector))], vec![Tensor::f32(vec![224], vector)])

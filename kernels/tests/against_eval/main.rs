@@ -103,7 +103,10 @@ fn rotary_and_rope() {
     let theta = 100_000.0;
     let spec = KernelSpec::Rotary { head_dim, theta };
     let table = run(&spec, vec![Bytes(i32_bytes(&positions)), Output], &[5], 5, 1).pop().unwrap();
-    let expected = eval(ops::rotary::Rotary { head_dim, theta }, &[Tensor::i32(vec![tokens], positions)]);
+    let expected = eval(
+        ops::rotary::Rotary { dim: head_dim, theta, scaling: ops::rotary::Scaling::None },
+        &[Tensor::i32(vec![tokens], positions)],
+    );
     assert_close(&spec.to_string(), &floats(&table), expected.as_f32().unwrap(), 1e-7);
 
     let x = Random(3).floats(tokens * heads * head_dim);
@@ -131,7 +134,7 @@ fn element_wise_maps() {
         (MapOp::Add, ops::add::Add {}.into(), vec![&a, &b]),
         (MapOp::Mul, ops::mul::Mul {}.into(), vec![&a, &b]),
         (MapOp::Silu, ops::silu::Silu {}.into(), vec![&a]),
-        (MapOp::SwiGlu, ops::swiglu::SwiGlu {}.into(), vec![&wide]),
+        (MapOp::SwiGlu, ops::glu::Glu { function: ops::glu::Function::Silu }.into(), vec![&wide]),
         (MapOp::Bias, ops::bias::Bias.into(), vec![&a, &bias]),
     ];
     for (map, op, inputs) in cases {
@@ -216,7 +219,7 @@ fn append_and_attention_over_shuffled_pages() {
         let params = [tokens as i64, ty.heads as i64, LENGTHS.len() as i64, cache.width as i64];
         let found = run(&spec, buffers, &params, (tokens * ty.heads) as i64, 3).pop().unwrap();
         let expected = eval(
-            ops::attention::Attention { heads, scale },
+            ops::attention::Attention { heads, scale, window: None, softcap: None },
             &[
                 Tensor::f32(vec![tokens, heads * head_dim], q),
                 Tensor::i32(vec![tokens], positions),

@@ -17,7 +17,7 @@ use lathe_ir::ops::linear::Linear;
 use lathe_ir::ops::mul::Mul;
 use lathe_ir::ops::rms_norm::RmsNorm;
 use lathe_ir::ops::rope::Rope;
-use lathe_ir::ops::rotary::Rotary;
+use lathe_ir::ops::rotary::{Rotary, Scaling};
 use lathe_ir::ops::silu::Silu;
 use lathe_ir::scheme::Scheme;
 use lathe_ir::types::{CacheType, Dim, Elem, Type};
@@ -176,7 +176,7 @@ pub fn build(config: &ModelConfig, names: &TensorNames, checkpoint: &dyn Checkpo
 
     let table = builder.weight(embed_slot(config, names));
     let mut x = builder.graph.op1(Embed, &[tokens, table])?; // [T, hidden]
-    let rotary = Rotary { head_dim: config.head_dim, theta: config.rope.theta };
+    let rotary = Rotary { dim: config.head_dim, theta: config.rope.theta, scaling: Scaling::None };
     let rotary = builder.graph.op1(rotary, &[positions])?; // [T, head_dim]
     for layer in 0..config.layers {
         let slots = layer_slots(config, names, layer);
@@ -214,7 +214,7 @@ impl Builder<'_> {
             let scheme = self.checkpoint.tensor(&tensor).map_or(Scheme::F32, |info| info.scheme);
             Type::Tensor { elem: Elem::Weight(scheme), shape: vec![Dim::of(rows), Dim::of(cols)] }
         };
-        let parts = vec![Part { tensor, rows, order }];
+        let parts = vec![Part { tensor, rows, order, plus_one: false }];
         self.graph.weight(Weight { name, parts, arrangement: Arrangement::Concat }, ty)
     }
 
@@ -270,6 +270,6 @@ impl Builder<'_> {
         let before = graph.cache(format!("kv.{layer}"), cache);
         let after = graph.op1(Append, &[k, v, positions, sequences, before])?;
         let scale = 1.0 / (head_dim as f32).sqrt();
-        Ok(graph.op1(Attention { heads, scale }, &[q, positions, sequences, after])?)
+        Ok(graph.op1(Attention { heads, scale, window: None, softcap: None }, &[q, positions, sequences, after])?)
     }
 }

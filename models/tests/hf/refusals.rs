@@ -141,7 +141,7 @@ fn numbers_that_are_not_finite_are_refused() {
         values[64 * 7 + 3] = value;
         directory.tensors.insert(UP.to_owned(), Tensor::new(dtype, &[96, 64], &values));
         let model = directory.open().unwrap();
-        let parts = vec![Part { tensor: UP.to_owned(), rows: 96, order: RowOrder::AsStored }];
+        let parts = vec![Part { tensor: UP.to_owned(), rows: 96, order: RowOrder::AsStored, plus_one: false }];
         let weight = Weight { name: "up".to_owned(), parts, arrangement: Arrangement::Concat };
         refused(assemble(&*model.checkpoint, &weight), &[UP, "row 7", &value.to_string()]);
     }

@@ -41,16 +41,17 @@ impl CacheState {
         self.rows.insert((sequence, position), row);
     }
 
-    /// The rows of a sequence at positions `0..=position`, in order.
+    /// The rows of a sequence at positions `0..=position`, in order; with a window only the last ones of them.
     ///
     /// # Errors
     /// When one of them was never appended.
-    pub fn visible(&self, sequence: i32, position: i32) -> Result<Vec<&CacheRow>, EvalError> {
+    pub fn visible(&self, sequence: i32, position: i32, window: Option<usize>) -> Result<Vec<&CacheRow>, EvalError> {
         if position < 0 {
             return Err(EvalError::NotCached { sequence, position });
         }
         let row = |position| self.rows.get(&(sequence, position)).ok_or(EvalError::NotCached { sequence, position });
-        (0..=position).map(row).collect()
+        let window = window.and_then(|window| i32::try_from(window).ok()).unwrap_or(i32::MAX);
+        (position.saturating_sub(window - 1).max(0)..=position).map(row).collect()
     }
 
     /// Forgets a sequence.

@@ -1,8 +1,9 @@
 //! `rope`: rotates heads by position, in halves layout (Su et al., 2021).
 //!
-//! `(x f32[T, H·D], rotary f32[T, D]) -> f32[T, H·D]`. In each of the first `heads` heads, with `c` and `s` the halves of
-//! `rotary`: `y[i] = x[i]·c[i] − x[i+D/2]·s[i]` and `y[i+D/2] = x[i+D/2]·c[i] + x[i]·s[i]` for i below D/2. Other heads
-//! pass unchanged, so one op rotates the queries and keys of a merged projection.
+//! `(x f32[T, H·D], rotary f32[T, R]) -> f32[T, H·D]`, D = `head_dim`, R at most D. In each of the first `heads` heads,
+//! with `c` and `s` the halves of `rotary`: `y[i] = x[i]·c[i] − x[i+R/2]·s[i]` and `y[i+R/2] = x[i+R/2]·c[i] + x[i]·s[i]`
+//! for i below R/2; the elements from R on pass unchanged (partial rotation). Other heads pass unchanged, so one op
+//! rotates the queries and keys of a merged projection.
 
 use super::{Operands, elements, streaming_cost, tensors};
 use crate::attributes::{AttributeError, Attributes};
@@ -13,7 +14,7 @@ use crate::types::{StepSize, Type};
 /// The op.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
-    /// Elements per head, D; even.
+    /// Elements per head, D.
     pub head_dim: usize,
     /// Heads to rotate, the first ones of each row.
     pub heads: usize,
@@ -28,8 +29,9 @@ impl OpRules for Rope {
         let operands = Operands::of::<Rope>(inputs)?;
         let (t, width) = operands.rows(0)?;
         let d = self.head_dim;
-        if d == 0 || !d.is_multiple_of(2) || operands.rows_of(1, t)? != d {
-            return operands.refuse(1, &format!("f32[{t}, {d}] with an even head_dim"));
+        let turning = operands.rows_of(1, t)?;
+        if d == 0 || turning > d || !turning.is_multiple_of(2) {
+            return operands.refuse(1, &format!("f32[{t}, R] with an even R of at most {d}"));
         }
         if width % d != 0 || self.heads > width / d {
             return operands.refuse(0, &format!("whole heads of {d}, at least {} of them", self.heads));
@@ -47,9 +49,9 @@ impl OpRules for Rope {
 
     fn eval(&self, inputs: &[Tensor], _: &mut EvalContext) -> Result<Vec<Tensor>, EvalError> {
         let [x, rotary] = tensors(inputs)?;
-        let half = self.head_dim / 2;
+        let half = rotary.cols() / 2;
         let mut out = x.as_f32()?.to_vec();
-        let rotations = rotary.as_f32()?.chunks(self.head_dim);
+        let rotations = rotary.as_f32()?.chunks(rotary.cols().max(1));
         for (row, rotation) in out.chunks_mut(x.cols().max(1)).zip(rotations) {
             let (cos, sin) = rotation.split_at(half);
             for head in row.chunks_mut(self.head_dim).take(self.heads) {

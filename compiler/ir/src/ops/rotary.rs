@@ -1,7 +1,12 @@
 //! `rotary`: the rotation of each position, computed once and shared by every `rope` of a step (Su et al., 2021).
 //!
-//! `(positions i32[T]) -> f32[T, D]` with D = `head_dim`: the cosines of the D/2 angles, then their sines.
-//! `angle[t, i] = positions[t] · theta^(-2i/D)`, computed in f64 and rounded to f32 once.
+//! `(positions i32[T]) -> f32[T, D]` with D = `dim` rotating elements, all of a head or its first ones: the cosines of
+//! the D/2 angles, then their sines. `angle[t, i] = positions[t] · theta^(-2i/D)`, where a [`Scaling`] changes the
+//! frequencies and may multiply cosines and sines by a factor. Computed in f64 and rounded to f32 once.
+
+pub mod scaling;
+
+pub use scaling::Scaling;
 
 use super::{Operands, elements, streaming_cost, tensors};
 use crate::attributes::{AttributeError, Attributes};
@@ -12,10 +17,12 @@ use crate::types::{Dim, StepSize, Type};
 /// The op.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rotary {
-    /// Elements per head, D; even.
-    pub head_dim: usize,
+    /// Elements that rotate, D; even.
+    pub dim: usize,
     /// The base of the frequencies.
     pub theta: f32,
+    /// What changes the frequencies.
+    pub scaling: Scaling,
 }
 
 impl OpRules for Rotary {
@@ -25,31 +32,37 @@ impl OpRules for Rotary {
     fn infer(&self, inputs: &[&Type]) -> Result<Vec<Type>, OpError> {
         let operands = Operands::of::<Rotary>(inputs)?;
         operands.positive("theta", self.theta)?;
-        if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) {
-            return operands.fail(format!("attribute 'head_dim' expects an even number, found {}", self.head_dim));
+        if self.dim == 0 || !self.dim.is_multiple_of(2) {
+            return operands.fail(format!("attribute 'dim' expects an even number, found {}", self.dim));
         }
-        Ok(vec![Type::f32([operands.indices(0)?, Dim::of(self.head_dim)])])
+        if let Some(fault) = self.scaling.fault(self.dim) {
+            return operands.fail(fault);
+        }
+        Ok(vec![Type::f32([operands.indices(0)?, Dim::of(self.dim)])])
     }
 
     fn attributes(&self) -> Attributes {
-        Attributes::new().with("head_dim", self.head_dim).with("theta", self.theta)
+        self.scaling.attributes(Attributes::new().with("dim", self.dim).with("theta", self.theta))
     }
 
     fn from_attributes(attributes: &mut Attributes) -> Result<Rotary, AttributeError> {
-        Ok(Rotary { head_dim: attributes.count("head_dim")?, theta: attributes.float("theta")? })
+        let (dim, theta) = (attributes.count("dim")?, attributes.float("theta")?);
+        Ok(Rotary { dim, theta, scaling: Scaling::from_attributes(attributes)? })
     }
 
     fn eval(&self, inputs: &[Tensor], _: &mut EvalContext) -> Result<Vec<Tensor>, EvalError> {
         let [positions] = tensors(inputs)?;
         let positions = positions.as_i32()?;
-        let d = self.head_dim;
-        let mut out = Vec::with_capacity(positions.len() * d);
+        let factor = f64::from(self.scaling.attention_factor());
+        let mut out = Vec::with_capacity(positions.len() * self.dim);
         for &position in positions {
-            let angle = |i: usize| f64::from(position) * f64::from(self.theta).powf(-2.0 * i as f64 / d as f64);
-            out.extend((0..d / 2).map(|i| angle(i).cos() as f32));
-            out.extend((0..d / 2).map(|i| angle(i).sin() as f32));
+            let length = usize::try_from(position).map_or(0, |position| position + 1);
+            let frequencies = self.scaling.frequencies(self.dim, self.theta, length);
+            let angles = || frequencies.iter().map(|frequency| f64::from(position) * frequency);
+            out.extend(angles().map(|angle| (factor * angle.cos()) as f32));
+            out.extend(angles().map(|angle| (factor * angle.sin()) as f32));
         }
-        Ok(vec![Tensor::f32(vec![positions.len(), d], out)])
+        Ok(vec![Tensor::f32(vec![positions.len(), self.dim], out)])
     }
 
     fn cost(&self, inputs: &[&Type], results: &[Type], size: StepSize) -> Cost {

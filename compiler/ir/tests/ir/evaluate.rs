@@ -70,5 +70,5 @@ fn an_unused_cache_stays_empty() {
                 %0 = embed %tokens, @t : f32[T, 4]\n  return y = %0\n}\n";
     let mut caches = Caches::new();
     evaluate(&parse(text).unwrap(), &weights, &StepInputs::sequence(0, 0, &[1]), &mut caches).unwrap();
-    assert!(caches["kv"].visible(0, 0).is_err());
+    assert!(caches["kv"].visible(0, 0, None).is_err());
 }

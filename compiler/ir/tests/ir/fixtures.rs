@@ -12,7 +12,7 @@ use lathe_ir::ops::linear::Linear;
 use lathe_ir::ops::mul::Mul;
 use lathe_ir::ops::rms_norm::RmsNorm;
 use lathe_ir::ops::rope::Rope;
-use lathe_ir::ops::rotary::Rotary;
+use lathe_ir::ops::rotary::{Rotary, Scaling};
 use lathe_ir::ops::silu::Silu;
 use lathe_ir::scheme::{Matrix, MatrixData, Scheme, Zero};
 use lathe_ir::types::{CacheType, DType, Dim, Elem, Type};
@@ -27,7 +27,7 @@ pub const EPS: f32 = 1e-5;
 
 /// A weight made of one whole tensor.
 pub fn weight(graph: &mut Graph, name: &str, ty: Type, rows: usize) -> Value {
-    let part = Part { tensor: format!("{name}.weight"), rows, order: RowOrder::AsStored };
+    let part = Part { tensor: format!("{name}.weight"), rows, order: RowOrder::AsStored, plus_one: false };
     graph.weight(Weight { name: name.to_string(), parts: vec![part], arrangement: Arrangement::Concat }, ty)
 }
 
@@ -55,7 +55,7 @@ pub fn decoder(layers: usize, scheme: Scheme) -> Graph {
     let [tokens, positions, sequences, rows] = StepInput::ALL.map(|input| g.input(input));
     let table = matrix(g, "embd", scheme, VOCAB, HIDDEN);
     let mut x = g.op1(Embed, &[tokens, table]).unwrap();
-    let rotary = g.op1(Rotary { head_dim: D, theta: 1e4 }, &[positions]).unwrap();
+    let rotary = g.op1(Rotary { dim: D, theta: 1e4, scaling: Scaling::None }, &[positions]).unwrap();
     for layer in 0..layers {
         let linear = |g: &mut Graph, name: &str, n: usize, k: usize, x: Value| {
             let w = matrix(g, &format!("blk.{layer}.{name}"), scheme, n, k);
@@ -73,7 +73,12 @@ pub fn decoder(layers: usize, scheme: Scheme) -> Graph {
         let k = g.op1(Rope { head_dim: D, heads: KV }, &[k, rotary]).unwrap();
         let cache = g.cache(format!("kv.{layer}"), cache_type(DType::F16));
         let cache = g.op1(Append, &[k, v, positions, sequences, cache]).unwrap();
-        let a = g.op1(Attention { heads: HEADS, scale: 0.25 }, &[q, positions, sequences, cache]).unwrap();
+        let a = g
+            .op1(
+                Attention { heads: HEADS, scale: 0.25, window: None, softcap: None },
+                &[q, positions, sequences, cache],
+            )
+            .unwrap();
         let o = linear(g, "attn_o", HIDDEN, HEADS * D, a);
         x = g.op1(Add, &[x, o]).unwrap();
         let n = norm(g, "ffn_norm", x);
@@ -104,11 +109,11 @@ pub const FUSED: &str = r#"graph main(%tokens: i32[T], %positions: i32[T], %sequ
   @output_norm: f32[64] = "output_norm.weight"
   cache $kv.0: cache<f16, 2x16>
   %0 = embed %tokens, @embd : f32[T, 64]
-  %1 = rotary %positions {head_dim = 16, theta = 10000.0} : f32[T, 16]
+  %1 = rotary %positions {dim = 16, theta = 10000.0} : f32[T, 16]
   %2, $0 = linear %0, @blk.0.attn_qkv pre [rms_norm(@blk.0.attn_norm) {eps = 1e-5}{q}] post [rope(%1) {head_dim = 16, heads = 6}, append_qkv(%positions, %sequences, $kv.0) {heads = 4}] : f32[T, 64], cache<f16, 2x16>
   %3 = attention %2, %positions, %sequences, $0 {heads = 4, scale = 0.25} : f32[T, 64]
   %4 = linear %3, @blk.0.attn_o{p} post [add(%0)] : f32[T, 64]
-  %5 = linear %4, @blk.0.ffn_gate_up pre [rms_norm(@blk.0.ffn_norm) {eps = 1e-5}{q}] post [swiglu] : f32[T, 96]
+  %5 = linear %4, @blk.0.ffn_gate_up pre [rms_norm(@blk.0.ffn_norm) {eps = 1e-5}{q}] post [glu {function = "silu"}] : f32[T, 96]
   %6 = linear %5, @blk.0.ffn_down{p} post [add(%4)] : f32[T, 64]
   %7 = gather %6, %rows : f32[R, 64]
   %8 = linear %7, @embd pre [rms_norm(@output_norm) {eps = 1e-5}{q}] : f32[R, 80]

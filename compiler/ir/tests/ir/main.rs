@@ -4,6 +4,7 @@ mod evaluate;
 mod fixtures;
 mod fused;
 mod graph;
+mod knobs;
 mod ops;
 mod parse_errors;
 mod shapes;

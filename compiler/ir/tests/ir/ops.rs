@@ -10,14 +10,14 @@ use lathe_ir::ops::attention::Attention;
 use lathe_ir::ops::bias::Bias;
 use lathe_ir::ops::embed::Embed;
 use lathe_ir::ops::gather::Gather;
+use lathe_ir::ops::glu::{Function, Glu};
 use lathe_ir::ops::linear::Linear;
 use lathe_ir::ops::mul::Mul;
 use lathe_ir::ops::quantize::Quantize;
 use lathe_ir::ops::rms_norm::RmsNorm;
 use lathe_ir::ops::rope::Rope;
-use lathe_ir::ops::rotary::Rotary;
+use lathe_ir::ops::rotary::{Rotary, Scaling};
 use lathe_ir::ops::silu::Silu;
-use lathe_ir::ops::swiglu::SwiGlu;
 use lathe_ir::scheme::{Matrix, MatrixData, Scheme};
 use lathe_ir::types::{CacheType, DType};
 
@@ -59,6 +59,16 @@ fn ints(values: &[i32]) -> Tensor {
 
 fn floats(rows: usize, cols: usize, values: &[f32]) -> Tensor {
     Tensor::matrix(Matrix { rows, cols, data: MatrixData::Float(values.to_vec()) })
+}
+
+/// Attention to all earlier tokens.
+fn attention(heads: usize, scale: f32) -> Attention {
+    Attention { heads, scale, window: None, softcap: None }
+}
+
+/// A rotary without scaling.
+fn rotary(dim: usize, theta: f32) -> Rotary {
+    Rotary { dim, theta, scaling: Scaling::None }
 }
 
 fn cache(dtype: DType, heads: usize, head_dim: usize) -> CacheState {
@@ -150,7 +160,7 @@ fn linear_does_not_depend_on_the_thread_count() {
 fn rotary_holds_cosines_then_sines() {
     // theta 4 and D 4: frequencies 1 and 1/2.
     let expected = [1.0, 1.0, 0.0, 0.0, 3.0f32.cos(), 1.5f32.cos(), 3.0f32.sin(), 1.5f32.sin()];
-    check(Rotary { head_dim: 4, theta: 4.0 }, &[ints(&[0, 3])], &[2, 4], &expected);
+    check(rotary(4, 4.0), &[ints(&[0, 3])], &[2, 4], &expected);
 }
 
 #[test]
@@ -167,7 +177,7 @@ fn rope_keeps_scores_by_distance() {
     // The dot product of a rotated query and key depends on the difference of their positions only.
     let vectors = rows([2, 16], &Numbers::of("rope").take(32));
     let score = |p: i32, q: i32| {
-        let rotary = eval(Rotary { head_dim: 16, theta: 1e4 }, &[ints(&[p, q])]).remove(0);
+        let rotary = eval(rotary(16, 1e4), &[ints(&[p, q])]).remove(0);
         let turned = eval(Rope { head_dim: 16, heads: 1 }, &[vectors.clone(), rotary]).remove(0);
         let (a, b) = turned.as_f32().unwrap().split_at(16);
         a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>()
@@ -183,7 +193,7 @@ fn append_rounds_to_the_cache_type() {
     for (dtype, stored) in [(DType::F16, 2048.0), (DType::F32, 2049.0)] {
         let inputs = [k.clone(), v.clone(), ints(&[0]), ints(&[3]), Tensor::cache(cache(dtype, 1, 2))];
         let results = eval(Append, &inputs);
-        let visible = results[0].as_cache().unwrap().visible(3, 0).unwrap();
+        let visible = results[0].as_cache().unwrap().visible(3, 0, None).unwrap();
         assert_eq!((&visible[0].key[..], &visible[0].value[..]), (&[stored, 1.0][..], &[0.5, -0.25][..]));
     }
 }
@@ -194,13 +204,13 @@ fn append_keeps_sequences_apart_and_overwrites() {
     let inputs = [values.clone(), values, ints(&[0, 0, 0]), ints(&[0, 1, 0]), Tensor::cache(cache(DType::F32, 1, 1))];
     let results = eval(Append, &inputs);
     let state = results[0].as_cache().unwrap();
-    let key = |sequence| state.visible(sequence, 0).unwrap()[0].key[0];
+    let key = |sequence| state.visible(sequence, 0, None).unwrap()[0].key[0];
     assert_eq!((key(0), key(1)), (3.0, 2.0));
-    assert_eq!(state.visible(0, 1), Err(EvalError::NotCached { sequence: 0, position: 1 }));
-    assert_eq!(state.visible(0, -1), Err(EvalError::NotCached { sequence: 0, position: -1 }));
+    assert_eq!(state.visible(0, 1, None), Err(EvalError::NotCached { sequence: 0, position: 1 }));
+    assert_eq!(state.visible(0, -1, None), Err(EvalError::NotCached { sequence: 0, position: -1 }));
     let mut forgotten = state.clone();
     forgotten.remove_sequence(0);
-    assert!(forgotten.visible(0, 0).is_err() && forgotten.visible(1, 0).is_ok());
+    assert!(forgotten.visible(0, 0, None).is_err() && forgotten.visible(1, 0, None).is_ok());
 }
 
 #[test]
@@ -209,7 +219,7 @@ fn append_qkv_splits_rows() {
     let qkv = rows([1, 8], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
     let results = eval(AppendQkv { heads: 2 }, &[qkv, ints(&[0]), ints(&[0]), Tensor::cache(cache(DType::F16, 1, 2))]);
     close(&results[0], &[1, 4], &[1.0, 2.0, 3.0, 4.0]);
-    let visible = results[1].as_cache().unwrap().visible(0, 0).unwrap();
+    let visible = results[1].as_cache().unwrap().visible(0, 0, None).unwrap();
     assert_eq!((&visible[0].key[..], &visible[0].value[..]), (&[5.0, 6.0][..], &[7.0, 8.0][..]));
 }
 
@@ -222,7 +232,7 @@ fn attention_weighs_by_softmax_and_is_causal() {
     state.append(1, 0, &[5.0], &[-1.0]);
     let q = rows([3, 1], &[1.0, 1.0, 1.0]);
     let inputs = [q, ints(&[1, 0, 0]), ints(&[0, 0, 1]), Tensor::cache(state)];
-    check(Attention { heads: 1, scale: 1.0 }, &inputs, &[3, 1], &[5.0, 8.0, -1.0]);
+    check(attention(1, 1.0), &inputs, &[3, 1], &[5.0, 8.0, -1.0]);
 }
 
 #[test]
@@ -230,10 +240,10 @@ fn attention_shares_kv_heads_among_query_heads() {
     let mut state = cache(DType::F32, 2, 1);
     state.append(0, 0, &[1.0, 1.0], &[10.0, 20.0]);
     let inputs = [rows([1, 4], &[1.0; 4]), ints(&[0]), ints(&[0]), Tensor::cache(state.clone())];
-    check(Attention { heads: 4, scale: 0.5 }, &inputs, &[1, 4], &[10.0, 10.0, 20.0, 20.0]);
+    check(attention(4, 0.5), &inputs, &[1, 4], &[10.0, 10.0, 20.0, 20.0]);
     let inputs = [rows([1, 4], &[1.0; 4]), ints(&[1]), ints(&[0]), Tensor::cache(state)];
     let expected = EvalError::NotCached { sequence: 0, position: 1 };
-    assert_eq!(fail(Attention { heads: 4, scale: 0.5 }, &inputs), expected);
+    assert_eq!(fail(attention(4, 0.5), &inputs), expected);
 }
 
 #[test]
@@ -242,7 +252,7 @@ fn attention_survives_large_scores() {
     state.append(0, 0, &[1e4], &[1.0]);
     state.append(0, 1, &[-1e4], &[2.0]);
     let inputs = [rows([1, 1], &[1.0]), ints(&[1]), ints(&[0]), Tensor::cache(state)];
-    check(Attention { heads: 1, scale: 1.0 }, &inputs, &[1, 1], &[1.0]);
+    check(attention(1, 1.0), &inputs, &[1, 1], &[1.0]);
 }
 
 #[test]
@@ -259,12 +269,12 @@ fn elementwise_ops() {
 }
 
 #[test]
-fn swiglu_pairs_blocks_of_sixteen() {
+fn glu_pairs_blocks_of_sixteen() {
     // Gates of ln 3 give 3/4 · ln 3; each up value tells its place.
     let gate = 3.0f32.ln();
     let row: Vec<f32> = (0..64).map(|i| if i % 32 < 16 { gate } else { i as f32 }).collect();
     let expected: Vec<f32> = (16..32).chain(48..64).map(|up| 0.75 * gate * up as f32).collect();
-    check(SwiGlu, &[rows([1, 64], &row)], &[1, 32], &expected);
+    check(Glu { function: Function::Silu }, &[rows([1, 64], &row)], &[1, 32], &expected);
 }
 
 #[test]

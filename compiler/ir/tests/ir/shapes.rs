@@ -7,12 +7,12 @@ use lathe_ir::ops::append_qkv::AppendQkv;
 use lathe_ir::ops::attention::Attention;
 use lathe_ir::ops::embed::Embed;
 use lathe_ir::ops::gather::Gather;
+use lathe_ir::ops::glu::{Function, Glu};
 use lathe_ir::ops::linear::Linear;
 use lathe_ir::ops::quantize::Quantize;
 use lathe_ir::ops::rms_norm::RmsNorm;
 use lathe_ir::ops::rope::Rope;
-use lathe_ir::ops::rotary::Rotary;
-use lathe_ir::ops::swiglu::SwiGlu;
+use lathe_ir::ops::rotary::{Rotary, Scaling};
 use lathe_ir::scheme::Scheme;
 use lathe_ir::types::{DType, Dim, StepSize, Type};
 
@@ -58,12 +58,17 @@ fn results() {
         &[act_type(32, Dim::R, 64), matrix_type(Scheme::INT4, 7, 64)],
         &[Type::f32([Dim::R, Dim::of(7)])],
     );
-    check(Rotary { head_dim: 8, theta: 1.0 }, &[i(Dim::T)], &[x(8)]);
+    check(Rotary { dim: 8, theta: 1.0, scaling: Scaling::None }, &[i(Dim::T)], &[x(8)]);
     check(Rope { head_dim: 8, heads: 2 }, &[x(32), x(8)], &[x(32)]);
+    check(Rope { head_dim: 8, heads: 2 }, &[x(32), x(6)], &[x(32)]);
     check(Append, &[x(32), x(32), i(Dim::T), i(Dim::T), cache()], &[cache()]);
     check(AppendQkv { heads: 4 }, &[x(128), i(Dim::T), i(Dim::T), cache()], &[x(64), cache()]);
-    check(Attention { heads: 4, scale: 1.0 }, &[x(64), i(Dim::T), i(Dim::T), cache()], &[x(64)]);
-    check(SwiGlu, &[x(64)], &[x(32)]);
+    check(
+        Attention { heads: 4, scale: 1.0, window: None, softcap: None },
+        &[x(64), i(Dim::T), i(Dim::T), cache()],
+        &[x(64)],
+    );
+    check(Glu { function: Function::Silu }, &[x(64)], &[x(32)]);
 }
 
 #[test]
@@ -84,9 +89,9 @@ fn refusals_name_operand_expectation_and_finding() {
     refuse(Quantize { group: 32 }, &[x(40)], "quantize: 40 columns are not whole groups of 32");
     refuse(Quantize { group: 0 }, &[x(40)], "quantize: 40 columns are not whole groups of 0");
     refuse(
-        Rotary { head_dim: 7, theta: 1.0 },
+        Rotary { dim: 7, theta: 1.0, scaling: Scaling::None },
         &[i(Dim::T)],
-        "rotary: attribute 'head_dim' expects an even number, found 7",
+        "rotary: attribute 'dim' expects an even number, found 7",
     );
     let rope = Rope { head_dim: 8, heads: 5 };
     refuse(
@@ -94,7 +99,11 @@ fn refusals_name_operand_expectation_and_finding() {
         &[x(32), x(8)],
         "rope: operand 'x' expects whole heads of 8, at least 5 of them, found f32[T, 32]",
     );
-    refuse(rope, &[x(40), x(4)], "rope: operand 'rotary' expects f32[T, 8] with an even head_dim, found f32[T, 4]");
+    refuse(
+        rope,
+        &[x(40), x(10)],
+        "rope: operand 'rotary' expects f32[T, R] with an even R of at most 8, found f32[T, 10]",
+    );
     refuse(
         Append,
         &[x(32), x(31), i(Dim::T), i(Dim::T), cache()],
@@ -111,11 +120,15 @@ fn refusals_name_operand_expectation_and_finding() {
         "append_qkv: operand 'qkv' expects (3 + 2·2)·16 columns, found f32[T, 128]",
     );
     refuse(
-        Attention { heads: 3, scale: 1.0 },
+        Attention { heads: 3, scale: 1.0, window: None, softcap: None },
         &[x(48), i(Dim::T), i(Dim::T), cache()],
         "attention: operand 'cache' expects a number of heads that divides 3, found cache<f16, 2x16>",
     );
-    refuse(SwiGlu, &[x(48)], "swiglu: operand 'x' expects columns in blocks of 32, found f32[T, 48]");
+    refuse(
+        Glu { function: Function::Silu },
+        &[x(48)],
+        "glu: operand 'x' expects columns in blocks of 32, found f32[T, 48]",
+    );
 }
 
 #[test]
@@ -132,7 +145,10 @@ fn linear_refusals() {
     refuse(Linear::new(), &[act_type(32, Dim::T, 32), matrix_type(Scheme::F32, 7, 32)], float);
     let group = "linear: x in groups of 16 needs an integer weight scheme whose groups divide them, found int4:g32+min";
     refuse(Linear::new(), &[act_type(16, Dim::T, 32), w], group);
-    let two = Linear { prologue: Vec::new(), epilogue: vec![AppendQkv { heads: 4 }.into(), SwiGlu.into()] };
+    let two = Linear {
+        prologue: Vec::new(),
+        epilogue: vec![AppendQkv { heads: 4 }.into(), Glu { function: Function::Silu }.into()],
+    };
     let inputs = [x(32), matrix_type(Scheme::F32, 128, 32), i(Dim::T), i(Dim::T), cache()];
     refuse(two, &inputs, "linear: stage append_qkv has 2 results and must be last");
 }

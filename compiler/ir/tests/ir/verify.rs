@@ -78,7 +78,7 @@ fn names() {
 fn weights() {
     let with = |parts: &[(usize, RowOrder)], arrangement: Arrangement, ty: Type| {
         let (mut g, ..) = small();
-        let part = |&(rows, order): &(usize, RowOrder)| Part { tensor: "p".to_string(), rows, order };
+        let part = |&(rows, order): &(usize, RowOrder)| Part { tensor: "p".to_string(), rows, order, plus_one: false };
         let parts = parts.iter().map(part).collect();
         g.weight(Weight { name: "w".to_string(), parts, arrangement }, ty);
         g
@@ -139,8 +139,7 @@ fn stages() {
     g.replace_uses(y, z);
     check(&g, "%1 (linear): silu may not stand in the prologue of a linear");
 
-    let text =
-        fused(Scheme::F32, false).replace("post [swiglu] : f32[T, 96]", "post [swiglu, rms_norm(@n)] : f32[T, 96]");
+    let text = fused(Scheme::F32, false).replace("\"silu\"}] : f32[T, 96]", "\"silu\"}, rms_norm(@n)] : f32[T, 96]");
     let text =
         text.replace("rms_norm(@n)", "rms_norm(@n) {eps = 0.5}").replace("  cache", "  @n: f32[96] = \"n\"\n  cache");
     let graph = lathe_ir::parse::parse(&text).unwrap();
