@@ -1,5 +1,6 @@
 //! The one converter from the compiler's types to those of the plan.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -17,8 +18,9 @@ use crate::ahead::ahead;
 use crate::error::CompileError;
 use crate::pass::Record;
 use crate::pipeline::Options;
+use crate::report;
 use crate::schedule::{self, Bucket, Buffer, Launch, Schedule, Share};
-use crate::{report, weights};
+use crate::weights::{self, ErrorSum, Piece, Stored};
 
 /// The layout of packed weights: one serves every x86-64 target.
 pub const LAYOUT: &str = "x86-64";
@@ -206,23 +208,15 @@ fn generation_config(tokenizer: &Tokenizer) -> String {
     serde_json::json!({ "bos_token_id": tokenizer.bos, "eos_token_id": end_tokens(tokenizer) }).to_string()
 }
 
-/// What the plan is, with the error of each tensor.
-///
-/// # Errors
-/// When the checkpoint cannot supply a weight.
+/// What the plan is; `errors` are those of its weights, in order.
 pub fn manifest(
     model: &Model,
-    source: &Source,
+    source: Source,
     schedule: &Schedule,
     options: &Options,
-) -> Result<Manifest, CompileError> {
+    errors: &[ErrorSum],
+) -> Manifest {
     let checkpoint = &*model.checkpoint;
-    let errors = ahead(
-        schedule.weights.len(),
-        options.threads,
-        |at| weights::relative_error(checkpoint, &schedule.weights[at]),
-        |take| std::iter::from_fn(take).collect::<Result<Vec<_>, _>>(),
-    )?;
     let tensors = schedule.weights.iter().zip(errors).map(|(weight, error)| {
         let sources: BTreeSet<String> = weight
             .weight
@@ -236,10 +230,10 @@ pub fn manifest(
             source: sources.into_iter().collect::<Vec<_>>().join(" and "),
             scheme: weights::scheme(&weight.ty).map_or_else(|| "f32".to_owned(), |scheme| scheme.to_string()),
             bytes: weight.bytes,
-            error,
+            error: error.relative(),
         }
     });
-    Ok(Manifest {
+    Manifest {
         name: model.config.name.clone(),
         architecture: model.config.architecture.clone(),
         parameters: schedule.weights.iter().map(|weight| shape(weight).iter().product::<u64>()).sum(),
@@ -251,10 +245,10 @@ pub fn manifest(
         licence: model.licence.clone(),
         compiler: COMPILER.to_owned(),
         flags: options.flags(),
-        source: source.clone(),
+        source,
         weights_bytes: schedule.weights.iter().map(|weight| weight.bytes).sum(),
         tensors: tensors.collect(),
-    })
+    }
 }
 
 /// The compiler and its version.
@@ -272,21 +266,28 @@ pub struct Parts<'a> {
     pub schedule: &'a Schedule,
     /// Its kernels as machine code.
     pub object: lathe_kernels::Object,
-    /// The manifest.
-    pub manifest: Manifest,
     /// Texts of the levels: the graph before and after the passes.
     pub graphs: [String; 2],
     /// What became of the passes.
     pub passes: &'a [Record],
 }
 
-/// Writes the plan, weights streamed and packed by several threads.
+/// Writes the plan, weights streamed and packed by several threads. `manifest` is asked for when they are written, with
+/// the error of each.
 ///
 /// # Errors
 /// When a weight cannot be supplied, or the file cannot be written.
-pub fn write(parts: Parts<'_>, options: &Options, path: &Path) -> Result<(), CompileError> {
-    let Parts { model, schedule, object, manifest, graphs, passes } = parts;
+pub fn write(
+    parts: Parts<'_>,
+    options: &Options,
+    path: &Path,
+    manifest: impl FnOnce(&[ErrorSum]) -> Manifest,
+) -> Result<(), CompileError> {
+    let Parts { model, schedule, object, graphs, passes } = parts;
     let program = program(schedule, model.config.vocab);
+    // What packing the weights found out, for what is written behind them.
+    let packed: RefCell<Vec<ErrorSum>> = RefCell::default();
+    let errors: RefCell<String> = RefCell::default();
     let mut writer = PlanWriter::new();
     writer.program(&program);
     writer.code(&program.name, LAYOUT, &code(object, options.target));
@@ -298,7 +299,11 @@ pub fn write(parts: Parts<'_>, options: &Options, path: &Path) -> Result<(), Com
     if let Some(licence) = &model.licence {
         writer.licence(licence);
     }
-    writer.manifest(&manifest);
+    writer.late_manifest(|| {
+        let manifest = manifest(&packed.borrow());
+        errors.replace(report::errors(&manifest));
+        manifest
+    });
     if options.report {
         let [graph, fused] = graphs;
         writer.report("graph", &graph);
@@ -306,9 +311,10 @@ pub fn write(parts: Parts<'_>, options: &Options, path: &Path) -> Result<(), Com
         writer.report("passes", &report::passes(passes));
         writer.report("schedule", &schedule::print::schedule(schedule));
         writer.report("memory", &schedule::print::memory(schedule));
-        writer.report("errors", &report::errors(&manifest));
+        // The manifest stands before every report.
+        writer.late_report("errors", || errors.take());
     }
-    stream_weights(writer, &program, model, schedule, options, path)
+    stream_weights(writer, &program, model, schedule, options, path, &packed)
 }
 
 fn code(object: lathe_kernels::Object, target: &Target) -> plan::CodeObject {
@@ -327,25 +333,31 @@ fn stream_weights<'a>(
     schedule: &Schedule,
     options: &Options,
     path: &Path,
+    packed: &'a RefCell<Vec<ErrorSum>>,
 ) -> Result<(), CompileError> {
-    let checkpoint = &*model.checkpoint;
     let bar = report::weights_bar(program, options.progress);
     // The writer's errors are of input and output; what stopped the packing is kept beside them.
     let mut failure = None;
-    let work = |at: usize| weights::stored_bytes(checkpoint, &schedule.weights[at]);
-    let written = ahead(schedule.weights.len(), options.threads, work, |take| {
+    let written = stored(model, schedule, options.threads, |pieces, take| {
+        let mut pieces = pieces.iter().peekable();
         let mut fill = |at: usize, sink: &mut dyn std::io::Write| {
-            let weight = || schedule.weights[at].weight.name.clone();
-            match take().unwrap_or_else(|| Err(CompileError::Packing { weight: weight() })) {
-                Ok(bytes) => {
-                    bar.inc(bytes.len() as u64);
-                    sink.write_all(&bytes)
-                }
-                Err(error) => {
-                    failure = Some(error);
-                    Err(std::io::Error::other("a weight could not be packed"))
+            let mut sum = ErrorSum::default();
+            while pieces.next_if(|piece| piece.weight == at).is_some() {
+                let weight = || schedule.weights[at].weight.name.clone();
+                match take().unwrap_or_else(|| Err(CompileError::Packing { weight: weight() })) {
+                    Ok(stored) => {
+                        bar.inc(stored.bytes.len() as u64);
+                        sink.write_all(&stored.bytes)?;
+                        sum = sum.plus(stored.error);
+                    }
+                    Err(error) => {
+                        failure = Some(error);
+                        return Err(std::io::Error::other("a weight could not be packed"));
+                    }
                 }
             }
+            packed.borrow_mut().push(sum);
+            Ok(())
         };
         let mut writer = writer;
         writer.weights(program, LAYOUT, &mut fill);
@@ -356,4 +368,33 @@ fn stream_weights<'a>(
         Some(error) => Err(error),
         None => Ok(written?),
     }
+}
+
+/// The error of each weight, in order, without a plan.
+///
+/// # Errors
+/// When the checkpoint cannot supply a weight.
+pub fn errors(model: &Model, schedule: &Schedule, threads: usize) -> Result<Vec<ErrorSum>, CompileError> {
+    stored(model, schedule, threads, |pieces, take| {
+        let mut errors = vec![ErrorSum::default(); schedule.weights.len()];
+        for (piece, stored) in pieces.iter().zip(std::iter::from_fn(take)) {
+            errors[piece.weight] = errors[piece.weight].plus(stored?.error);
+        }
+        Ok(errors)
+    })
+}
+
+/// Has all pieces of the weights packed by several threads while `consume` takes them in order.
+fn stored<R>(
+    model: &Model,
+    schedule: &Schedule,
+    threads: usize,
+    consume: impl FnOnce(&[Piece], &mut dyn FnMut() -> Option<Result<Stored, CompileError>>) -> R,
+) -> R {
+    let pieces = weights::pieces(&schedule.weights);
+    let work = |at: usize| {
+        let Piece { weight, rows } = pieces[at].clone();
+        weights::store(&*model.checkpoint, &schedule.weights[weight], rows)
+    };
+    ahead(pieces.len(), threads, work, |take| consume(&pieces, take))
 }

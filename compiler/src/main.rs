@@ -116,8 +116,7 @@ fn run(arguments: &Arguments) -> Result<(), CompileError> {
         (_, level) => Goal::Text(level.unwrap_or(Level::Fused)),
     };
     let options = options(arguments)?;
-    let (model, source) = pipeline::open(model)?;
-    let outcome = pipeline::compile(model, &source, goal, &options)?;
+    let outcome = pipeline::compile(lathe_models::open(model)?, goal, &options)?;
     print(&outcome.text)?;
     for missing in &outcome.missing {
         eprintln!("left out: {missing}");

@@ -1,5 +1,6 @@
 //! The whole compiler as one function: open, graph, passes, schedule, kernels, emit.
 
+use std::io::Read;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,11 @@ use lathe_plan::manifest::Source;
 
 use crate::error::CompileError;
 use crate::pass::{self, PassOptions, Selection};
+use crate::weights::ErrorSum;
 use crate::{emit, schedule};
+
+/// Bytes of a file that are digested at once.
+const DIGEST_BUFFER: usize = 1 << 20;
 
 /// A level of representation that can be printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -118,9 +123,9 @@ pub struct Outcome {
 ///
 /// # Errors
 /// See [`CompileError`].
-pub fn compile(model: Model, source: &Source, goal: Goal<'_>, options: &Options) -> Result<Outcome, CompileError> {
+pub fn compile(model: Model, goal: Goal<'_>, options: &Options) -> Result<Outcome, CompileError> {
     let mut clock = Clock::start();
-    let model = model.with_cache(options.cache)?;
+    let model = if model.config.cache == options.cache { model } else { model.with_cache(options.cache)? };
     let max_context = max_context(options.max_context, model.config.context)?;
     let mut graph = model.graph.clone();
     verify::verify(&graph)
@@ -146,44 +151,56 @@ pub fn compile(model: Model, source: &Source, goal: Goal<'_>, options: &Options)
     }
 
     let kernels = schedule.kernels();
-    let manifest = || emit::manifest(&model, source, &schedule, options);
     let path = match goal {
         Goal::Plan(path) => path,
-        Goal::Text(Level::Manifest) => return Ok(clock.text(manifest()?.to_json() + "\n")),
+        Goal::Text(Level::Manifest) => {
+            let errors = emit::errors(&model, &schedule, options.threads)?;
+            let manifest = emit::manifest(&model, digest(&model)?, &schedule, options, &errors);
+            return Ok(clock.text(manifest.to_json() + "\n"));
+        }
         Goal::Text(level) => return kernel_texts(&kernels, level, options.target, clock),
     };
     refuse_gpu(&kernels, options.target)?;
-    let object = lathe_kernels::compile(&kernels, options.target)?;
+    // The digest needs the whole file and one core, code generation another one.
+    let (source, object) = std::thread::scope(|scope| {
+        let source = scope.spawn(|| digest(&model));
+        let object = lathe_kernels::compile(&kernels, options.target);
+        (source.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), object)
+    });
+    let (source, object) = (source?, object?);
     clock.lap("kernels");
-    let manifest = manifest()?;
-    clock.lap("errors");
-    let parts =
-        emit::Parts { model: &model, schedule: &schedule, object, manifest, graphs: [unfused, fused], passes: &passes };
-    emit::write(parts, options, path)?;
+    let parts = emit::Parts { model: &model, schedule: &schedule, object, graphs: [unfused, fused], passes: &passes };
+    let manifest = |errors: &[ErrorSum]| emit::manifest(&model, source, &schedule, options, errors);
+    emit::write(parts, options, path, manifest)?;
     clock.lap("weights");
     Ok(clock.text(String::new()))
 }
 
-/// Opens a model and digests its files. A model of one file has that file's own digest; that of a directory covers the
-/// name, length and bytes of each file that was read.
+/// The digest of a model's files. A model of one file has that file's own digest; that of several covers the name, length
+/// and bytes of each file that was read.
 ///
 /// # Errors
-/// When a file cannot be read or it is no model that Lathe understands.
-pub fn open(path: &Path) -> Result<(Model, Source), CompileError> {
-    let model = lathe_models::open(path)?;
+/// When a file cannot be read.
+pub fn digest(model: &Model) -> Result<Source, CompileError> {
     let mut hasher = blake3::Hasher::new();
-    for file in &model.origin.files {
-        let failed = |source| CompileError::Read { path: file.clone(), source };
-        let reader = std::fs::File::open(file).map_err(failed)?;
-        if model.origin.format == "hf" {
-            let name = file.file_name().unwrap_or_default().as_encoded_bytes();
+    let mut buffer = vec![0; DIGEST_BUFFER];
+    for path in &model.origin.files {
+        let failed = |source| CompileError::Read { path: path.clone(), source };
+        let mut file = std::fs::File::open(path).map_err(failed)?;
+        if model.origin.format == "hf" || model.origin.files.len() > 1 {
+            let name = path.file_name().unwrap_or_default().as_encoded_bytes();
             hasher.update(&(name.len() as u64).to_le_bytes()).update(name);
-            hasher.update(&reader.metadata().map_err(failed)?.len().to_le_bytes());
+            hasher.update(&file.metadata().map_err(failed)?.len().to_le_bytes());
         }
-        hasher.update_reader(reader).map_err(failed)?;
+        loop {
+            match file.read(&mut buffer).map_err(failed)? {
+                0 => break,
+                count => hasher.update(&buffer[..count]),
+            };
+        }
     }
-    let source = Source { format: model.origin.format.to_owned(), blake3: hasher.finalize().to_string() };
-    Ok((model, source))
+    let blake3 = if model.origin.files.is_empty() { String::new() } else { hasher.finalize().to_string() };
+    Ok(Source { format: model.origin.format.to_owned(), blake3 })
 }
 
 fn max_context(asked: Option<usize>, most: usize) -> Result<usize, CompileError> {

@@ -1,58 +1,120 @@
-//! Weights from the checkpoint to stored bytes: assembled, brought into their scheme, packed; and what that cost them.
+//! Weights from the checkpoint to stored bytes, piece by piece: assembled, brought into their scheme, packed; and what
+//! that cost them.
+//!
+//! A piece is some blocks of rows of one weight. Pieces are packed by several threads, and no more of them are in memory
+//! at once than a few per thread, so a compile needs little memory however large the model is. How a weight is divided
+//! depends on its shape alone, so that neither bytes nor errors depend on the threads.
 
-use lathe_ir::scheme::{Matrix, MatrixData, Scheme};
+use std::ops::Range;
+
+use lathe_ir::graph::Part;
+use lathe_ir::scheme::{Matrix, Scheme};
 use lathe_ir::types::{Elem, Type};
 use lathe_kernels::packing;
-use lathe_models::checkpoint::{Checkpoint, assemble};
+use lathe_kernels::spec::BLOCK_ROWS;
+use lathe_models::checkpoint::{Checkpoint, assemble, assemble_rows};
 
 use crate::error::CompileError;
 use crate::schedule::ScheduledWeight;
 
-/// The bytes of a weight as the plan stores it.
+/// Elements of a piece: enough that reading and handing over cost little, few enough that the pieces in hand take some
+/// megabytes.
+const PIECE: usize = 1 << 19;
+
+/// Some rows of a weight, by its index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Index of the weight.
+    pub weight: usize,
+    /// Rows of a matrix; a vector is one row.
+    pub rows: Range<usize>,
+}
+
+/// A piece as the plan stores it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored {
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// What storing it cost.
+    pub error: ErrorSum,
+}
+
+/// Sums of squares over elements; pieces of a weight are added in order.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ErrorSum {
+    /// Of stored − source.
+    pub difference: f64,
+    /// Of the source.
+    pub norm: f64,
+}
+
+impl ErrorSum {
+    /// The sum over both.
+    #[must_use]
+    pub fn plus(self, other: ErrorSum) -> ErrorSum {
+        ErrorSum { difference: self.difference + other.difference, norm: self.norm + other.norm }
+    }
+
+    /// ‖stored − source‖ / ‖source‖; zero when it is stored exactly, `None` where it is no finite number.
+    pub fn relative(self) -> Option<f64> {
+        let error = if self.difference == 0.0 { 0.0 } else { (self.difference / self.norm).sqrt() };
+        error.is_finite().then_some(error)
+    }
+}
+
+/// The pieces of all weights, in the order in which the plan holds them.
+pub fn pieces(weights: &[ScheduledWeight]) -> Vec<Piece> {
+    let of = |(weight, scheduled): (usize, &ScheduledWeight)| {
+        let sizes: Vec<usize> =
+            scheduled.ty.shape().unwrap_or_default().iter().filter_map(|dim| dim.constant()).collect();
+        let (rows, step) = match sizes[..] {
+            [n, k] => (n, (PIECE / k.max(1) / BLOCK_ROWS).max(1) * BLOCK_ROWS),
+            _ => (1, 1),
+        };
+        (0..rows).step_by(step).map(move |start| Piece { weight, rows: start..(start + step).min(rows) })
+    };
+    weights.iter().enumerate().flat_map(of).collect()
+}
+
+/// A piece of a weight as the plan stores it.
 ///
 /// # Errors
 /// When the checkpoint cannot supply it.
-pub fn stored_bytes(checkpoint: &dyn Checkpoint, weight: &ScheduledWeight) -> Result<Vec<u8>, CompileError> {
-    let matrix = assemble(checkpoint, &weight.weight)?;
-    let mut bytes = Vec::with_capacity(weight.bytes as usize);
-    match scheme(&weight.ty) {
-        Some(scheme) => packing::pack(&packing::quantize(&matrix, scheme), scheme, &mut bytes),
-        None => bytes.extend(matrix.to_f32().iter().flat_map(|value| value.to_le_bytes())),
+pub fn store(
+    checkpoint: &dyn Checkpoint,
+    weight: &ScheduledWeight,
+    rows: Range<usize>,
+) -> Result<Stored, CompileError> {
+    let mut bytes = Vec::new();
+    let Some(scheme) = scheme(&weight.ty) else {
+        bytes.extend(assemble(checkpoint, &weight.weight)?.to_f32().iter().flat_map(|value| value.to_le_bytes()));
+        return Ok(Stored { bytes, error: ErrorSum::default() });
+    };
+    let matrix = assemble_rows(checkpoint, &weight.weight, rows)?;
+    let is_kept =
+        |part: &Part| !part.plus_one && checkpoint.tensor(&part.tensor).is_some_and(|info| info.scheme == scheme);
+    if weight.weight.parts.iter().all(is_kept) {
+        packing::pack(&matrix, scheme, &mut bytes);
+        return Ok(Stored { bytes, error: ErrorSum::default() });
     }
-    Ok(bytes)
+    let stored = packing::quantize(&matrix, scheme);
+    packing::pack(&stored, scheme, &mut bytes);
+    Ok(Stored { bytes, error: error(&matrix, &stored) })
 }
 
-/// ‖stored − source‖ / ‖source‖ of a weight; zero when it is stored exactly, `None` where it is no finite number.
-///
-/// # Errors
-/// When the checkpoint cannot supply it.
-pub fn relative_error(checkpoint: &dyn Checkpoint, weight: &ScheduledWeight) -> Result<Option<f64>, CompileError> {
-    let Some(scheme) = scheme(&weight.ty) else { return Ok(Some(0.0)) };
-    let part = |part: &lathe_ir::graph::Part| checkpoint.tensor(&part.tensor).map(|info| info.scheme);
-    if scheme.is_integer() && weight.weight.parts.iter().all(|of| part(of) == Some(scheme)) {
-        return Ok(Some(0.0));
-    }
-    let matrix = assemble(checkpoint, &weight.weight)?;
-    if matches!(matrix.data, MatrixData::Quantized { scheme: source, .. } if source == scheme) {
-        return Ok(Some(0.0));
-    }
-    Ok(distance(&matrix, &packing::quantize(&matrix, scheme)))
-}
-
-/// ‖b − a‖ / ‖a‖ in f64.
-fn distance(a: &Matrix, b: &Matrix) -> Option<f64> {
-    let (mut row_a, mut row_b) = (vec![0.0f32; a.cols], vec![0.0f32; a.cols]); // [K]
-    let (mut difference, mut norm) = (0.0f64, 0.0f64);
-    for n in 0..a.rows {
-        a.row(n, &mut row_a);
-        b.row(n, &mut row_b);
-        for (&a, &b) in row_a.iter().zip(&row_b) {
-            difference += (f64::from(b) - f64::from(a)).powi(2);
-            norm += f64::from(a).powi(2);
+/// What a matrix loses by being stored as another one.
+fn error(source: &Matrix, stored: &Matrix) -> ErrorSum {
+    let (mut from, mut to) = (vec![0.0f32; source.cols], vec![0.0f32; source.cols]); // [K]
+    let mut sum = ErrorSum::default();
+    for n in 0..source.rows {
+        source.row(n, &mut from);
+        stored.row(n, &mut to);
+        for (&from, &to) in from.iter().zip(&to) {
+            sum.difference += (f64::from(to) - f64::from(from)).powi(2);
+            sum.norm += f64::from(from).powi(2);
         }
     }
-    let error = if difference == 0.0 { 0.0 } else { (difference / norm).sqrt() };
-    error.is_finite().then_some(error)
+    sum
 }
 
 /// The scheme of a matrix; `None` for a vector.

@@ -9,7 +9,6 @@ use lathe_compiler::pipeline::{Goal, Level, Options, compile};
 use lathe_ir::scheme::Scheme;
 use lathe_kernels::targets::Target;
 use lathe_models::seeded::{small_llama, small_tokenizer};
-use lathe_plan::manifest::Source;
 
 /// A folder that is removed with its contents.
 struct Folder(PathBuf);
@@ -34,8 +33,7 @@ impl Drop for Folder {
 }
 
 fn write(path: &Path, options: &Options) -> Vec<u8> {
-    compile(crate::common::model(Scheme::INT4), &Source::default(), Goal::Plan(path), options)
-        .expect("the small model compiles");
+    compile(crate::common::model(Scheme::INT4), Goal::Plan(path), options).expect("the small model compiles");
     std::fs::read(path).expect("the plan is there")
 }
 
@@ -82,8 +80,7 @@ fn dumps_tell_the_story() {
     let mut options = crate::common::options();
     options.selection.dump_dir = Some(folder.0.clone());
     options.selection.stop_after = Some("merge_gate_up".to_owned());
-    compile(crate::common::model(Scheme::INT4), &Source::default(), Goal::Text(Level::Fused), &options)
-        .expect("the passes run");
+    compile(crate::common::model(Scheme::INT4), Goal::Text(Level::Fused), &options).expect("the passes run");
     let mut names: Vec<String> = std::fs::read_dir(&folder.0)
         .expect("the folder is there")
         .map(|entry| entry.expect("the folder reads").file_name().to_string_lossy().into_owned())
@@ -95,7 +92,7 @@ fn dumps_tell_the_story() {
 fn refused(goal: Goal<'_>, change: impl FnOnce(&mut Options)) -> CompileError {
     let mut options = crate::common::options();
     change(&mut options);
-    compile(crate::common::model(Scheme::INT4), &Source::default(), goal, &options).expect_err("this is refused")
+    compile(crate::common::model(Scheme::INT4), goal, &options).expect_err("this is refused")
 }
 
 #[test]
@@ -127,8 +124,7 @@ fn a_width_that_kernels_cannot_walk_is_refused_by_name() {
     let model =
         lathe_models::seeded::model(config, small_tokenizer(), 1, &|_| Scheme::BF16).expect("bf16 has no groups");
     let goal = Goal::Text(Level::Schedule);
-    let error =
-        compile(model, &Source::default(), goal, &crate::common::options()).expect_err("80 is no multiple of 32");
+    let error = compile(model, goal, &crate::common::options()).expect_err("80 is no multiple of 32");
     assert_eq!(error.exit_code(), exit::UNSUPPORTED);
     assert!(error.to_string().contains("'layers.0.down' has 80 columns"), "{error}");
 }

@@ -3,11 +3,9 @@
 
 use lathe_compiler::pipeline::{Goal, Level, compile};
 use lathe_ir::scheme::Scheme;
-use lathe_plan::manifest::Source;
 
 fn check(name: &str, level: Level) {
-    let outcome =
-        compile(crate::common::model(Scheme::INT4), &Source::default(), Goal::Text(level), &crate::common::options());
+    let outcome = compile(crate::common::model(Scheme::INT4), Goal::Text(level), &crate::common::options());
     insta::assert_snapshot!(name, outcome.expect("the small model compiles").text);
 }
 

@@ -70,21 +70,54 @@ pub trait Checkpoint: Send + Sync {
 /// When a part is missing or has another shape, when the parts do not fit together, and when a value or scale is not
 /// a finite number.
 pub fn assemble(checkpoint: &dyn Checkpoint, weight: &Weight) -> Result<Matrix, ModelError> {
-    let parts = weight.parts.iter().map(|part| load_part(checkpoint, part)).collect::<Result<Vec<_>, _>>()?;
-    if parts.len() > 1 && parts.iter().zip(&weight.parts).all(|(matrix, part)| is_joined_vector(matrix, part)) {
-        return Ok(join_vectors(&parts));
+    let infos = part_infos(checkpoint, weight)?;
+    if infos.len() > 1 && infos.iter().zip(&weight.parts).all(|(info, part)| is_joined_vector(*info, part)) {
+        let load = |part| load_part(checkpoint, part, 0..1);
+        return Ok(join_vectors(&weight.parts.iter().map(load).collect::<Result<Vec<_>, _>>()?));
     }
-    let Some(first) = parts.first() else {
+    assemble_rows(checkpoint, weight, 0..weight.parts.iter().map(|part| part.rows).sum())
+}
+
+/// Some rows of what [`assemble`] gives for a matrix, loading no more of each part than the rows between the first and
+/// the last one that is needed.
+///
+/// # Errors
+/// As [`assemble`].
+pub fn assemble_rows(checkpoint: &dyn Checkpoint, weight: &Weight, rows: Range<usize>) -> Result<Matrix, ModelError> {
+    let infos = part_infos(checkpoint, weight)?;
+    let Some(first) = infos.first() else {
         return Err(mismatch(weight, "at least one part", "none".to_owned()));
     };
-    if let Some(other) = parts.iter().find(|part| part.cols != first.cols) {
+    for (info, part) in infos.iter().zip(&weight.parts) {
+        if info.rows != part.rows {
+            return Err(ModelError::Shape {
+                tensor: part.tensor.clone(),
+                expected: format!("{} rows", part.rows),
+                found: format!("{} rows", info.rows),
+            });
+        }
+    }
+    if let Some(other) = infos.iter().find(|info| info.cols != first.cols) {
         return Err(mismatch(weight, "parts of equal width", format!("{} and {} columns", first.cols, other.cols)));
     }
-    let sources = arranged_rows(weight, &parts)?;
-    let orders: Vec<Vec<usize>> =
-        weight.parts.iter().map(|part| stored_rows(weight, part)).collect::<Result<_, _>>()?;
-    let rows: Vec<(usize, usize)> = sources.into_iter().map(|(part, row)| (part, orders[part][row])).collect();
-    Ok(pick_rows(parts, &rows))
+    check_arrangement(weight)?;
+    let mut places: Vec<(usize, usize)> = rows.map(|row| place(weight, row)).collect(); // (part, stored row)
+    let mut parts = Vec::with_capacity(infos.len());
+    for (at, part) in weight.parts.iter().enumerate() {
+        let needed = || places.iter().filter(|place| place.0 == at).map(|place| place.1);
+        let from = needed().min().unwrap_or(0);
+        let matrix = load_part(checkpoint, part, from..needed().max().map_or(from, |last| last + 1))?;
+        places.iter_mut().filter(|place| place.0 == at).for_each(|place| place.1 -= from);
+        parts.push(matrix);
+    }
+    Ok(pick_rows(parts, &places))
+}
+
+fn part_infos(checkpoint: &dyn Checkpoint, weight: &Weight) -> Result<Vec<TensorInfo>, ModelError> {
+    let info = |part: &Part| {
+        checkpoint.tensor(&part.tensor).ok_or_else(|| ModelError::NoTensor { tensor: part.tensor.clone() })
+    };
+    weight.parts.iter().map(info).collect()
 }
 
 fn mismatch(weight: &Weight, expected: &str, found: String) -> ModelError {
@@ -92,8 +125,8 @@ fn mismatch(weight: &Weight, expected: &str, found: String) -> ModelError {
 }
 
 /// Whether a part is a vector that names its elements, to be joined with others.
-fn is_joined_vector(matrix: &Matrix, part: &Part) -> bool {
-    matrix.rows == 1 && part.rows == matrix.cols && part.order == RowOrder::AsStored
+fn is_joined_vector(info: TensorInfo, part: &Part) -> bool {
+    info.rows == 1 && part.rows == info.cols && part.order == RowOrder::AsStored
 }
 
 /// One vector after the other, as floats.
@@ -102,16 +135,10 @@ fn join_vectors(parts: &[Matrix]) -> Matrix {
     Matrix { rows: 1, cols: values.len(), data: MatrixData::Float(values) }
 }
 
-fn load_part(checkpoint: &dyn Checkpoint, part: &Part) -> Result<Matrix, ModelError> {
-    let matrix = checkpoint.load(&part.tensor)?;
-    if matrix.rows != part.rows && !is_joined_vector(&matrix, part) {
-        return Err(ModelError::Shape {
-            tensor: part.tensor.clone(),
-            expected: format!("{} rows", part.rows),
-            found: format!("{} rows", matrix.rows),
-        });
-    }
-    check_finite(&part.tensor, &matrix)?;
+/// Some rows of a part, with what is added to them.
+fn load_part(checkpoint: &dyn Checkpoint, part: &Part, rows: Range<usize>) -> Result<Matrix, ModelError> {
+    let matrix = checkpoint.load_rows(&part.tensor, rows.clone())?;
+    check_finite(&part.tensor, &matrix, rows.start)?;
     if part.plus_one {
         let values = matrix.to_f32().into_iter().map(|value| 1.0 + value).collect();
         return Ok(Matrix { data: MatrixData::Float(values), ..matrix });
@@ -119,8 +146,9 @@ fn load_part(checkpoint: &dyn Checkpoint, part: &Part) -> Result<Matrix, ModelEr
     Ok(matrix)
 }
 
-/// Refuses values, scales and minima that are infinite or not a number.
-pub fn check_finite(tensor: &str, matrix: &Matrix) -> Result<(), ModelError> {
+/// Refuses values, scales and minima that are infinite or not a number. The matrix is some rows of the tensor, from
+/// `first_row` on.
+pub fn check_finite(tensor: &str, matrix: &Matrix, first_row: usize) -> Result<(), ModelError> {
     let bad = match &matrix.data {
         MatrixData::Float(values) => find_bad(values, f32::is_finite).map(|at| (at, values[at], "values")),
         MatrixData::Quantized { scales, mins, .. } => {
@@ -133,51 +161,57 @@ pub fn check_finite(tensor: &str, matrix: &Matrix) -> Result<(), ModelError> {
         MatrixData::Float(_) => matrix.cols,
         MatrixData::Quantized { scheme, .. } => matrix.cols / scheme.scale_columns(),
     };
-    Err(ModelError::NotFinite { tensor: tensor.to_owned(), row: at / per_row, part, value })
+    Err(ModelError::NotFinite { tensor: tensor.to_owned(), row: first_row + at / per_row, part, value })
 }
 
 fn find_bad<T: Copy>(values: &[T], is_finite: fn(T) -> bool) -> Option<usize> {
     values.iter().position(|&value| !is_finite(value))
 }
 
-/// Which row of which part becomes each row of the weight.
-fn arranged_rows(weight: &Weight, parts: &[Matrix]) -> Result<Vec<(usize, usize)>, ModelError> {
-    match weight.arrangement {
-        Arrangement::Concat => Ok(parts
-            .iter()
-            .enumerate()
-            .flat_map(|(part, matrix)| (0..matrix.rows).map(move |row| (part, row)))
-            .collect()),
-        Arrangement::Interleave { rows: block } => {
-            let rows = parts[0].rows;
-            if block == 0 || !rows.is_multiple_of(block) || parts.iter().any(|part| part.rows != rows) {
-                let counts: Vec<usize> = parts.iter().map(|part| part.rows).collect();
-                let expected = format!("parts with one number of rows, a multiple of {block}");
-                return Err(mismatch(weight, &expected, format!("rows {counts:?}")));
-            }
-            Ok((0..rows / block)
-                .flat_map(|at| (0..parts.len()).map(move |part| (part, at * block)))
-                .flat_map(|(part, start)| (start..start + block).map(move |row| (part, row)))
-                .collect())
+/// Refuses parts whose rows cannot be arranged and ordered as the weight asks.
+fn check_arrangement(weight: &Weight) -> Result<(), ModelError> {
+    let rows = weight.parts[0].rows;
+    if let Arrangement::Interleave { rows: block } = weight.arrangement
+        && (block == 0 || !rows.is_multiple_of(block) || weight.parts.iter().any(|part| part.rows != rows))
+    {
+        let counts: Vec<usize> = weight.parts.iter().map(|part| part.rows).collect();
+        let expected = format!("parts with one number of rows, a multiple of {block}");
+        return Err(mismatch(weight, &expected, format!("rows {counts:?}")));
+    }
+    for part in &weight.parts {
+        if let RowOrder::PairsToHalves { head_dim } = part.order
+            && (head_dim == 0 || !head_dim.is_multiple_of(2) || !part.rows.is_multiple_of(head_dim))
+        {
+            let expected = format!("heads of an even number of rows ({head_dim})");
+            return Err(mismatch(weight, &expected, format!("{} rows in '{}'", part.rows, part.tensor)));
         }
     }
+    Ok(())
 }
 
-/// The stored row of each row of a part.
-fn stored_rows(weight: &Weight, part: &Part) -> Result<Vec<usize>, ModelError> {
-    match part.order {
-        RowOrder::AsStored => Ok((0..part.rows).collect()),
-        RowOrder::PairsToHalves { head_dim } => {
-            if head_dim == 0 || !head_dim.is_multiple_of(2) || !part.rows.is_multiple_of(head_dim) {
-                let expected = format!("heads of an even number of rows ({head_dim})");
-                return Err(mismatch(weight, &expected, format!("{} rows in '{}'", part.rows, part.tensor)));
-            }
-            let half = head_dim / 2;
-            let stored = |row: usize| {
-                let (head, at) = (row / head_dim, row % head_dim);
-                head * head_dim + if at < half { 2 * at } else { 2 * (at - half) + 1 }
+/// The part and its stored row that become a row of the weight.
+fn place(weight: &Weight, row: usize) -> (usize, usize) {
+    let (part, row) = match weight.arrangement {
+        Arrangement::Concat => {
+            let mut row = row;
+            let holds = |part: &Part| {
+                let found = row < part.rows;
+                row -= if found { 0 } else { part.rows };
+                found
             };
-            Ok((0..part.rows).map(stored).collect())
+            let part = weight.parts.iter().position(holds).unwrap_or(0);
+            (part, row)
+        }
+        Arrangement::Interleave { rows: block } => {
+            let (round, within) = (row / (block * weight.parts.len()), row % (block * weight.parts.len()));
+            (within / block, round * block + within % block)
+        }
+    };
+    match weight.parts[part].order {
+        RowOrder::AsStored => (part, row),
+        RowOrder::PairsToHalves { head_dim } => {
+            let (head, at, half) = (row / head_dim, row % head_dim, head_dim / 2);
+            (part, head * head_dim + if at < half { 2 * at } else { 2 * (at - half) + 1 })
         }
     }
 }

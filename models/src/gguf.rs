@@ -2,7 +2,7 @@
 //!
 //! A file is a header (magic, version, counts), metadata pairs, tensor descriptions, and the tensors' bytes, aligned.
 //! The reader is strict: whatever the format does not allow is refused with a sentence, and no length in the file is
-//! believed before the bytes that it promises are known to be there. Weights stay in the mapped file until asked for.
+//! believed before the bytes that it promises are known to be there. Weights stay in the file until asked for.
 
 mod cursor;
 mod tensor;
@@ -18,9 +18,10 @@ use lathe_ir::scheme::Matrix;
 pub use tensor::{TensorEntry, TensorType};
 pub use value::{Value, ValueType};
 
+use crate::bytes::Bytes;
 use crate::checkpoint::{Checkpoint, TensorInfo};
 use crate::error::ModelError;
-use crate::{mapping, sniff};
+use crate::sniff;
 use cursor::Cursor;
 
 const MAGIC: &[u8; 4] = b"GGUF";
@@ -192,35 +193,37 @@ fn malformed(what: &str, expected: impl Into<String>, found: impl Into<String>) 
     ModelError::Malformed { what: what.to_owned(), expected: expected.into(), found: found.into() }
 }
 
-/// A GGUF file, mapped or in memory.
+/// A GGUF file, open or in memory.
 pub struct Gguf {
     /// Metadata by key.
     pub metadata: BTreeMap<String, Value>,
     tensors: BTreeMap<String, TensorEntry>,
-    file: Box<dyn AsRef<[u8]> + Send + Sync>,
+    bytes: Bytes,
 }
 
 impl Gguf {
-    /// Maps a file and checks its header. The file must not change while the result lives.
+    /// Opens a file and checks its header. The file must not change while the result lives.
     pub fn open(path: &Path) -> Result<Gguf, ModelError> {
         if path.is_dir() {
             let advice = "give the path of the GGUF file itself";
             return Err(ModelError::Kind { expected: "a GGUF file", found: "a directory", advice }.in_file(path));
         }
-        let file = mapping::map(path)?;
-        Gguf::new(Box::new(file)).map_err(|error| error.in_file(path))
+        let (Header { metadata, tensors }, bytes) = Bytes::open(path, checked)?;
+        Ok(Gguf { metadata, tensors, bytes })
     }
 
     /// Checks the header of a file in memory.
     pub fn from_bytes(file: Vec<u8>) -> Result<Gguf, ModelError> {
-        Gguf::new(Box::new(file))
+        let Header { metadata, tensors } = checked(&file)?;
+        Ok(Gguf { metadata, tensors, bytes: Bytes::Memory(file) })
     }
+}
 
-    fn new(file: Box<dyn AsRef<[u8]> + Send + Sync>) -> Result<Gguf, ModelError> {
-        let Header { metadata, tensors } = Header::parse((*file).as_ref())?;
-        check_matrices(&tensors)?;
-        Ok(Gguf { metadata, tensors, file })
-    }
+/// The header of a file that a graph's weights can come from.
+fn checked(file: &[u8]) -> Result<Header, ModelError> {
+    let header = Header::parse(file)?;
+    check_matrices(&header.tensors)?;
+    Ok(header)
 }
 
 /// The graph's weights are vectors and matrices.
@@ -250,7 +253,8 @@ impl Checkpoint for Gguf {
         info.check_rows(name, &rows)?;
         let entry = &self.tensors[name];
         let row_bytes = entry.bytes.len() / entry.rows;
-        let bytes = &(*self.file).as_ref()[entry.bytes.clone()][rows.start * row_bytes..rows.end * row_bytes];
-        Ok(tensor::decode(entry.ty, bytes, entry.cols))
+        let from = entry.bytes.start;
+        let bytes = self.bytes.read(from + rows.start * row_bytes..from + rows.end * row_bytes)?;
+        Ok(tensor::decode(entry.ty, &bytes, entry.cols))
     }
 }

@@ -128,7 +128,7 @@ pub fn open(path: &Path) -> Result<Model, ModelError> {
     let in_config = |error: ModelError| error.in_file(&path.join("config.json"));
     let (layout, mut config) = read_config(&object).map_err(in_config)?;
     let mut checkpoint = weights(&mut folder)?;
-    drop_copies(&mut checkpoint, &config, &layout.names);
+    drop_copies(&mut checkpoint, &config, &layout.names)?;
     let graph = decoder::build(&config, &layout.names, &checkpoint).map_err(|error| error.in_file(path))?;
 
     let (tokenizer, chat_template) = read_tokenizer(&mut folder, &object, config.vocab)?;
@@ -179,8 +179,7 @@ fn weights(folder: &mut Folder) -> Result<Shards, ModelError> {
     let mut shards = Vec::new();
     for name in files {
         let path = folder.path.join(name);
-        let shard = Shard::new(Box::new(mapping::map(&path)?)).map_err(|error| error.in_file(&path))?;
-        shards.push((name.to_owned(), shard));
+        shards.push((name.to_owned(), Shard::open(&path)?));
         folder.read.push(path);
     }
     Shards::new(shards, index.as_ref()).map_err(|error| error.in_file(folder.path))
@@ -188,9 +187,10 @@ fn weights(folder: &mut Folder) -> Result<Shards, ModelError> {
 
 /// Leaves out what the model holds elsewhere: a tied head that is stored a second time, and the rotary frequencies,
 /// which older files keep beside the knobs that they are computed from.
-fn drop_copies(checkpoint: &mut Shards, config: &ModelConfig, names: &TensorNames) {
-    let is_copy = config.tied_head && checkpoint.are_equal(names.head, names.embed);
+fn drop_copies(checkpoint: &mut Shards, config: &ModelConfig, names: &TensorNames) -> Result<(), ModelError> {
+    let is_copy = config.tied_head && checkpoint.are_equal(names.head, names.embed)?;
     checkpoint.retain(|name| !(name.ends_with(".rotary_emb.inv_freq") || is_copy && name == names.head));
+    Ok(())
 }
 
 fn read_tokenizer(

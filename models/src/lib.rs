@@ -4,6 +4,7 @@
 //! a [`config::ModelConfig`]; its weights name tensors of the checkpoint, whose data [`checkpoint::assemble`] loads.
 //! Whatever a file says that Lathe does not understand is refused by name, never ignored.
 
+mod bytes;
 pub mod checkpoint;
 pub mod config;
 pub mod error;

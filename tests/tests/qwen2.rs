@@ -1,8 +1,9 @@
 //! Qwen2.5-Coder-0.5B (`Q4_K_M`: five kinds of tensors, biases, an untied head of 152k tokens), judged by NumPy.
 
 use lathe_compiler::pass::Activations;
-use lathe_compiler::pipeline::{Goal, Options, compile, open};
+use lathe_compiler::pipeline::{Goal, Options, compile};
 use lathe_kernels::targets::Target;
+use lathe_models::open;
 use lathe_plan::Plan;
 use lathe_runtime::engine::{Engine, EngineOptions};
 use lathe_runtime::tokenizer::{Control, Tokenizer};
@@ -17,11 +18,11 @@ const PERPLEXITY_BOUND: f64 = 0.02;
 fn plan(activations: Activations) -> Plan {
     let scratch = Scratch::new();
     let path = scratch.file("qwen2.plan");
-    let (model, source) = open(&qwen2()).expect("the model opens");
+    let model = open(&qwen2()).expect("the model opens");
     let mut options = Options::new(Target::parse("native").expect("this CPU has a target"));
     options.passes.activations = activations;
     options.threads = 2;
-    compile(model, &source, Goal::Plan(&path), &options).expect("the model compiles");
+    compile(model, Goal::Plan(&path), &options).expect("the model compiles");
     // The plan keeps its file open, so the folder may go.
     Plan::open(&path).expect("the plan opens")
 }

@@ -12,7 +12,6 @@ use lathe_models::checkpoint::assemble;
 use lathe_models::config::ModelConfig;
 use lathe_models::{Model, seeded};
 use lathe_plan::Plan;
-use lathe_plan::manifest::Source;
 use lathe_runtime::engine::{Engine, EngineOptions};
 use lathe_tests::Scratch;
 use lathe_tests::compare::relative_error;
@@ -33,8 +32,7 @@ fn options(activations: Activations) -> Options {
 fn plan_bytes(model: Model, options: &Options) -> Vec<u8> {
     let scratch = Scratch::new();
     let path = scratch.file("small.plan");
-    let source = Source { format: "seeded".to_owned(), blake3: String::new() };
-    compile(model, &source, Goal::Plan(&path), options).expect("the model compiles");
+    compile(model, Goal::Plan(&path), options).expect("the model compiles");
     std::fs::read(path).expect("the plan is there")
 }
 

@@ -44,19 +44,11 @@ fn pack_span(matrix: &Matrix, scheme: Scheme, first_row: usize, first_k: usize, 
     };
     match (&matrix.data, scheme.code) {
         (MatrixData::Float(values), Code::Float(dtype)) => {
-            // f32 has lines of one element per row, the others of two.
-            let per_line = 4 / dtype.bytes();
-            for line in 0..GROUP / per_line {
-                for start in starts(GROUP) {
-                    for value in &values[start + line * per_line..][..per_line] {
-                        match dtype {
-                            DType::Bf16 => out.extend(bf16::from_f32(*value).to_le_bytes()),
-                            DType::F16 => out.extend(f16::from_f32(*value).to_le_bytes()),
-                            DType::F32 | DType::I32 => out.extend(value.to_le_bytes()),
-                        }
-                    }
-                }
-            }
+            let rows: [&[f32]; BLOCK_ROWS] = std::array::from_fn(|row| {
+                let start = (first_row + row) * matrix.cols + first_k;
+                &values[start..start + GROUP]
+            });
+            pack_floats(dtype, &rows, out);
         }
         (MatrixData::Quantized { scheme: stored, codes, scales, mins, subs }, Code::Uniform { .. } | Code::Table) => {
             assert_eq!(*stored, scheme, "quantize before packing");
@@ -79,21 +71,53 @@ fn pack_span(matrix: &Matrix, scheme: Scheme, first_row: usize, first_k: usize, 
     }
 }
 
+/// Lines of 32 values per row: of one f32 per row, or of two 16-bit floats.
+fn pack_floats(dtype: DType, rows: &[&[f32]], out: &mut Vec<u8>) {
+    let per_line = 4 / dtype.bytes();
+    for line in 0..GROUP / per_line {
+        for row in rows {
+            let values = &row[line * per_line..][..per_line];
+            let word = match dtype {
+                DType::Bf16 => join_halves(bf16::from_f32(values[0]).to_bits(), bf16::from_f32(values[1]).to_bits()),
+                DType::F16 => join_halves(f16::from_f32(values[0]).to_bits(), f16::from_f32(values[1]).to_bits()),
+                DType::F32 | DType::I32 => values[0].to_bits(),
+            };
+            out.extend_from_slice(&word.to_le_bytes());
+        }
+    }
+}
+
+fn join_halves(low: u16, high: u16) -> u32 {
+    u32::from(low) | u32::from(high) << 16
+}
+
 /// Lines of 32 codes per row: in each piece, byte `i` of a line holds element `i` of some quads, from the low bits up.
 fn pack_codes(bits: u8, rows: &[&[u8]], out: &mut Vec<u8>) {
     let mut place = 0;
     for &piece in pieces(bits) {
-        let quads = usize::from(8 / piece);
-        let field = |code: u8| code >> place & u8::MAX >> (8 - piece);
-        for line in 0..usize::from(piece) {
-            for row in rows {
-                let first = &row[line * quads * 4..][..quads * 4];
-                out.extend((0..4).map(|i| {
-                    (0..quads).fold(0, |byte, quad| byte | field(first[quad * 4 + i]) << (piece * quad as u8))
-                }));
-            }
+        match piece {
+            1 => pack_piece::<8>(place, rows, out),
+            2 => pack_piece::<4>(place, rows, out),
+            4 => pack_piece::<2>(place, rows, out),
+            _ => pack_piece::<1>(place, rows, out),
         }
         place += piece;
+    }
+}
+
+/// One piece of codes, `8 / QUADS` bits from `place` on, four codes at a time: a quad is one word, and its bits move
+/// together.
+fn pack_piece<const QUADS: usize>(place: u8, rows: &[&[u8]], out: &mut Vec<u8>) {
+    let piece = 8 / QUADS;
+    let mask = u32::from(u8::MAX >> (8 - piece)) * 0x0101_0101;
+    let start = out.len();
+    out.resize(start + piece * 4 * rows.len(), 0);
+    for (at, line) in out[start..].chunks_exact_mut(4 * rows.len()).enumerate() {
+        for (row, word) in rows.iter().zip(line.as_chunks_mut::<4>().0) {
+            let quads = row[at * QUADS * 4..][..QUADS * 4].as_chunks::<4>().0;
+            let quad = |quad: usize| ((u32::from_le_bytes(quads[quad]) >> place) & mask) << (piece * quad);
+            *word = (0..QUADS).fold(0, |word, at| word | quad(at)).to_le_bytes();
+        }
     }
 }
 

@@ -1,10 +1,11 @@
 //! Round-to-nearest quantization of a matrix into another scheme.
 
-use half::f16;
+use half::{bf16, f16};
 use lathe_ir::scheme::{Code, Matrix, MatrixData, Scales, Scheme, Zero};
+use lathe_ir::types::DType;
 
-/// The matrix in another scheme; unchanged when it already is in it. Float schemes take the values as f32 (packing
-/// rounds them). Symmetric: scale = max|w| / the largest level. With minima: scale = (max − min) / (2^bits − 1). With
+/// The matrix in another scheme; unchanged when it already is in it. Float schemes round each
+/// value. Symmetric: scale = max|w| / the largest level. With minima: scale = (max − min) / (2^bits − 1). With
 /// super-blocks, scales and minima are rounded to integer multiples of their f16. Codes come from the scale and minimum
 /// that are stored.
 pub fn quantize(matrix: &Matrix, scheme: Scheme) -> Matrix {
@@ -15,8 +16,13 @@ pub fn quantize(matrix: &Matrix, scheme: Scheme) -> Matrix {
     }
     let (rows, cols) = (matrix.rows, matrix.cols);
     let values = matrix.to_f32();
-    if !scheme.is_integer() {
-        return Matrix { rows, cols, data: MatrixData::Float(values) };
+    if let Code::Float(dtype) = scheme.code {
+        let round = |value| match dtype {
+            DType::Bf16 => bf16::from_f32(value).to_f32(),
+            DType::F16 => f16::from_f32(value).to_f32(),
+            DType::F32 | DType::I32 => value,
+        };
+        return Matrix { rows, cols, data: MatrixData::Float(values.into_iter().map(round).collect()) };
     }
     let mut codes = Vec::with_capacity(values.len());
     let (mut scales, mut mins, mut subs) = (Vec::new(), Vec::new(), Vec::new());

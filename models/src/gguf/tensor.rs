@@ -83,7 +83,7 @@ const fn plane(at: (usize, usize), chunk: usize, bits: u8) -> Plane {
 }
 
 const fn signed(at: (usize, usize)) -> Plane {
-    Plane { at, chunk: 1, bits: 8, flip: 0x80 }
+    Plane { at, chunk: at.1 - at.0, bits: 8, flip: 0x80 }
 }
 
 /// The integer scales and minima of a super-block.
@@ -268,54 +268,56 @@ pub(super) fn decode(ty: TensorType, bytes: &[u8], cols: usize) -> Matrix {
 
 fn decode_blocks(form: &Block, bytes: &[u8]) -> MatrixData {
     let count = bytes.len() / form.bytes;
-    let mut codes = Vec::with_capacity(count * form.elements);
+    let mut codes = vec![0; count * form.elements];
     let mut scales = Vec::with_capacity(count);
-    let (mut mins, mut subs) = (Vec::new(), Vec::new());
-    for block in bytes.chunks_exact(form.bytes) {
+    let mut mins = Vec::with_capacity(if form.min.is_some() { count } else { 0 });
+    let integers = match form.integers {
+        Integers::Planes(of) => of.first().map_or(0, |plane| (plane.at.1 - plane.at.0) * 8 / usize::from(plane.bits)),
+        Integers::Sixes(_) => 16,
+    };
+    let mut subs = vec![0; count * integers];
+    for (at, (block, codes)) in bytes.chunks_exact(form.bytes).zip(codes.chunks_exact_mut(form.elements)).enumerate() {
         let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]);
         scales.push(half(form.scale));
         // Super-blocks subtract their minima, a scheme adds them.
         let sign = if form.elements == 32 { f16::ONE } else { f16::NEG_ONE };
         mins.extend(form.min.map(|at| half(at) * sign));
-        planes(block, form.codes, &mut codes);
+        planes(block, form.codes, codes);
+        let subs = &mut subs[at * integers..][..integers];
         match form.integers {
-            Integers::Planes(of) => planes(block, of, &mut subs),
-            Integers::Sixes(at) => sixes(&block[at..at + 12], &mut subs),
+            Integers::Planes(of) => planes(block, of, subs),
+            Integers::Sixes(at) => sixes(&block[at..at + 12], subs),
         }
     }
     MatrixData::Quantized { scheme: form.scheme, codes, scales, mins, subs }
 }
 
-/// Appends the integers that planes of a block hold together.
-fn planes(block: &[u8], planes: &[Plane], out: &mut Vec<u8>) {
-    let start = out.len();
+/// The integers that planes of a block hold together. `out` has room for exactly those.
+fn planes(block: &[u8], planes: &[Plane], out: &mut [u8]) {
     let mut place = 0;
-    for (index, plane) in planes.iter().enumerate() {
+    for plane in planes {
         let mask = u8::MAX >> (8 - plane.bits);
-        let chunks = block[plane.at.0..plane.at.1].chunks_exact(plane.chunk);
-        let shifts = (0..8).step_by(usize::from(plane.bits));
-        let integers = chunks.flat_map(|chunk| {
-            shifts.clone().flat_map(move |shift| chunk.iter().map(move |byte| (byte >> shift) & mask))
-        });
-        if index == 0 {
-            out.extend(integers.map(|integer| integer ^ plane.flip));
-        } else {
-            out[start..].iter_mut().zip(integers).for_each(|(low, high)| *low |= high << place);
+        let mut left = &mut *out;
+        for chunk in block[plane.at.0..plane.at.1].chunks_exact(plane.chunk) {
+            for shift in (0..8).step_by(usize::from(plane.bits)) {
+                let (integers, rest) = left.split_at_mut(chunk.len());
+                left = rest;
+                for (integer, byte) in integers.iter_mut().zip(chunk) {
+                    *integer |= (((byte >> shift) & mask) ^ plane.flip) << place;
+                }
+            }
         }
         place += plane.bits;
     }
 }
 
-/// Appends scale and minimum of each of 8 groups, 6 bits each.
-fn sixes(bytes: &[u8], out: &mut Vec<u8>) {
-    let (scales, rest) = bytes.split_at(4);
-    let (mins, nibbles) = rest.split_at(4);
-    out.extend(scales.iter().zip(mins).flat_map(|(scale, min)| [scale & 0x3f, min & 0x3f]));
-    let high = |byte: u8| (byte >> 2) & 0x30;
-    out.extend(
-        nibbles
-            .iter()
-            .zip(scales.iter().zip(mins))
-            .flat_map(|(nibble, (&scale, &min))| [(nibble & 0xf) | high(scale), (nibble >> 4) | high(min)]),
-    );
+/// Scale and minimum of each of 8 groups, 6 bits each.
+fn sixes(bytes: &[u8], out: &mut [u8]) {
+    let (low, high) = out.split_at_mut(8);
+    for group in 0..4 {
+        let (scale, min, nibbles) = (bytes[group], bytes[4 + group], bytes[8 + group]);
+        low[2 * group..][..2].copy_from_slice(&[scale & 0x3f, min & 0x3f]);
+        let top = |byte: u8| (byte >> 2) & 0x30;
+        high[2 * group..][..2].copy_from_slice(&[(nibbles & 0xf) | top(scale), (nibbles >> 4) | top(min)]);
+    }
 }

@@ -6,18 +6,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::path::Path;
 
 use half::{bf16, f16};
 use lathe_ir::scheme::{Matrix, MatrixData, Scheme};
 use serde_json::{Map, Value};
 
 use super::json::{self, malformed};
+use crate::bytes::Bytes;
 use crate::checkpoint::{Checkpoint, TensorInfo};
 use crate::error::ModelError;
 use crate::sniff;
 
 /// The longest header that the format allows.
 const MAX_HEADER: u64 = 100_000_000;
+/// Bytes of two tensors that are compared at once.
+const COMPARED: usize = 1 << 20;
 
 /// How a tensor is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,11 +39,12 @@ impl Element {
         }
     }
 
-    /// The scheme that holds it: F16 counts as bf16, for the graph has no f16 weights.
+    /// The scheme that holds it.
     fn scheme(self) -> Scheme {
         match self {
             Element::F32 => Scheme::F32,
-            Element::F16 | Element::Bf16 => Scheme::BF16,
+            Element::F16 => Scheme::F16,
+            Element::Bf16 => Scheme::BF16,
         }
     }
 
@@ -61,20 +66,28 @@ struct Entry {
     bytes: Range<usize>,
 }
 
-/// One safetensors file, mapped or in memory.
+/// One safetensors file, open or in memory.
 pub struct Shard {
     tensors: BTreeMap<String, Entry>,
-    file: Box<dyn AsRef<[u8]> + Send + Sync>,
+    bytes: Bytes,
 }
 
 impl Shard {
-    /// Checks the header of a complete file.
+    /// Opens a file and checks its header. The file must not change while the result lives.
     ///
     /// # Errors
     /// When the file is none of safetensors, is damaged, or holds what is no vector or matrix of floats.
-    pub fn new(file: Box<dyn AsRef<[u8]> + Send + Sync>) -> Result<Shard, ModelError> {
-        let tensors = parse((*file).as_ref())?;
-        Ok(Shard { tensors, file })
+    pub fn open(path: &Path) -> Result<Shard, ModelError> {
+        let (tensors, bytes) = Bytes::open(path, parse)?;
+        Ok(Shard { tensors, bytes })
+    }
+
+    /// Checks the header of a complete file in memory.
+    ///
+    /// # Errors
+    /// As [`Shard::open`].
+    pub fn from_bytes(file: Vec<u8>) -> Result<Shard, ModelError> {
+        Ok(Shard { tensors: parse(&file)?, bytes: Bytes::Memory(file) })
     }
 }
 
@@ -237,16 +250,28 @@ impl Shards {
     }
 
     /// Whether two tensors are there and hold the same bytes in the same shape.
-    pub fn are_equal(&self, a: &str, b: &str) -> bool {
-        let parts = |name| self.find(name).map(|(entry, bytes)| (entry.element, entry.rows, entry.cols, bytes));
-        parts(a).is_some() && parts(a) == parts(b)
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn are_equal(&self, a: &str, b: &str) -> Result<bool, ModelError> {
+        let (Some((a, a_bytes)), Some((b, b_bytes))) = (self.find(a), self.find(b)) else { return Ok(false) };
+        if (a.element, a.rows, a.cols) != (b.element, b.rows, b.cols) {
+            return Ok(false);
+        }
+        for from in (0..a.bytes.len()).step_by(COMPARED) {
+            let piece =
+                |entry: &Entry| entry.bytes.start + from..(entry.bytes.start + from + COMPARED).min(entry.bytes.end);
+            if a_bytes.read(piece(a))? != b_bytes.read(piece(b))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
-    /// A tensor and its bytes.
-    fn find(&self, name: &str) -> Option<(&Entry, &[u8])> {
+    /// A tensor and the file that it lies in.
+    fn find(&self, name: &str) -> Option<(&Entry, &Bytes)> {
         let shard = &self.shards[*self.places.get(name)?];
-        let entry = shard.tensors.get(name)?;
-        Some((entry, &(*shard.file).as_ref()[entry.bytes.clone()]))
+        Some((shard.tensors.get(name)?, &shard.bytes))
     }
 }
 
@@ -265,7 +290,9 @@ impl Checkpoint for Shards {
         let info = TensorInfo { rows: entry.rows, cols: entry.cols, scheme: entry.element.scheme() };
         info.check_rows(name, &rows)?;
         let row_bytes = entry.cols * entry.element.bytes();
-        let values = entry.element.decode(&bytes[rows.start * row_bytes..rows.end * row_bytes]);
+        let from = entry.bytes.start;
+        let bytes = bytes.read(from + rows.start * row_bytes..from + rows.end * row_bytes)?;
+        let values = entry.element.decode(&bytes);
         Ok(Matrix { rows: rows.len(), cols: entry.cols, data: MatrixData::Float(values) })
     }
 }

@@ -173,14 +173,14 @@ fn an_index_names_exactly_what_its_files_hold() {
 /// Refuses a safetensors file with this header and these many bytes of data.
 #[track_caller]
 fn header(header: &Value, data: usize, words: &[&str]) {
-    refused(Shard::new(Box::new(with_header(&header.to_string(), &vec![0; data]))), words);
+    refused(Shard::from_bytes(with_header(&header.to_string(), &vec![0; data])), words);
 }
 
 #[test]
 fn a_header_keeps_to_its_own_file() {
     let tensor = |dtype: &str, shape: Value, from: u64, to: u64| json!({ "dtype": dtype, "shape": shape, "data_offsets": [from, to] });
     let one = |dtype: &str, shape: Value, to: u64| json!({ "w": tensor(dtype, shape, 0, to) });
-    assert!(Shard::new(Box::new(with_header(&one("F32", json!([2, 2]), 16).to_string(), &[0; 16]))).is_ok());
+    assert!(Shard::from_bytes(with_header(&one("F32", json!([2, 2]), 16).to_string(), &[0; 16])).is_ok());
     header(&one("F32", json!([2, 2]), 16), 15, &["'w'", "needs 16 bytes", "found 15", "cut short"]);
     header(&one("F32", json!([2, 2]), 16), 17, &["the data", "its end at byte"]);
     header(&one("F32", json!([2, 2]), 12), 16, &["'w'", "the bytes of [2, 2] elements"]);
@@ -198,8 +198,8 @@ fn a_header_keeps_to_its_own_file() {
     let two = |from, to| json!({ "a": tensor("F32", json!([2]), 0, 8), "b": tensor("F32", json!([1]), from, to) });
     header(&two(4, 8), 8, &["overlap"]);
     header(&two(12, 16), 16, &["a hole"]);
-    refused(Shard::new(Box::new(with_header(r#"{"w": 1, "w": 1}"#, &[]))), &["'w' twice"]);
-    refused(Shard::new(Box::new(with_header("{", &[]))), &["header", "JSON"]);
+    refused(Shard::from_bytes(with_header(r#"{"w": 1, "w": 1}"#, &[])), &["'w' twice"]);
+    refused(Shard::from_bytes(with_header("{", &[])), &["header", "JSON"]);
 }
 
 #[test]
@@ -209,16 +209,16 @@ fn every_truncation_and_no_flipped_bit_passes_unnoticed_or_panics() {
         ("b".to_owned(), Tensor::new("F32", &[2], &[1.0; 2])),
     ];
     let whole = safetensors(tensors.iter().map(|(name, tensor)| (name, tensor)));
-    assert!(Shard::new(Box::new(whole.clone())).is_ok());
+    assert!(Shard::from_bytes(whole.clone()).is_ok());
     for length in 0..whole.len() {
-        assert!(Shard::new(Box::new(whole[..length].to_vec())).is_err(), "accepted {length} of {} bytes", whole.len());
+        assert!(Shard::from_bytes(whole[..length].to_vec()).is_err(), "accepted {length} of {} bytes", whole.len());
     }
     let header = whole.len() - 20;
     let mut refused = 0;
     for bit in 0..header * 8 {
         let mut flipped = whole.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
-        refused += usize::from(Shard::new(Box::new(flipped)).is_err());
+        refused += usize::from(Shard::from_bytes(flipped).is_err());
     }
     assert!(refused > header * 4, "only {refused} flips were noticed");
 }

@@ -72,16 +72,16 @@ pub enum SectionKind {
     GenerationConfig,
     /// The model's licence text.
     Licence,
-    /// The JSON of a [`crate::Manifest`].
-    Manifest,
     /// A binary [`crate::CodeObject`] for a target, of the program named, over weights of a layout.
     Code,
-    /// A named text for people, which may be stripped.
-    Report,
     /// The digests of the chunks of the weights of the same name, layout and rank.
     ChunkDigests,
     /// Weights of the program named, in a layout.
     Weights,
+    /// The JSON of a [`crate::Manifest`]. It lies behind the weights, because it says what packing them cost.
+    Manifest,
+    /// A named text for people, which may be stripped.
+    Report,
     /// One that this reader doesn't know.
     Unknown(u16),
 }
@@ -92,11 +92,11 @@ const KINDS: [(u16, SectionKind, &str); 10] = [
     (3, SectionKind::ChatTemplate, "chat template"),
     (4, SectionKind::GenerationConfig, "generation config"),
     (5, SectionKind::Licence, "licence"),
-    (6, SectionKind::Manifest, "manifest"),
-    (7, SectionKind::Code, "code"),
-    (8, SectionKind::Report, "report"),
-    (9, SectionKind::ChunkDigests, "chunk digests"),
-    (10, SectionKind::Weights, "weights"),
+    (6, SectionKind::Code, "code"),
+    (7, SectionKind::ChunkDigests, "chunk digests"),
+    (8, SectionKind::Weights, "weights"),
+    (9, SectionKind::Manifest, "manifest"),
+    (10, SectionKind::Report, "report"),
 ];
 
 impl SectionKind {

@@ -30,6 +30,8 @@ pub struct PlanWriter<'a> {
 
 enum Content<'a> {
     Bytes(Vec<u8>),
+    /// Known after the weights are written.
+    Late(Box<dyn FnOnce() -> Vec<u8> + 'a>),
     /// Of the weights with the same labels; known after those are written.
     ChunkDigests,
     Weights {
@@ -87,6 +89,20 @@ impl<'a> PlanWriter<'a> {
     /// Adds a text for people (`graph`, `schedule`, `passes`, …).
     pub fn report(&mut self, name: &str, text: &str) {
         self.add(SectionKind::Report, [name, "", ""], text.into());
+    }
+
+    /// Adds the manifest, made after the last weight is written.
+    pub fn late_manifest(&mut self, manifest: impl FnOnce() -> Manifest + 'a) {
+        self.late(SectionKind::Manifest, "", move || manifest().to_json().into());
+    }
+
+    /// Adds a text for people, made after the last weight is written.
+    pub fn late_report(&mut self, name: &str, text: impl FnOnce() -> String + 'a) {
+        self.late(SectionKind::Report, name, move || text().into());
+    }
+
+    fn late(&mut self, kind: SectionKind, name: &str, bytes: impl FnOnce() -> Vec<u8> + 'a) {
+        self.parts.push((section(kind, [name, "", ""], 0), Content::Late(Box::new(bytes))));
     }
 
     /// Adds the weights of a program in a layout. When the plan is written, `fill` is called once for each of
@@ -153,10 +169,21 @@ impl<'a> PlanWriter<'a> {
         let mut places = Vec::new();
         let mut lists = Vec::new();
         for (index, content) in contents.into_iter().enumerate() {
+            let content = match content {
+                Content::Late(bytes) => {
+                    // The sections before this one keep their places: only what follows it depends on its length.
+                    let bytes = bytes();
+                    head.sections[index].length = bytes.len() as u64;
+                    head.place();
+                    Content::Bytes(bytes)
+                }
+                known => known,
+            };
             let section = &mut head.sections[index];
             zeros(out, section.offset - end).map_err(failed)?;
             end = section.offset + section.length;
             match content {
+                Content::Late(_) => {}
                 Content::Bytes(bytes) => {
                     section.digest = *blake3::hash(&bytes).as_bytes();
                     out.write_all(&bytes).map_err(failed)?;

@@ -4,8 +4,9 @@ use std::path::Path;
 use std::process::Command;
 
 use lathe_compiler::pass::{Activations, Quantize};
-use lathe_compiler::pipeline::{Goal, Options, compile, open};
+use lathe_compiler::pipeline::{Goal, Options, compile, digest};
 use lathe_kernels::targets::Target;
+use lathe_models::open;
 use lathe_plan::Plan;
 use lathe_runtime::engine::{Engine, EngineOptions};
 use lathe_tests::{Scratch, python, root, smollm2};
@@ -17,12 +18,12 @@ const TOKENS: usize = 80;
 
 /// Compiles a model with the given weights and f32 activations.
 fn plan(model: &Path, quantize: Quantize, path: &Path) -> Plan {
-    let (model, source) = open(model).expect("the model opens");
+    let model = open(model).expect("the model opens");
     let mut options = Options::new(Target::parse("native").expect("this CPU has a target"));
     options.passes.quantize = quantize;
     options.passes.activations = Activations::F32;
     options.threads = 2;
-    compile(model, &source, Goal::Plan(path), &options).expect("the model compiles");
+    compile(model, Goal::Plan(path), &options).expect("the model compiles");
     Plan::open(path).expect("the plan opens")
 }
 
@@ -51,7 +52,7 @@ fn a_directory_of_the_same_weights_gives_the_same_logits() {
     assert_eq!(found.format, "hf");
     let moved = scratch.file("elsewhere");
     std::fs::rename(&directory, &moved).expect("the directory moves");
-    let digest = || open(&moved).expect("the model opens").1.blake3;
+    let digest = || digest(&open(&moved).expect("the model opens")).expect("its files read").blake3;
     assert_eq!(digest(), found.blake3, "the digest is of what the files say, not of where they are");
     std::fs::write(moved.join("chat_template.jinja"), "{{ messages }}").expect("the template is written");
     assert_ne!(digest(), found.blake3, "every file counts");

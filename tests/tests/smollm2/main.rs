@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use lathe_compiler::pass::Activations;
-use lathe_compiler::pipeline::{Goal, Options, compile, open};
+use lathe_compiler::pipeline::{Goal, Options, compile};
 use lathe_kernels::targets::Target;
+use lathe_models::open;
 use lathe_plan::Plan;
 use lathe_runtime::engine::{Engine, EngineOptions};
 use lathe_runtime::tokenizer::{Control, Tokenizer};
@@ -18,11 +19,11 @@ use lathe_tests::{CORPUS, Scratch, smollm2};
 
 /// Compiles the model with the given form of activations into `path`.
 fn compile_to(path: &Path, activations: Activations) {
-    let (model, source) = open(&smollm2()).expect("the model opens");
+    let model = open(&smollm2()).expect("the model opens");
     let mut options = Options::new(Target::parse("native").expect("this CPU has a target"));
     options.passes.activations = activations;
     options.threads = 2;
-    compile(model, &source, Goal::Plan(path), &options).expect("the model compiles");
+    compile(model, Goal::Plan(path), &options).expect("the model compiles");
 }
 
 /// The plan of the default compile, and the one with f32 activations; each made once and removed with the process.

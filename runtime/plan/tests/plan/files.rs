@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use lathe_plan::{LoadMode, Plan, PlanError, PlanWriter, Program, WeightSpan};
+use lathe_plan::{LoadMode, Plan, PlanError, PlanWriter, Program, SectionKind, WeightSpan};
 
 use crate::sample::{self, LAYOUT, weight_byte};
 
@@ -88,7 +88,7 @@ fn a_damaged_chunk_is_found_in_both_ways() {
     let folder = Folder::new("chunk");
     sample::writer(&large()).write(&folder.plan()).unwrap();
     let mut bytes = fs::read(folder.plan()).unwrap();
-    let start = sample::section(&bytes, 10).start;
+    let start = sample::section(&bytes, 8).start;
     bytes[start + (8 << 20) + 5] ^= 0x40;
     fs::write(folder.plan(), &bytes).unwrap();
     let plan = Plan::open(&folder.plan()).unwrap();
@@ -107,7 +107,8 @@ fn a_file_that_shrinks_after_it_was_opened_is_refused() {
     let folder = Folder::new("shrink");
     let plan = sample::writer(&sample::program()).write(&folder.plan()).unwrap();
     let file = fs::OpenOptions::new().write(true).open(folder.plan()).unwrap();
-    file.set_len(plan.length() - 1).unwrap();
+    let weights = plan.sections().iter().find(|section| section.kind == SectionKind::Weights).unwrap();
+    file.set_len(weights.offset + weights.length - 1).unwrap();
     let error = plan.load_weights("main", LAYOUT, LoadMode::Read, 1).unwrap_err();
     assert!(matches!(error, PlanError::Io { action: "read", .. }), "{error}");
 }

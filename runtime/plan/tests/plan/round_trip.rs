@@ -66,15 +66,18 @@ fn the_file_is_laid_out_as_documented() {
     assert_eq!(sample::number(&bytes, 12, 4), u64::from(RUNTIME_ABI));
     assert_eq!(sample::number(&bytes, 16, 8), bytes.len() as u64);
     assert_eq!(&bytes[sample::section(&bytes, 4)], b"{}");
-    let weights = sample::section(&bytes, 10);
-    assert_eq!((weights.start % 4096, weights.len(), weights.end), (0, 812, bytes.len()));
-    assert_eq!(bytes[sample::section(&bytes, 9)], *blake3::hash(&bytes[weights]).as_bytes());
+    let weights = sample::section(&bytes, 8);
+    assert_eq!((weights.start % 4096, weights.len()), (0, 812));
+    assert_eq!(bytes[sample::section(&bytes, 7)], *blake3::hash(&bytes[weights]).as_bytes());
     let plan = Plan::from_bytes(bytes.clone()).unwrap();
     assert_eq!(plan.length(), bytes.len() as u64);
     assert_eq!(plan.root(), bytes[64..96]);
     let kinds: Vec<_> = plan.sections().iter().map(|section| section.kind).collect();
     assert!(kinds.is_sorted());
-    assert_eq!(kinds.last(), Some(&SectionKind::Weights));
+    assert_eq!(
+        kinds[kinds.len() - 4..kinds.len() - 1],
+        [SectionKind::Weights, SectionKind::Manifest, SectionKind::Report]
+    );
 }
 
 #[test]
@@ -122,4 +125,34 @@ fn programs_without_weights_have_none() {
     writer.weights(&program, LAYOUT, |_, _| Ok(()));
     let plan = load(writer.to_bytes().unwrap()).unwrap();
     assert!(plan.load_weights("main", LAYOUT, LoadMode::Map, 2).unwrap().is_empty());
+}
+
+#[test]
+fn what_is_known_after_the_weights_makes_the_same_file() {
+    let program = sample::program();
+    let written = RefCell::new(0);
+    let plan = |late: bool| {
+        *written.borrow_mut() = 0;
+        let mut writer = PlanWriter::new();
+        writer.program(&program);
+        writer.weights(&program, LAYOUT, |at, sink| {
+            *written.borrow_mut() += 1;
+            let bytes: Vec<u8> = (0..program.weights[at].bytes).map(|i| weight_byte(at, i)).collect();
+            sink.write_all(&bytes)
+        });
+        let count = program.weights.len();
+        if late {
+            // Called when the last weight is there.
+            writer.late_report("errors", || format!("{} spans", *written.borrow()));
+            writer.late_manifest(|| {
+                assert_eq!(*written.borrow(), count);
+                sample::manifest()
+            });
+        } else {
+            writer.report("errors", &format!("{count} spans"));
+            writer.manifest(&sample::manifest());
+        }
+        writer.to_bytes().unwrap()
+    };
+    assert!(plan(true) == plan(false));
 }
