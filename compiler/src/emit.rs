@@ -239,7 +239,7 @@ pub fn manifest(
         parameters: schedule.weights.iter().map(|weight| shape(weight).iter().product::<u64>()).sum(),
         max_context: schedule.max_context as u64,
         vocabulary: model.config.vocab as u64,
-        targets: vec![options.target.name.to_owned()],
+        targets: options.targets.iter().map(|target| target.name.to_owned()).collect(),
         quantization: options.passes.quantize.name().to_owned(),
         activations: options.passes.activations.name().to_owned(),
         licence: model.licence.clone(),
@@ -264,8 +264,8 @@ pub struct Parts<'a> {
     pub model: &'a Model,
     /// The schedule.
     pub schedule: &'a Schedule,
-    /// Its kernels as machine code.
-    pub object: lathe_kernels::Object,
+    /// Its kernels as machine code of each target.
+    pub objects: Vec<(&'static Target, lathe_kernels::Object)>,
     /// Texts of the levels: the graph before and after the passes.
     pub graphs: [String; 2],
     /// What became of the passes.
@@ -283,14 +283,16 @@ pub fn write(
     path: &Path,
     manifest: impl FnOnce(&[ErrorSum]) -> Manifest,
 ) -> Result<(), CompileError> {
-    let Parts { model, schedule, object, graphs, passes } = parts;
+    let Parts { model, schedule, objects, graphs, passes } = parts;
     let program = program(schedule, model.config.vocab);
     // What packing the weights found out, for what is written behind them.
     let packed: RefCell<Vec<ErrorSum>> = RefCell::default();
     let errors: RefCell<String> = RefCell::default();
     let mut writer = PlanWriter::new();
     writer.program(&program);
-    writer.code(&program.name, LAYOUT, &code(object, options.target));
+    for (target, object) in objects {
+        writer.code(&program.name, LAYOUT, &code(object, target));
+    }
     writer.tokenizer(&tokenizer(&model.tokenizer));
     writer.generation_config(&generation_config(&model.tokenizer));
     if let Some(template) = &model.chat_template {

@@ -128,7 +128,7 @@ impl CompileError {
             CompileError::UnknownPass { .. }
             | CompileError::Context { .. }
             | CompileError::Level { .. }
-            | CompileError::Target(TargetError::Unknown { .. }) => exit::USAGE,
+            | CompileError::Target(TargetError::Unknown { .. } | TargetError::Mixed { .. }) => exit::USAGE,
             CompileError::Model(_) | CompileError::Read { .. } => exit::MODEL,
             CompileError::Target(TargetError::Native { .. })
             | CompileError::Schedule(_)

@@ -21,6 +21,7 @@ Examples:
   lathe-compile hf://org/name -o model.plan
   lathe-compile model.gguf --emit fused
   lathe-compile model.gguf --stop-after merge_qkv
+  lathe-compile model.gguf -o any.plan --target x86-64-v3,x86-64-v4+vnni+bf16
   lathe-compile model.gguf --target sm_80 --emit ptx
 
 Exit codes:
@@ -40,8 +41,8 @@ struct Arguments {
     /// The plan to write
     #[arg(short, long, value_name = "PLAN", required_unless_present_any = ["emit", "stop_after", "list_passes"])]
     output: Option<PathBuf>,
-    /// The machine that the plan is for
-    #[arg(long, default_value = "native", help = targets())]
+    /// The machines that the plan is for
+    #[arg(long, value_name = "TARGET,…", default_value = "native", help = targets())]
     target: String,
     /// How weights are stored
     #[arg(long, value_enum, default_value_t)]
@@ -83,7 +84,11 @@ struct Arguments {
 
 fn targets() -> String {
     let names: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
-    format!("The machine that the plan is for: native, {}", names.join(", "))
+    format!(
+        "The machines that the plan is for, with commas between: native (this CPU), all-cpu (every CPU target that is \
+         tested), {}",
+        names.join(", ")
+    )
 }
 
 /// Element types of the cache.
@@ -131,7 +136,7 @@ fn run(arguments: &Arguments) -> Result<(), CompileError> {
 fn options(arguments: &Arguments) -> Result<Options, CompileError> {
     let all_cores = || std::thread::available_parallelism().map_or(1, usize::from);
     Ok(Options {
-        target: Target::parse(&arguments.target)?,
+        targets: Target::parse_list(&arguments.target)?,
         passes: PassOptions { quantize: arguments.quantize, activations: arguments.activations },
         selection: Selection {
             disabled: arguments.disable_pass.clone(),

@@ -8,10 +8,11 @@ use lathe_ir::types::DType;
 use lathe_ir::verify;
 use lathe_kernels::spec::KernelSpec;
 use lathe_kernels::targets::{Machine, Target};
-use lathe_kernels::{KernelError, TextLevel};
+use lathe_kernels::{KernelError, Object, TextLevel};
 use lathe_models::Model;
 use lathe_plan::manifest::Source;
 
+use crate::ahead::ahead;
 use crate::error::CompileError;
 use crate::pass::{self, PassOptions, Selection};
 use crate::weights::ErrorSum;
@@ -53,8 +54,8 @@ pub enum Goal<'a> {
 /// The choices of a compile.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The machine that the plan is for.
-    pub target: &'static Target,
+    /// The machines that the plan is for, at least one; one program and one copy of the weights serve them all.
+    pub targets: Vec<&'static Target>,
     /// What passes read.
     pub passes: PassOptions,
     /// Which passes run.
@@ -75,7 +76,7 @@ impl Options {
     /// Defaults for a target.
     pub fn new(target: &'static Target) -> Options {
         Options {
-            target,
+            targets: vec![target],
             passes: PassOptions::default(),
             selection: Selection::default(),
             cache: DType::F16,
@@ -88,7 +89,7 @@ impl Options {
 
     /// The flags that change the plan and differ from their defaults, as they are typed.
     pub fn flags(&self) -> Vec<String> {
-        let defaults = Options::new(self.target);
+        let defaults = Options::new(self.targets[0]);
         let mut flags = Vec::new();
         if self.passes.quantize != defaults.passes.quantize {
             flags.push(format!("--quantize {}", self.passes.quantize.name()));
@@ -135,7 +136,7 @@ pub fn compile(model: Model, goal: Goal<'_>, options: &Options) -> Result<Outcom
         return Ok(clock.text(unfused));
     }
 
-    let passes = pass::run(&mut graph, options.target, options.passes, &options.selection)?;
+    let passes = pass::run(&mut graph, options.targets[0], options.passes, &options.selection)?;
     clock.lap("passes");
     let fused = graph.to_string();
     if goal == Goal::Text(Level::Fused) {
@@ -158,18 +159,18 @@ pub fn compile(model: Model, goal: Goal<'_>, options: &Options) -> Result<Outcom
             let manifest = emit::manifest(&model, digest(&model)?, &schedule, options, &errors);
             return Ok(clock.text(manifest.to_json() + "\n"));
         }
-        Goal::Text(level) => return kernel_texts(&kernels, level, options.target, clock),
+        Goal::Text(level) => return kernel_texts(&kernels, level, &options.targets, clock),
     };
-    refuse_gpu(&kernels, options.target)?;
+    refuse_gpu(&kernels, options.targets[0])?;
     // The digest needs the whole file and one core, code generation another one.
-    let (source, object) = std::thread::scope(|scope| {
+    let (source, objects) = std::thread::scope(|scope| {
         let source = scope.spawn(|| digest(&model));
-        let object = lathe_kernels::compile(&kernels, options.target);
-        (source.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), object)
+        let objects = objects(&kernels, options);
+        (source.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), objects)
     });
-    let (source, object) = (source?, object?);
+    let (source, objects) = (source?, objects?);
     clock.lap("kernels");
-    let parts = emit::Parts { model: &model, schedule: &schedule, object, graphs: [unfused, fused], passes: &passes };
+    let parts = emit::Parts { model: &model, schedule: &schedule, objects, graphs: [unfused, fused], passes: &passes };
     let manifest = |errors: &[ErrorSum]| emit::manifest(&model, source, &schedule, options, errors);
     emit::write(parts, options, path, manifest)?;
     clock.lap("weights");
@@ -211,33 +212,45 @@ fn max_context(asked: Option<usize>, most: usize) -> Result<usize, CompileError>
     }
 }
 
-/// The text of each kernel that has a generator, and the names of those that have none.
+/// The kernels as machine code of each target.
+fn objects(kernels: &[KernelSpec], options: &Options) -> Result<Vec<(&'static Target, Object)>, CompileError> {
+    let generate = |at: usize| lathe_kernels::compile(kernels, options.targets[at]);
+    let objects = ahead(options.targets.len(), options.threads, generate, |take| {
+        std::iter::from_fn(take).collect::<Result<Vec<Object>, KernelError>>()
+    })?;
+    Ok(options.targets.iter().copied().zip(objects).collect())
+}
+
+/// The text of each kernel that has a generator, target after target, and the names of those that have none.
 fn kernel_texts(
     kernels: &[KernelSpec],
     level: Level,
-    target: &'static Target,
+    targets: &[&'static Target],
     clock: Clock,
 ) -> Result<Outcome, CompileError> {
-    let text_level = match (level, target.machine) {
-        (Level::Asm, Machine::X86) | (Level::Ptx, Machine::Nvptx) => TextLevel::Assembly,
-        (Level::Asm, _) => {
-            return Err(CompileError::Level { level: "asm", expected: "an x86-64 target", target: target.to_string() });
-        }
-        (Level::Ptx, _) => {
-            return Err(CompileError::Level { level: "ptx", expected: "an sm target", target: target.to_string() });
-        }
-        _ => TextLevel::Llvm,
-    };
     let mut texts = Vec::new();
     let mut missing = Vec::new();
-    for kernel in kernels {
-        match lathe_kernels::text(std::slice::from_ref(kernel), target, text_level) {
-            Ok(text) => texts.push(text),
-            Err(error @ KernelError::Unsupported { .. }) => missing.push(error.to_string()),
-            Err(error) => return Err(error.into()),
+    for &target in targets {
+        let text_level = text_level(level, target)?;
+        for kernel in kernels {
+            match lathe_kernels::text(std::slice::from_ref(kernel), target, text_level) {
+                Ok(text) => texts.push(text),
+                Err(error @ KernelError::Unsupported { .. }) => missing.push(error.to_string()),
+                Err(error) => return Err(error.into()),
+            }
         }
     }
     Ok(Outcome { missing, ..clock.text(texts.join("\n")) })
+}
+
+fn text_level(level: Level, target: &Target) -> Result<TextLevel, CompileError> {
+    let mistake = |level, expected| CompileError::Level { level, expected, target: target.to_string() };
+    match (level, target.machine) {
+        (Level::Asm, Machine::X86) | (Level::Ptx, Machine::Nvptx) => Ok(TextLevel::Assembly),
+        (Level::Asm, _) => Err(mistake("asm", "an x86-64 target")),
+        (Level::Ptx, _) => Err(mistake("ptx", "an sm target")),
+        _ => Ok(TextLevel::Llvm),
+    }
 }
 
 /// Refuses a GPU target with the names of the kernels that have no generator.

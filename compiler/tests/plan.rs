@@ -112,7 +112,8 @@ fn wrong_options_are_sentences() {
 fn a_plan_for_a_gpu_is_refused_by_name() {
     let folder = Folder::new("gpu");
     let path = folder.file("model.plan");
-    let error = refused(Goal::Plan(&path), |options| options.target = Target::parse("sm_80").expect("it is known"));
+    let error =
+        refused(Goal::Plan(&path), |options| options.targets = vec![Target::parse("sm_80").expect("it is known")]);
     assert_eq!(error.exit_code(), exit::UNSUPPORTED);
     assert!(error.to_string().contains("attention["), "{error}");
     assert!(!path.exists());

@@ -1,6 +1,8 @@
 //! Snapshots of the LLVM IR that templates write, and PTX as `ptxas` sees it.
 
-use std::process::Command;
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::process::{Command, Stdio};
 
 use lathe_ir::scheme::Scheme;
 use lathe_ir::types::DType;
@@ -96,4 +98,111 @@ fn the_same_specs_give_the_same_code() {
     let (first, second) = (compile(), compile());
     assert!(first == second, "code differs between two runs");
     assert!(first.entries.is_sorted() && first.code.len() < 1 << 20);
+}
+
+/// Every kind of CPU kernel, with weights of all widths of codes.
+fn cpu_kernels() -> Vec<KernelSpec> {
+    let unpack = Tile::Unpack { tokens: 4 };
+    let integer = Scheme::ALL.into_iter().filter(|scheme| scheme.is_integer());
+    let mut specs: Vec<KernelSpec> = integer
+        .map(|scheme| linear(scheme, Activation::Int8, unpack, vec![Stage::SwiGlu]))
+        .chain([Scheme::F16, Scheme::BF16].map(|scheme| linear(scheme, Activation::F32, unpack, vec![Stage::Add])))
+        .collect();
+    specs.extend([
+        KernelSpec::Embed { scheme: Scheme::INT8 },
+        KernelSpec::Rows { gather: true, norm: Some(1e-5), quantize: true },
+        KernelSpec::Rotary { head_dim: 64, theta: 1e5 },
+        KernelSpec::Append { head_dim: 64, dtype: DType::F16 },
+        KernelSpec::Attention { group: 3, head_dim: 64, dtype: DType::F16, scale: 0.125 },
+    ]);
+    specs
+}
+
+/// The instructions of a text with their encodings, by LLVM's assembler.
+fn encoded(assembly: &str) -> String {
+    let prefix = std::env::var("LLVM_SYS_221_PREFIX").expect("cargo's configuration says where LLVM is");
+    let mut child = Command::new(format!("{prefix}/bin/llvm-mc"))
+        .args(["--triple=x86_64-unknown-linux-gnu", "--show-encoding"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("llvm-mc, which comes with LLVM, starts");
+    let mut input = child.stdin.take().expect("it is piped");
+    // Instructions alone: the kernels come from modules that share the names of labels.
+    let is_instruction = |line: &&str| line.starts_with('\t') && !line.starts_with("\t.");
+    let text = assembly.lines().filter(is_instruction).collect::<Vec<_>>().join("\n");
+    let writer = std::thread::spawn(move || input.write_all(text.as_bytes()));
+    let output = child.wait_with_output().expect("it ends");
+    writer.join().expect("the writer does not panic").expect("it reads all");
+    assert!(output.status.success(), "the assembler takes what the compiler writes");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// Instructions of AVX-512 beyond F, BW, CD, DQ and VL, by how they begin, and what they belong to.
+const BEYOND_V4: [(&str, &str); 22] = [
+    ("vpdpbusd", "vnni"),
+    ("vpdpwssd", "vnni"),
+    ("vdpbf16", "bf16"),
+    ("vcvtne", "bf16"),
+    ("vpmadd52", "ifma"),
+    ("vpermb", "vbmi"),
+    ("vpermi2b", "vbmi"),
+    ("vpermt2b", "vbmi"),
+    ("vpmultishift", "vbmi"),
+    ("vpcompressb", "vbmi2"),
+    ("vpcompressw", "vbmi2"),
+    ("vpexpandb", "vbmi2"),
+    ("vpexpandw", "vbmi2"),
+    ("vpshld", "vbmi2"),
+    ("vpshrd", "vbmi2"),
+    ("vpopcnt", "bitalg"),
+    ("vpshufbitqmb", "bitalg"),
+    ("vgf2p8", "gfni"),
+    ("vaes", "vaes"),
+    ("vcvtps2phx", "fp16"),
+    ("vcvtph2psx", "fp16"),
+    ("t", "amx"),
+];
+
+/// The extensions beyond `x86-64-v4` that a text has instructions of.
+fn extensions(assembly: &str) -> BTreeSet<&'static str> {
+    // A prefix in braces may stand before the mnemonic.
+    let mnemonic = |line: &'_ str| line.split_whitespace().find(|word| !word.starts_with('{')).map(str::to_owned);
+    let mnemonics: BTreeSet<String> = assembly.lines().filter_map(mnemonic).collect();
+    let is_general = |mnemonic: &str| mnemonic.starts_with("test") || mnemonic.starts_with("tzcnt");
+    let extension = |mnemonic: &String| {
+        let of = |(prefix, _): &&(&str, &str)| mnemonic.starts_with(prefix) && !is_general(mnemonic);
+        BEYOND_V4.iter().find(of).map(|(_, extension)| *extension)
+    };
+    mnemonics.iter().filter_map(extension).collect()
+}
+
+#[test]
+fn code_of_a_target_has_no_instruction_that_its_cpus_lack() {
+    let specs = cpu_kernels();
+    for (name, evex, allowed) in [
+        ("x86-64-v3", false, &[][..]),
+        ("x86-64-v3+vnni", false, &["vnni"]),
+        ("x86-64-v4", true, &[]),
+        ("x86-64-v4+vnni", true, &["vnni"]),
+    ] {
+        let assembly = encoded(&text(&specs, target(name), TextLevel::Assembly).expect("the kernels build"));
+        // All of AVX-512, and nothing else that these targets have, is encoded with this prefix.
+        assert_eq!(assembly.contains("encoding: [0x62,"), evex, "AVX-512 in {name}");
+        assert_eq!(assembly.contains("%zmm"), evex, "512-bit registers in {name}");
+        assert_eq!(extensions(&assembly), BTreeSet::from_iter(allowed.iter().copied()), "{name}");
+    }
+}
+
+#[test]
+fn lists_of_targets() {
+    let names = |list: &str| -> Vec<&str> {
+        Target::parse_list(list).expect("known targets").into_iter().map(|target| target.name).collect()
+    };
+    assert_eq!(names("x86-64-v3, x86-64-v4,x86-64-v3"), ["x86-64-v4", "x86-64-v3"]);
+    assert_eq!(names("all-cpu"), ["x86-64-v4+vnni+bf16", "x86-64-v4+vnni", "x86-64-v4", "x86-64-v3"]);
+    let refused = |list: &str| Target::parse_list(list).expect_err("a wrong list").to_string();
+    assert!(refused("x86-64-v3,z80").contains("unknown target 'z80'"));
+    assert!(refused("").contains("unknown target ''"));
+    assert!(refused("sm_80,x86-64-v3").contains("CPUs and GPUs"));
 }

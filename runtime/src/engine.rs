@@ -30,6 +30,8 @@ pub struct EngineOptions {
     pub unpinned: bool,
     /// Fills memory with NaNs before each step, to find what is read before it is written.
     pub poison: bool,
+    /// The target whose code runs; by default the most demanding one that this CPU runs.
+    pub target: Option<String>,
 }
 
 /// Runs requests on a device.
@@ -55,6 +57,7 @@ impl Engine {
             load: options.load,
             pin: !options.unpinned,
             poison: options.poison,
+            target: options.target.clone(),
         };
         Ok(Engine::with_device(Box::new(CpuDevice::load(plan, &cpu)?), options))
     }

@@ -23,6 +23,17 @@ pub enum Error {
         missing: String,
     },
 
+    /// The plan holds no code for the target that was asked for.
+    #[error(
+        "the plan holds no code for `{asked}`, only for {held}; choose one of them, or recompile with --target {asked}"
+    )]
+    NoTarget {
+        /// What was asked for.
+        asked: String,
+        /// The targets that the plan has code for, with commas between.
+        held: String,
+    },
+
     /// The plan holds no code for CPUs at all.
     #[error("the plan holds no x86-64 code; recompile with --target native")]
     NoCode,

@@ -253,6 +253,8 @@ fn bad_plans_and_unsuitable_machines_have_code_3() {
         assert!(stderr.starts_with("error: ") && stderr.lines().count() == 1 && stderr.contains(hint), "{stderr}");
     };
     refused("model.plan", "a_feature_of_no_cpu");
+    let stderr = check(&folder, &["run", "model.plan", "-p", "x", "--cpu", "z80"], "", 3, "");
+    assert!(stderr.contains("no code for `z80`, only for x86-64;"), "{stderr}");
     let mut bytes = fs::read(folder.join("model.plan")).expect("it was written");
     fs::write(folder.join("cut.plan"), &bytes[..bytes.len() - 1]).expect("the folder is writable");
     refused("cut.plan", "cut off");

@@ -11,7 +11,7 @@ use lathe_kernels::targets::Target;
 use lathe_models::checkpoint::assemble;
 use lathe_models::config::ModelConfig;
 use lathe_models::{Model, seeded};
-use lathe_plan::Plan;
+use lathe_plan::{Plan, SectionKind};
 use lathe_runtime::engine::{Engine, EngineOptions};
 use lathe_tests::Scratch;
 use lathe_tests::compare::relative_error;
@@ -96,4 +96,34 @@ fn a_compiled_plan_computes_what_its_graph_says() {
             assert!(error < F32_BOUND, "{family} in {scheme}, in chunks of {chunk}: relative error {error:.1e}");
         }
     }
+}
+
+#[test]
+fn one_plan_for_several_cpus_shares_its_weights_and_gives_the_same_bits_on_each() {
+    let tokens: Vec<u32> = (0..45).map(|i| (i * 31 + 5) % 128).collect();
+    let targets = Target::parse_list("all-cpu").expect("CPU targets");
+    assert!(targets.len() > 2, "{targets:?}");
+    let model = |targets: &[&'static Target]| {
+        let config = seeded::small_llama();
+        let model = seeded::model(config, seeded::small_tokenizer(), 3, &|_| Scheme::INT8).expect("the model is sound");
+        let options = Options { targets: targets.to_vec(), ..options(Activations::Int8) };
+        Plan::from_bytes(plan_bytes(model, &options)).expect("the plan is sound")
+    };
+    let (one, all) = (model(&targets[..1]), model(&targets));
+    let weights = |plan: &Plan| {
+        let of_kind = plan.sections().iter().filter(|section| section.kind == SectionKind::Weights);
+        of_kind.map(|section| (section.length, section.digest)).collect::<Vec<_>>()
+    };
+    assert_eq!(weights(&one), weights(&all), "one section of weights");
+    let held: Vec<&str> = all.codes("main").map(|code| code.object.target.as_str()).collect();
+    assert!(targets.iter().all(|target| held.contains(&target.name)) && held.len() == targets.len(), "{held:?}");
+
+    let mut first: Option<Vec<Vec<f32>>> = None;
+    for target in targets.iter().filter(|target| target.missing_here().is_empty()) {
+        let options = EngineOptions { target: Some(target.name.to_owned()), poison: true, ..EngineOptions::default() };
+        let logits = Engine::load(&all, &options).expect("it loads").logits(&tokens).expect("it runs");
+        let first = first.get_or_insert_with(|| logits.clone());
+        assert!(*first == logits, "{target} differs from the best target");
+    }
+    assert!(first.is_some(), "this CPU runs one of the targets");
 }

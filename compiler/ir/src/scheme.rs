@@ -163,6 +163,15 @@ impl Scheme {
         if self.code == Code::Table { TABLE[usize::from(code % 16)] } else { code }
     }
 
+    /// The largest level of integer codes; 0 for float codes.
+    pub fn most_level(self) -> u8 {
+        match self.code {
+            Code::Float(_) => 0,
+            Code::Uniform { bits } => u8::MAX >> (8 - bits),
+            Code::Table => TABLE[15],
+        }
+    }
+
     /// The level that means zero in a symmetric scheme; 0 with minima.
     pub fn zero_level(self) -> u8 {
         match (self.code, self.zero) {

@@ -52,14 +52,23 @@ impl<'c> Builder<'c> {
 
     /// Logical shift right.
     pub fn lshr(&self, a: Val<'c>, b: Val<'c>) -> Val<'c> {
+        self.shift_right(a, b, false)
+    }
+
+    /// Arithmetic shift right.
+    pub fn ashr(&self, a: Val<'c>, b: Val<'c>) -> Val<'c> {
+        self.shift_right(a, b, true)
+    }
+
+    fn shift_right(&self, a: Val<'c>, b: Val<'c>, signed: bool) -> Val<'c> {
         match (a.0, b.0) {
             (BasicValueEnum::IntValue(a), BasicValueEnum::IntValue(b)) => {
-                Val(ok(self.llvm.build_right_shift(a, b, false, "")).into())
+                Val(ok(self.llvm.build_right_shift(a, b, signed, "")).into())
             }
             (BasicValueEnum::VectorValue(a), BasicValueEnum::VectorValue(b)) => {
-                Val(ok(self.llvm.build_right_shift(a, b, false, "")).into())
+                Val(ok(self.llvm.build_right_shift(a, b, signed, "")).into())
             }
-            _ => panic!("operands of unlike kinds in lshr"),
+            _ => panic!("operands of unlike kinds in a shift"),
         }
     }
 

@@ -113,8 +113,8 @@ impl<'c> Builder<'c> {
             for (key, value) in [
                 ("target-cpu", self.target.cpu),
                 ("target-features", self.target.llvm_features),
-                ("prefer-vector-width", "512"),
-                ("min-legal-vector-width", "512"),
+                ("prefer-vector-width", &self.target.vector_bits.to_string()),
+                ("min-legal-vector-width", &self.target.vector_bits.to_string()),
                 ("no-builtins", ""),
                 ("no-jump-tables", "true"),
                 ("denormal-fp-math", "preserve-sign,preserve-sign"),

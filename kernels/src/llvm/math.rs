@@ -3,7 +3,6 @@
 use inkwell::{FloatPredicate, IntPredicate};
 
 use super::builder::{Builder, Kind, Val};
-use crate::targets::Machine;
 
 /// Below this argument `exp` is zero: the result would be subnormal.
 const EXP_MIN: f32 = -87.0;
@@ -112,27 +111,17 @@ impl<'c> Builder<'c> {
         (self.to_width(cos_result, Kind::F32), self.to_width(sin_result, Kind::F32))
     }
 
-    /// Adds, per lane, the dot product of four unsigned bytes of `weights` with four signed bytes of `activations`.
-    pub fn dot4(&self, acc: Val<'c>, weights: Val<'c>, activations: Val<'c>) -> Val<'c> {
-        if self.target.machine == Machine::Nvptx {
-            return self.intrinsic("llvm.nvvm.idp4a.u.s", &[], &[weights, activations, acc]);
-        }
-        let bytes = self.context.i8_type().vec_type(64);
-        let as_bytes = |value: Val<'c>| {
-            Val(self.llvm.build_bit_cast(value.0, bytes, "").expect("sixteen 32-bit lanes are 64 bytes"))
-        };
-        self.intrinsic("llvm.x86.avx512.vpdpbusd.512", &[], &[acc, as_bytes(weights), as_bytes(activations)])
-    }
-
     /// Replaces each byte of 32-bit values, a number below 16, by its entry of a table.
     pub fn look_up(&self, table: &[u8; 16], indices: Val<'c>) -> Val<'c> {
         if indices.0.is_vector_value() {
             let byte = self.context.i8_type();
             let entries: Vec<_> = (0..64).map(|i| byte.const_int(u64::from(table[i % 16]), false)).collect();
             let entries = Val(inkwell::types::VectorType::const_vector(&entries).into());
-            let bytes = self.llvm.build_bit_cast(indices.0, byte.vec_type(64), "").expect("as many bits");
-            let found = self.intrinsic("llvm.x86.avx512.pshuf.b.512", &[], &[entries, Val(bytes)]);
-            return self.bitcast_lanes(found);
+            let found = self.on_registers(
+                ["llvm.x86.avx2.pshuf.b", "llvm.x86.avx512.pshuf.b.512"],
+                &[entries, self.recast(indices, Kind::I8)],
+            );
+            return self.recast(found, Kind::I32);
         }
         // Two 64-bit words hold the table; a byte is shifted out of one of them.
         let half = |entries: &[u8]| self.int(entries.iter().rev().fold(0, |word, &entry| word << 8 | i64::from(entry)));
@@ -145,13 +134,5 @@ impl<'c> Builder<'c> {
             self.shl(self.trunc(byte, Kind::I32), self.int32(8 * i))
         };
         (1..4).fold(entry(0), |word, i| self.or(word, entry(i)))
-    }
-
-    /// 64 bytes as sixteen 32-bit lanes.
-    fn bitcast_lanes(&self, bytes: Val<'c>) -> Val<'c> {
-        Val(self
-            .llvm
-            .build_bit_cast(bytes.0, self.lane_type(Kind::I32), "")
-            .expect("sixteen 32-bit lanes are 64 bytes"))
     }
 }

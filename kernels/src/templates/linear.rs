@@ -14,11 +14,10 @@ use lathe_ir::scheme::{Scheme, Zero};
 use super::decode::{Columns, LINE, Parameters, block_span_bytes, span_groups};
 use super::stages::{Strip, finish};
 use crate::llvm::builder::{Builder, Kind, LANES, Val};
+use crate::llvm::dot::Dot;
 use crate::llvm::memory::Var;
 use crate::spec::{ACT_GROUP_BYTES, Activation, GROUP, KernelSpec, Stage, Tile};
 
-/// Weight blocks that the inner tile of [`Tile::Unpack`] multiplies at once.
-const TILE_BLOCKS: usize = 2;
 /// Index of the first epilogue operand: after x and w.
 const FIRST_STAGE_OPERAND: usize = 2;
 
@@ -32,7 +31,11 @@ pub fn linear(b: &Builder<'_>, scheme: Scheme, act: Activation, tile: Tile, epil
             Tile::Stream { .. } => weights,
             Tile::Unpack { .. } => kernel.unpack(weights),
         };
-        let (Tile::Stream { tokens } | Tile::Unpack { tokens }) = tile;
+        let registers = b.target.tile;
+        let tokens = match tile {
+            Tile::Stream { tokens } => tokens.min(registers.stream_rows),
+            Tile::Unpack { tokens } => tokens.min(registers.unpack_rows),
+        };
         let rows = b.param(0);
         let full = b.sub(rows, b.urem(rows, b.int(tokens as i64)));
         for (begin, end, count) in [(b.int(0), full, tokens), (full, rows, 1)] {
@@ -73,7 +76,7 @@ enum Group<'c> {
 impl<'c> Linear<'_, 'c> {
     /// Products of the strip with `count` rows from `row`: `[count][blocks]` lane values.
     fn multiply(&self, tile: Tile, weights: PointerValue<'c>, row: Val<'c>, count: usize) -> Vec<Vec<Val<'c>>> {
-        let at_once = if matches!(tile, Tile::Unpack { .. }) { TILE_BLOCKS } else { 1 };
+        let at_once = if matches!(tile, Tile::Unpack { .. }) { self.b.target.tile.unpack_blocks } else { 1 };
         let mut results = vec![Vec::new(); count];
         for first in (0..self.blocks).step_by(at_once) {
             let blocks: Vec<usize> = (first..(first + at_once).min(self.blocks)).collect();
@@ -136,16 +139,17 @@ impl<'c> Linear<'_, 'c> {
         let (quads, parameters): (Vec<_>, Vec<_>) = loaded.iter().map(codes).unzip();
         let parts = GROUP / self.scheme.group;
         let (code_sums, starts): (Vec<_>, Vec<_>) = rows.iter().map(|&row| self.starts(row, g)).unzip();
+        let most = self.scheme.most_level();
         // Dot products by row, part of the columns and block.
-        let mut dots: Vec<Vec<Vec<Val<'c>>>> = starts
+        let mut dots: Vec<Vec<Vec<Dot<'c>>>> = starts
             .into_iter()
-            .map(|parts: Vec<Val<'c>>| parts.into_iter().map(|start| vec![start; loaded.len()]).collect())
+            .map(|parts: Vec<Val<'c>>| parts.into_iter().map(|start| vec![Dot::from(start); loaded.len()]).collect())
             .collect();
         for quad in 0..GROUP / 4 {
             for (&row, dots) in rows.iter().zip(&mut dots) {
                 let activations = self.activations(row, g, quad);
                 for (quads, dot) in quads.iter().zip(&mut dots[quad * parts / (GROUP / 4)]) {
-                    *dot = b.dot4(*dot, quads[quad], activations);
+                    *dot = b.dot4(*dot, quads[quad], activations, most);
                 }
             }
         }
@@ -153,7 +157,7 @@ impl<'c> Linear<'_, 'c> {
             let scale = b.splat(b.load(Kind::F32, self.field(row, GROUP, g)));
             for (part, dots) in dots.into_iter().enumerate() {
                 for ((parameters, dot), &sum) in parameters.iter().zip(dots).zip(sums) {
-                    let scaled = b.fmul(b.to_float(dot, Kind::F32), parameters.scales[part]);
+                    let scaled = b.fmul(b.to_float(b.total(dot), Kind::F32), parameters.scales[part]);
                     let mut value = b.fma(scaled, scale, b.get(sum));
                     if let Some(&min) = parameters.mins.get(part) {
                         let weighted = match code_sums.get(part) {
@@ -194,7 +198,8 @@ impl<'c> Linear<'_, 'c> {
             return (Vec::new(), vec![start]);
         }
         let ones = b.int_lanes(0x0101_0101);
-        let first = (0..GROUP / 8).fold(b.int_lanes(0), |sum, quad| b.dot4(sum, ones, self.activations(row, g, quad)));
+        let quads = (0..GROUP / 8).map(|quad| self.activations(row, g, quad));
+        let first = b.total(quads.fold(Dot::from(b.int_lanes(0)), |dot, quad| b.dot4(dot, ones, quad, 1)));
         let sums = vec![first, b.sub(b.splat(whole()), first)];
         let starts = match self.scheme.zero {
             Zero::Symmetric => sums.iter().map(|&sum| b.mul(sum, b.int_lanes(zero))).collect(),

@@ -2,9 +2,12 @@
 //! touches a byte past its declared extent is killed, and every output is poisoned first.
 #![expect(unsafe_code, reason = "maps generated code and calls it")]
 
+use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::ptr;
+use std::sync::{Arc, Mutex};
 
+use lathe_kernels::Object;
 use lathe_kernels::spec::{Access, KernelSpec};
 use lathe_kernels::targets::Target;
 
@@ -79,10 +82,53 @@ pub enum Buffer {
     Output,
 }
 
-/// Runs one kernel for `units` units in calls of `step` units, and gives back the contents of all operands.
-pub fn run(spec: &KernelSpec, buffers: Vec<Buffer>, params: &[i64], units: i64, step: i64) -> Vec<Vec<u8>> {
-    let target = Target::parse("native").expect("these tests run generated code");
+/// The proven CPU targets that this machine runs.
+fn targets() -> Vec<&'static Target> {
+    let targets: Vec<_> = Target::proven_cpus().filter(|target| target.missing_here().is_empty()).collect();
+    assert!(!targets.is_empty(), "these tests run generated code, which needs AVX2 at the least");
+    targets
+}
+
+/// Runs one kernel for `units` units in calls of `step` units, and gives back the contents of all operands. Each target
+/// that this machine runs must leave the same bits: all of them follow the same recipes.
+pub fn run(spec: &KernelSpec, buffers: impl AsRef<[Buffer]>, params: &[i64], units: i64, step: i64) -> Vec<Vec<u8>> {
+    let mut first: Option<(&Target, Vec<Vec<u8>>)> = None;
+    for target in targets() {
+        let found = run_on(target, spec, buffers.as_ref(), params, units, step);
+        match &first {
+            None => first = Some((target, found)),
+            Some((other, expected)) => {
+                let scratch = spec.operands().iter().filter(|operand| operand.name == "scratch").count();
+                let results = expected.len() - scratch;
+                assert!(found[..results] == expected[..results], "{spec}: {target} and {other} differ");
+            }
+        }
+    }
+    first.expect("there is a target").1
+}
+
+/// The code of a kernel, compiled once.
+fn compiled(spec: &KernelSpec, target: &'static Target) -> Arc<Object> {
+    static KNOWN: Mutex<BTreeMap<(String, &str), Arc<Object>>> = Mutex::new(BTreeMap::new());
+    let key = (spec.to_string(), target.name);
+    if let Some(object) = KNOWN.lock().expect("no test panics in here").get(&key) {
+        return Arc::clone(object);
+    }
     let object = lathe_kernels::compile(std::slice::from_ref(spec), target).expect("the kernel compiles");
+    let object = Arc::new(object);
+    KNOWN.lock().expect("no test panics in here").insert(key, Arc::clone(&object));
+    object
+}
+
+fn run_on(
+    target: &'static Target,
+    spec: &KernelSpec,
+    buffers: &[Buffer],
+    params: &[i64],
+    units: i64,
+    step: i64,
+) -> Vec<Vec<u8>> {
+    let object = compiled(spec, target);
     let code = Mapping::new(object.code.len());
     // SAFETY: the mapping is at least as long as the code, and fresh.
     unsafe { ptr::copy_nonoverlapping(object.code.as_ptr(), code.base, object.code.len()) };
@@ -107,7 +153,7 @@ pub fn run(spec: &KernelSpec, buffers: Vec<Buffer>, params: &[i64], units: i64, 
                 }
                 Buffer::Data(data) => {
                     assert!(data.len() >= extent, "{spec}: {} has {} of {extent} bytes", operand.name, data.len());
-                    Guarded::new(&data)
+                    Guarded::new(data)
                 }
             }
         })

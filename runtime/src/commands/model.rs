@@ -9,7 +9,7 @@ use lathe_runtime::device::cpu::{CpuDevice, CpuOptions};
 use lathe_runtime::tokenizer::Tokenizer;
 use lathe_runtime::{Engine, EngineOptions};
 
-/// How the machine is used. None of it changes a token.
+/// How the machine is used. None of it changes a token, the target apart.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Machine")]
 pub struct MachineArgs {
@@ -25,6 +25,9 @@ pub struct MachineArgs {
     /// How weights come into memory
     #[arg(long, value_enum, default_value_t = Load::Read)]
     pub load: Load,
+    /// Run the plan's code for this target instead of the best for this CPU
+    #[arg(long, value_name = "TARGET")]
+    pub cpu: Option<String>,
 }
 
 /// How weights come into memory.
@@ -73,6 +76,7 @@ impl Model {
                 Load::Read => LoadMode::Read,
                 Load::Mmap => LoadMode::Map,
             },
+            target: machine.cpu.clone(),
             ..CpuOptions::default()
         };
         let device = CpuDevice::load(&plan, &cpu)?;

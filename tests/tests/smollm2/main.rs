@@ -4,6 +4,7 @@ mod bits;
 mod damage;
 mod directory;
 mod quality;
+mod variants;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;

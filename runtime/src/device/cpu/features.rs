@@ -1,6 +1,6 @@
-//! Which CPU features this machine has, by the names of `/proc/cpuinfo`, and which code object suits it.
+//! Which CPU features this machine has, by the names of `/proc/cpuinfo`, and which code of a plan suits it.
 
-use lathe_plan::program::CodeObject;
+use lathe_plan::Code;
 
 use crate::error::{Error, Result};
 
@@ -26,55 +26,72 @@ pub fn has(feature: &str) -> bool {
     }
 }
 
-/// The object that needs the most features among those that run here.
-pub fn choose<'a>(objects: impl Iterator<Item = &'a CodeObject>, has: impl Fn(&str) -> bool) -> Result<&'a CodeObject> {
-    let mut best: Option<&CodeObject> = None;
+/// The code that needs the most features among what runs here; of one target only, if one is asked for.
+pub fn choose<'a>(codes: &[&'a Code], asked: Option<&str>, has: impl Fn(&str) -> bool) -> Result<&'a Code> {
+    let wanted = |code: &&&Code| asked.is_none_or(|asked| code.object.target == asked);
+    let mut best: Option<&Code> = None;
     let mut closest: Option<(Vec<&str>, &str)> = None;
-    for object in objects {
-        let missing: Vec<&str> = object.features.iter().map(String::as_str).filter(|feature| !has(feature)).collect();
+    for &code in codes.iter().filter(wanted) {
+        let features = &code.object.features;
+        let missing: Vec<&str> = features.iter().map(String::as_str).filter(|feature| !has(feature)).collect();
         if missing.is_empty() {
-            if best.is_none_or(|best| object.features.len() > best.features.len()) {
-                best = Some(object);
+            if best.is_none_or(|best| features.len() > best.object.features.len()) {
+                best = Some(code);
             }
         } else if closest.as_ref().is_none_or(|(fewest, _)| missing.len() < fewest.len()) {
-            closest = Some((missing, &object.target));
+            closest = Some((missing, &code.object.target));
         }
     }
-    match (best, closest) {
-        (Some(best), _) => Ok(best),
-        (None, Some((missing, target))) => {
+    match (best, closest, asked) {
+        (Some(best), _, _) => Ok(best),
+        (None, Some((missing, target)), _) => {
             Err(Error::MissingFeatures { target: target.to_owned(), missing: missing.join(", ") })
         }
-        (None, None) => Err(Error::NoCode),
+        (None, None, Some(asked)) if !codes.is_empty() => {
+            let held = codes.iter().map(|code| code.object.target.as_str()).collect::<Vec<_>>().join(", ");
+            Err(Error::NoTarget { asked: asked.to_owned(), held })
+        }
+        (None, None, _) => Err(Error::NoCode),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use lathe_plan::program::CodeObject;
+
     use super::*;
 
-    fn object(target: &str, features: &[&str]) -> CodeObject {
+    fn code(target: &str, features: &[&str]) -> Code {
         let features = features.iter().map(|&feature| feature.to_owned()).collect();
-        CodeObject { target: target.into(), features, ..CodeObject::default() }
+        let object = CodeObject { target: target.into(), features, ..CodeObject::default() };
+        Code { program: "main".into(), layout: String::new(), object }
     }
 
     #[test]
-    fn the_most_demanding_object_that_fits_is_chosen() {
-        let objects = [object("small", &["a"]), object("large", &["a", "b"]), object("huge", &["a", "b", "c"])];
-        let chosen = |features: &str| choose(objects.iter(), |name| features.contains(name)).map(|o| o.target.as_str());
+    fn the_most_demanding_code_that_fits_is_chosen() {
+        let codes = [code("small", &["a"]), code("large", &["a", "b"]), code("huge", &["a", "b", "c"])];
+        let codes: Vec<&Code> = codes.iter().collect();
+        let target = |code: &Code| code.object.target.clone();
+        let chosen = |features: &str| choose(&codes, None, |name| features.contains(name)).map(target);
         assert_eq!(chosen("a").unwrap(), "small");
         assert_eq!(chosen("ab").unwrap(), "large");
         assert_eq!(chosen("abc").unwrap(), "huge");
         assert_eq!(chosen("ac").unwrap(), "small");
+        assert_eq!(choose(&codes, Some("small"), |_| true).map(target).unwrap(), "small");
     }
 
     #[test]
     fn a_cpu_without_the_features_gets_a_sentence_that_names_them() {
-        let objects = [object("big", &["x", "y", "z"]), object("less", &["x", "y"])];
-        let error = choose(objects.iter(), |name| name == "x").unwrap_err().to_string();
+        let codes = [code("big", &["x", "y", "z"]), code("less", &["x", "y"])];
+        let codes: Vec<&Code> = codes.iter().collect();
+        let error = choose(&codes, None, |name| name == "x").unwrap_err().to_string();
         assert!(error.contains("`less` needs y,"), "{error}");
         assert!(error.contains("--target"), "{error}");
-        assert!(matches!(choose([].iter(), |_| true), Err(Error::NoCode)));
+        let error = choose(&codes, Some("big"), |name| name == "x").unwrap_err().to_string();
+        assert!(error.contains("`big` needs y, z,"), "{error}");
+        let error = choose(&codes, Some("other"), |_| true).unwrap_err().to_string();
+        assert!(error.contains("`other`") && error.contains("big, less"), "{error}");
+        assert!(matches!(choose(&[], None, |_| true), Err(Error::NoCode)));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use lathe_plan::{LoadMode, Plan, PlanError, program::Program};
+use lathe_plan::{Code, LoadMode, Plan, PlanError, program::Program};
 
 use self::{
     machine::{Machine, WeightBytes},
@@ -46,11 +46,20 @@ pub struct CpuOptions {
     pub pin: bool,
     /// Whether memory is filled with NaNs before each step, to find what is read before it is written.
     pub poison: bool,
+    /// The target whose code runs; by default the most demanding one that this CPU runs.
+    pub target: Option<String>,
 }
 
 impl Default for CpuOptions {
     fn default() -> CpuOptions {
-        CpuOptions { threads: None, cache_tokens: None, load: LoadMode::default(), pin: true, poison: false }
+        CpuOptions {
+            threads: None,
+            cache_tokens: None,
+            load: LoadMode::default(),
+            pin: true,
+            poison: false,
+            target: None,
+        }
     }
 }
 
@@ -68,15 +77,19 @@ pub struct CpuDevice {
 impl CpuDevice {
     /// Loads a plan's main program.
     pub fn load(plan: &Plan, options: &CpuOptions) -> Result<CpuDevice> {
+        CpuDevice::load_where(plan, options, features::has)
+    }
+
+    /// Loads a plan's main program on a CPU of these features.
+    fn load_where(plan: &Plan, options: &CpuOptions, has: impl Fn(&str) -> bool) -> Result<CpuDevice> {
         let missing = |what: &str| Error::Plan(PlanError::Missing { what: what.to_owned() });
         let program = plan.program("main").ok_or_else(|| missing("program `main`"))?;
         // The target is checked before any code is mapped.
-        let object = features::choose(plan.codes("main").map(|code| &code.object), features::has)?;
-        let code = plan.codes("main").find(|code| std::ptr::eq(&raw const code.object, object));
-        let layout = code.map_or("", |code| &code.layout);
-        let kernels = Kernels::map(object, program.kernels.len())?;
+        let codes: Vec<&Code> = plan.codes("main").collect();
+        let code = features::choose(&codes, options.target.as_deref(), has)?;
+        let kernels = Kernels::map(&code.object, program.kernels.len())?;
         let readers = thread::available_parallelism().map_or(1, usize::from);
-        let weights = plan.load_weights("main", layout, options.load, readers)?;
+        let weights = plan.load_weights("main", &code.layout, options.load, readers)?;
         CpuDevice::start(program, kernels, Box::new(weights), options)
     }
 

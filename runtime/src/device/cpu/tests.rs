@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "kernels work on raw memory")]
 
+use lathe_plan::PlanWriter;
 use lathe_plan::program::{
     Access, Affine, Bucket, Buffer, CacheGroup, CacheTensor, CodeObject, Input, Kernel as Signature, Launch, Operand,
     Retention, Share, StepSize,
@@ -362,6 +363,51 @@ fn mapped_code_runs() {
     let mut device = machine_code(32, false).unwrap();
     let output = run(&mut device, &step([StepToken::Known(1)], 0, &[0], &[0])).unwrap();
     assert_eq!(output.rows[0].token, 11);
+}
+
+/// A plan of that code for two targets, the second of which needs more.
+fn two_targets() -> Plan {
+    let mut program = program(&[launch(0, &[LOGITS], Some(Affine::constant(11)), Affine::constant(1), Share::Even)]);
+    program.kernels = vec![Signature {
+        name: "set_logit".into(),
+        recipe: String::new(),
+        params: 1,
+        operands: vec![Operand { access: Access::Write, extent: Vec::new() }],
+    }];
+    let mut writer = PlanWriter::new();
+    writer.program(&program);
+    for (target, features) in [("x86-64-v3", &["avx2"][..]), ("x86-64-v4", &["avx2", "avx512f"])] {
+        let features = features.iter().map(|&feature| feature.to_owned()).collect();
+        let object = CodeObject { target: target.into(), features, entries: vec![0], code: SET_LOGIT.to_vec() };
+        writer.code("main", "plain", &object);
+    }
+    writer.weights(&program, "plain", |_, _| Ok(()));
+    let path = std::env::temp_dir().join(format!("lathe-two-targets-{}.plan", std::process::id()));
+    writer.write(&path).unwrap();
+    let plan = Plan::open(&path).unwrap();
+    std::fs::remove_file(path).unwrap();
+    plan
+}
+
+#[test]
+fn a_cpu_runs_the_code_that_it_has_the_features_for() {
+    let plan = two_targets();
+    let load = |target: Option<&str>, features: &[&str]| {
+        let options = CpuOptions { poison: false, target: target.map(str::to_owned), ..options(1) };
+        CpuDevice::load_where(&plan, &options, |feature| features.contains(&feature))
+    };
+    for (target, features) in [(None, &["avx2"][..]), (None, &["avx2", "avx512f"]), (Some("x86-64-v3"), &["avx2"])] {
+        let mut device = load(target, features).unwrap();
+        let output = run(&mut device, &step([StepToken::Known(1)], 0, &[0], &[0])).unwrap();
+        assert_eq!(output.rows[0].token, 11);
+    }
+    let refused = |target, features: &[&str], hint: &str| {
+        let error = load(target, features).map(drop).unwrap_err().to_string();
+        assert!(error.contains(hint), "{error}");
+    };
+    refused(None, &[], "`x86-64-v3` needs avx2,");
+    refused(Some("x86-64-v4"), &["avx2"], "`x86-64-v4` needs avx512f,");
+    refused(Some("amx"), &["avx2"], "no code for `amx`, only for x86-64-v3, x86-64-v4;");
 }
 
 #[test]
