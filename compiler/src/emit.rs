@@ -19,16 +19,13 @@ use crate::error::CompileError;
 use crate::pass::Record;
 use crate::pipeline::Options;
 use crate::report;
-use crate::schedule::{self, Bucket, Buffer, Launch, Schedule, Share};
+use crate::schedule::{self, Bucket, Buffer, Launch, Schedule, ScheduledCache, Share};
 use crate::weights::{self, ErrorSum, Piece, Stored};
 
 /// The layout of packed weights: one serves every x86-64 target.
 pub const LAYOUT: &str = "x86-64";
 /// Each weight starts at a multiple of this.
 const WEIGHT_ALIGN: u64 = 64;
-/// The one group of caches, and its index.
-const CACHE_GROUP: (&str, u32) = ("kv", 0);
-
 /// The program that the runtime executes.
 pub fn program(schedule: &Schedule, vocabulary: usize) -> plan::Program {
     let kernels = schedule.kernels();
@@ -38,35 +35,38 @@ pub fn program(schedule: &Schedule, vocabulary: usize) -> plan::Program {
         end = offset + weight.bytes;
         plan::WeightSpan { name: weight.weight.name.clone(), offset, bytes: weight.bytes }
     });
-    let tensors = schedule.caches.iter().map(|(name, cache)| {
-        let page_bytes = page_bytes(cache.heads, cache.head_dim, cache.dtype) as u64;
-        plan::CacheTensor { name: name.clone(), page_bytes }
+    let tensors = |group: usize| {
+        let of_group = schedule.caches.iter().filter(move |cache| cache.group == group);
+        of_group.map(|ScheduledCache { name, ty, .. }| {
+            let page_bytes = page_bytes(ty.heads, ty.head_dim, ty.dtype) as u64;
+            plan::CacheTensor { name: name.clone(), page_bytes }
+        })
+    };
+    let groups = schedule.groups.iter().enumerate().map(|(at, group)| plan::CacheGroup {
+        name: group.name.clone(),
+        page_tokens: PAGE_TOKENS as u32,
+        retention: match group.window {
+            None => plan::Retention::All,
+            Some(tokens) => plan::Retention::Window { tokens: u32::try_from(tokens).unwrap_or(u32::MAX) },
+        },
+        tensors: tensors(at).collect(),
     });
+    let tables = (0..schedule.groups.len()).map(|group| plan::Input::BlockTable { group: group as u32 });
     plan::Program {
         name: schedule.name.clone(),
         vocabulary: vocabulary as u32,
         max_context: schedule.max_context as u32,
-        inputs: INPUTS.to_vec(),
-        cache_groups: vec![plan::CacheGroup {
-            name: CACHE_GROUP.0.to_owned(),
-            page_tokens: PAGE_TOKENS as u32,
-            retention: plan::Retention::All,
-            tensors: tensors.collect(),
-        }],
+        inputs: INPUTS.into_iter().chain(tables).collect(),
+        cache_groups: groups.collect(),
         weights: spans.collect(),
         kernels: kernels.iter().map(kernel).collect(),
-        buckets: schedule.buckets.iter().map(|of| bucket(of, &kernels)).collect(),
+        buckets: schedule.buckets.iter().map(|of| bucket(schedule, of, &kernels)).collect(),
     }
 }
 
-/// Step inputs by index.
-const INPUTS: [plan::Input; 5] = [
-    plan::Input::Tokens,
-    plan::Input::Positions,
-    plan::Input::Sequences,
-    plan::Input::Rows,
-    plan::Input::BlockTable { group: CACHE_GROUP.1 },
-];
+/// Step inputs by index; the block tables of the cache groups follow.
+const INPUTS: [plan::Input; 4] =
+    [plan::Input::Tokens, plan::Input::Positions, plan::Input::Sequences, plan::Input::Rows];
 
 fn input(input: StepInput) -> u32 {
     match input {
@@ -99,23 +99,23 @@ fn kernel(kernel: &KernelSpec) -> plan::Kernel {
     }
 }
 
-fn bucket(bucket: &Bucket, kernels: &[KernelSpec]) -> plan::Bucket {
+fn bucket(schedule: &Schedule, bucket: &Bucket, kernels: &[KernelSpec]) -> plan::Bucket {
     let StepSize { tokens, sequences, rows } = bucket.max;
     plan::Bucket {
         max: plan::StepSize { tokens: tokens as u32, sequences: sequences as u32, rows: rows as u32 },
         arena_bytes: bucket.arena_bytes,
         scratch_bytes: bucket.scratch_bytes,
-        logits: buffer(bucket, bucket.logits),
-        launches: bucket.launches.iter().map(|of| launch(bucket, of, kernels)).collect(),
+        logits: buffer(schedule, bucket, bucket.logits),
+        launches: bucket.launches.iter().map(|of| launch(schedule, bucket, of, kernels)).collect(),
     }
 }
 
-fn launch(bucket: &Bucket, launch: &Launch, kernels: &[KernelSpec]) -> plan::Launch {
+fn launch(schedule: &Schedule, bucket: &Bucket, launch: &Launch, kernels: &[KernelSpec]) -> plan::Launch {
     // Every kernel of a launch is in the list, which was made from the launches.
     let kernel = kernels.iter().position(|kernel| *kernel == launch.kernel).unwrap_or(kernels.len());
     plan::Launch {
         kernel: kernel as u32,
-        buffers: launch.buffers.iter().map(|&of| buffer(bucket, of)).collect(),
+        buffers: launch.buffers.iter().map(|&of| buffer(schedule, bucket, of)).collect(),
         params: launch.params.iter().copied().map(affine).collect(),
         units: affine(launch.units),
         share: match launch.share {
@@ -128,7 +128,7 @@ fn launch(bucket: &Bucket, launch: &Launch, kernels: &[KernelSpec]) -> plan::Lau
     }
 }
 
-fn buffer(bucket: &Bucket, buffer: Buffer) -> plan::Buffer {
+fn buffer(schedule: &Schedule, bucket: &Bucket, buffer: Buffer) -> plan::Buffer {
     match buffer {
         Buffer::Arena(at) => {
             let schedule::ArenaBuffer { offset, bytes, .. } = bucket.buffers[at];
@@ -137,8 +137,12 @@ fn buffer(bucket: &Bucket, buffer: Buffer) -> plan::Buffer {
         Buffer::Scratch(bytes) => plan::Buffer::Scratch { bytes },
         Buffer::Weight(at) => plan::Buffer::Weight(at as u32),
         Buffer::Input(of) => plan::Buffer::Input(input(of)),
-        Buffer::BlockTable => plan::Buffer::Input(INPUTS.len() as u32 - 1),
-        Buffer::Cache(at) => plan::Buffer::Cache { group: CACHE_GROUP.1, tensor: at as u32 },
+        Buffer::BlockTable(group) => plan::Buffer::Input((INPUTS.len() + group) as u32),
+        Buffer::Cache(at) => {
+            let group = schedule.caches[at].group;
+            let tensor = schedule.caches[..at].iter().filter(|cache| cache.group == group).count();
+            plan::Buffer::Cache { group: group as u32, tensor: tensor as u32 }
+        }
     }
 }
 

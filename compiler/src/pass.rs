@@ -133,9 +133,10 @@ passes! {
     choose_weight_format: "chooses the scheme in which each matrix is stored",
     quantize_activations: "quantizes the activations of products with integer weights",
     fuse_norm: "moves gather, norm and quantization into the one linear that they feed",
-    fuse_rope_append: "moves rope and cache append into the linear before them",
-    fuse_activation: "moves glu into the linear before it",
-    fuse_residual: "moves the residual add into the linear before it",
+    fuse_rope_append: "moves head norms, rope and cache append into the linear before them",
+    fuse_activation: "moves glu, silu or gelu into the linear before it",
+    fuse_scale: "moves the scale or softcap of a product into its linear",
+    fuse_residual: "moves the residual add into the linear or norm before it",
 }
 
 /// Which passes run, and what they leave on disk.

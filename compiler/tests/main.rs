@@ -3,6 +3,7 @@
 
 mod cli;
 mod common;
+mod families;
 mod passes;
 mod plan;
 mod schedule;

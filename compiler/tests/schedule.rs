@@ -48,7 +48,7 @@ fn touches(bucket: &Bucket, launch: &Launch) -> Vec<Touch> {
                 });
             }
             Buffer::Cache(index) => touches.push(Touch::Cache { index, writes }),
-            Buffer::Weight(_) | Buffer::Input(_) | Buffer::BlockTable => {
+            Buffer::Weight(_) | Buffer::Input(_) | Buffer::BlockTable(_) => {
                 assert!(!writes, "{} writes what is read only", launch.kernel);
             }
             Buffer::Scratch(_) => {}
@@ -226,11 +226,18 @@ fn random_bucket(choices: &[(u8, usize, usize, usize)]) -> Bucket {
             0 | 1 => launch(KernelSpec::Map { op: MapOp::Add }, vec![earlier(a), earlier(b), result()]),
             2 => {
                 let kernel = KernelSpec::Append { head_dim: 16, dtype: DType::F16 };
-                launch(kernel, vec![earlier(a), earlier(b), input, input, Buffer::BlockTable, cache])
+                launch(kernel, vec![earlier(a), earlier(b), input, input, Buffer::BlockTable(0), cache])
             }
             _ => {
-                let kernel = KernelSpec::Attention { group: 1, head_dim: 16, dtype: DType::F16, scale: 1.0 };
-                launch(kernel, vec![earlier(b), input, input, Buffer::BlockTable, cache, result()])
+                let kernel = KernelSpec::Attention {
+                    group: 1,
+                    head_dim: 16,
+                    dtype: DType::F16,
+                    scale: 1.0,
+                    window: None,
+                    softcap: None,
+                };
+                launch(kernel, vec![earlier(b), input, input, Buffer::BlockTable(0), cache, result()])
             }
         });
     }

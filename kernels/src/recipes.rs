@@ -8,7 +8,7 @@ use crate::spec::{Activation, KernelSpec};
 /// is no part of it: all tiles of a product give the same bits.
 pub fn recipe(spec: &KernelSpec) -> Option<Recipe> {
     match spec {
-        KernelSpec::Rows { norm: Some(_), .. } => Some(Recipe::LaneTree),
+        KernelSpec::Rows { norm: Some(_), .. } | KernelSpec::HeadNorm { .. } => Some(Recipe::LaneTree),
         KernelSpec::Linear { act: Activation::F32, .. } => Some(Recipe::Sequential),
         KernelSpec::Linear { act: Activation::Int8, scheme, .. } => Some(Recipe::Groups { scheme: *scheme }),
         KernelSpec::Attention { .. } => Some(Recipe::Splits { tokens: ATTENTION_SPLIT }),

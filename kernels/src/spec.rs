@@ -10,6 +10,8 @@
 
 use std::fmt;
 
+use lathe_ir::ops::glu::Function;
+use lathe_ir::ops::rotary::Scaling;
 use lathe_ir::scheme::Scheme;
 use lathe_ir::types::DType;
 
@@ -46,13 +48,41 @@ pub enum Tile {
     },
 }
 
+/// A norm of a row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Norm {
+    /// Divides by the root mean square. Operand: norm (weight).
+    Rms {
+        /// Added to the mean square.
+        eps: f32,
+    },
+    /// Centres and divides by the standard deviation. Operands: the weight and `norm_bias`.
+    Layer {
+        /// Added to the variance.
+        eps: f32,
+    },
+}
+
 /// A stage that a linear kernel applies to each strip of its result before it leaves the first-level cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Stage {
+    /// Norms the heads `first .. first + heads`, each by its root mean square. Operand: norm (weight, one head wide).
+    HeadNorm {
+        /// Elements per head.
+        head_dim: usize,
+        /// The first head that is normed.
+        first: usize,
+        /// Heads that are normed.
+        heads: usize,
+        /// Added to the mean square.
+        eps: f32,
+    },
     /// Rotates the first `heads` heads. Operand: rotary.
     Rope {
         /// Elements per head.
         head_dim: usize,
+        /// Elements of a head that turn, its first ones.
+        dim: usize,
         /// Heads that turn.
         heads: usize,
     },
@@ -68,8 +98,14 @@ pub enum Stage {
         /// Element type of the cache.
         dtype: DType,
     },
-    /// `silu(gate) · up` over rows that alternate 16 gates and 16 ups.
-    SwiGlu,
+    /// `function(gate) · up` over rows that alternate 16 gates and 16 ups.
+    Glu(Function),
+    /// A function of each element.
+    Activate(Function),
+    /// Multiplies by a constant.
+    Scale(f32),
+    /// `cap · tanh(x / cap)`.
+    Softcap(f32),
     /// Adds the residual. Operand: residual.
     Add,
     /// Adds one vector to every row. Operand: bias.
@@ -77,16 +113,20 @@ pub enum Stage {
 }
 
 /// An element-wise operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum MapOp {
     /// `a + b`.
     Add,
     /// `a · b`.
     Mul,
-    /// `a · sigmoid(a)`.
-    Silu,
-    /// `silu(gate) · up` of rows that alternate 16 gates and 16 ups.
-    SwiGlu,
+    /// A function of each element.
+    Activate(Function),
+    /// `function(gate) · up` of rows that alternate 16 gates and 16 ups.
+    Glu(Function),
+    /// Multiplies by a constant.
+    Scale(f32),
+    /// `cap · tanh(a / cap)`.
+    Softcap(f32),
     /// `a + b` with one vector b for every row.
     Bias,
 }
@@ -99,22 +139,26 @@ pub enum KernelSpec {
         /// Scheme of the table.
         scheme: Scheme,
     },
-    /// Row by row: gather, then root-mean-square norm, then quantization, each optional. Params M, T (rows of the
+    /// Row by row: gather, then a norm, then a residual, then quantization, each optional. Params M, T (rows of the
     /// input), G. Units: rows.
     Rows {
         /// Whether row `m` of the result comes from row `rows[m]`.
         gather: bool,
-        /// The epsilon of the norm.
-        norm: Option<f32>,
+        /// The norm.
+        norm: Option<Norm>,
+        /// Whether a residual is added after the norm. Operand: residual.
+        add: bool,
         /// Whether the result is quantized to records of int8.
         quantize: bool,
     },
     /// Cosines and sines of each token's rotary angles. Params T. Units: tokens.
     Rotary {
-        /// Elements per head.
-        head_dim: usize,
+        /// Elements that turn.
+        dim: usize,
         /// Base of the frequencies.
         theta: f32,
+        /// What changes the frequencies.
+        scaling: Scaling,
     },
     /// A matrix product with a packed weight. Params M, N, G, and S, B where a stage names the cache. Units: strips.
     Linear {
@@ -137,6 +181,10 @@ pub enum KernelSpec {
         dtype: DType,
         /// Factor on the scores.
         scale: f32,
+        /// Tokens that a token sees, itself included; pages before them are not touched.
+        window: Option<usize>,
+        /// Bound of the scores.
+        softcap: Option<f32>,
     },
     /// Element-wise. Params M, N (columns of the result). Units: rows.
     Map {
@@ -147,6 +195,16 @@ pub enum KernelSpec {
     Rope {
         /// Elements per head.
         head_dim: usize,
+        /// Elements of a head that turn, its first ones.
+        dim: usize,
+    },
+    /// Norms heads by their root mean squares. Params T, H (heads), HF (first that is normed), HN (how many are). Units:
+    /// tokens.
+    HeadNorm {
+        /// Elements per head.
+        head_dim: usize,
+        /// Added to the mean square.
+        eps: f32,
     },
     /// Writes keys and values to the cache. Params T, KV, S, B. Units: tokens.
     Append {
@@ -219,17 +277,31 @@ pub fn page_bytes(kv_heads: usize, head_dim: usize, dtype: DType) -> usize {
     kv_heads * 2 * PAGE_TOKENS * head_dim * dtype.bytes()
 }
 
+/// Floats of a token's row in the table that a rotary kernel writes for rope kernels. Where the halves of the `dim`
+/// turning elements are whole blocks of 16 lanes, it holds the cosines of one half, then the sines. Otherwise partners
+/// lie in different lanes, and it holds two factors for each of the elements, filled up to whole blocks: of the element
+/// itself (the cosine) and of its partner (minus or plus the sine).
+pub fn rotary_columns(dim: usize) -> usize {
+    if rotary_is_aligned(dim) { dim } else { 2 * dim.next_multiple_of(BLOCK_ROWS) }
+}
+
+/// Whether rotating partners lie in the same lane of two blocks.
+pub fn rotary_is_aligned(dim: usize) -> bool {
+    dim.is_multiple_of(2 * BLOCK_ROWS)
+}
+
 impl Stage {
     fn operands(self, operands: &mut Vec<Operand>) {
         match self {
-            Stage::Rope { head_dim, .. } => operands.push(read("rotary", 4 * head_dim, &[0])),
+            Stage::HeadNorm { head_dim, .. } => operands.push(read("norm", 4 * head_dim, &[])),
+            Stage::Rope { dim, .. } => operands.push(read("rotary", 4 * rotary_columns(dim), &[0])),
             Stage::AppendQkv { head_dim, kv_heads, dtype, .. } => {
                 operands.push(read("positions", 4, &[0]));
                 operands.push(read("sequences", 4, &[0]));
                 operands.push(read("block_table", 4, &[3, 4]));
                 operands.push(operand("cache", Access::ReadWrite, page_bytes(kv_heads, head_dim, dtype), &[]));
             }
-            Stage::SwiGlu => {}
+            Stage::Glu(_) | Stage::Activate(_) | Stage::Scale(_) | Stage::Softcap(_) => {}
             Stage::Add => operands.push(read("residual", 4, &[0, 1])),
             Stage::Bias => operands.push(read("bias", 4, &[1])),
         }
@@ -240,8 +312,10 @@ impl KernelSpec {
     /// Blocks of 16 weight rows that a linear kernel finishes at once.
     pub fn strip_blocks(epilogue: &[Stage]) -> usize {
         let head = epilogue.iter().find_map(|stage| match stage {
-            Stage::Rope { head_dim, .. } | Stage::AppendQkv { head_dim, .. } => Some(head_dim / BLOCK_ROWS),
-            Stage::SwiGlu | Stage::Add | Stage::Bias => None,
+            Stage::HeadNorm { head_dim, .. } | Stage::Rope { head_dim, .. } | Stage::AppendQkv { head_dim, .. } => {
+                Some(head_dim / BLOCK_ROWS)
+            }
+            _ => None,
         });
         head.unwrap_or(2)
     }
@@ -262,6 +336,7 @@ impl KernelSpec {
             KernelSpec::Attention { .. } | KernelSpec::Append { .. } => &["T", "KV", "S", "B"],
             KernelSpec::Map { .. } => &["M", "N"],
             KernelSpec::Rope { .. } => &["T", "H", "HR"],
+            KernelSpec::HeadNorm { .. } => &["T", "H", "HF", "HN"],
             KernelSpec::AppendQkv { .. } => &["T", "H", "KV", "S", "B"],
         }
     }
@@ -275,7 +350,7 @@ impl KernelSpec {
                 read("table", span_bytes(*scheme), &[1, 2]),
                 write("out", 4 * scheme.span(), &[0, 2]),
             ],
-            KernelSpec::Rows { gather, norm, quantize } => {
+            KernelSpec::Rows { gather, norm, add, quantize } => {
                 let mut operands = vec![read("x", 4 * GROUP, &[1, 2])];
                 if *gather {
                     operands.push(read("rows", 4, &[0]));
@@ -283,11 +358,17 @@ impl KernelSpec {
                 if norm.is_some() {
                     operands.push(read("norm", 4 * GROUP, &[2]));
                 }
+                if let Some(Norm::Layer { .. }) = norm {
+                    operands.push(read("norm_bias", 4 * GROUP, &[2]));
+                }
+                if *add {
+                    operands.push(read("residual", 4 * GROUP, &[0, 2]));
+                }
                 operands.push(write("out", if *quantize { ACT_GROUP_BYTES } else { 4 * GROUP }, &[0, 2]));
                 operands
             }
-            KernelSpec::Rotary { head_dim, .. } => {
-                vec![read("positions", 4, &[0]), write("out", 4 * head_dim, &[0])]
+            KernelSpec::Rotary { dim, .. } => {
+                vec![read("positions", 4, &[0]), write("out", 4 * rotary_columns(*dim), &[0])]
             }
             KernelSpec::Linear { scheme, act, tile, epilogue } => {
                 let x_bytes = act_bytes(*act) * (scheme.span() / GROUP);
@@ -311,13 +392,20 @@ impl KernelSpec {
                 MapOp::Add | MapOp::Mul => {
                     vec![read("a", 4, &[0, 1]), read("b", 4, &[0, 1]), write("out", 4, &[0, 1])]
                 }
-                MapOp::Silu => vec![read("a", 4, &[0, 1]), write("out", 4, &[0, 1])],
+                MapOp::Activate(_) | MapOp::Scale(_) | MapOp::Softcap(_) => {
+                    vec![read("a", 4, &[0, 1]), write("out", 4, &[0, 1])]
+                }
                 MapOp::Bias => vec![read("a", 4, &[0, 1]), read("b", 4, &[1]), write("out", 4, &[0, 1])],
-                MapOp::SwiGlu => vec![read("a", 8, &[0, 1]), write("out", 4, &[0, 1])],
+                MapOp::Glu(_) => vec![read("a", 8, &[0, 1]), write("out", 4, &[0, 1])],
             },
-            KernelSpec::Rope { head_dim } => vec![
+            KernelSpec::HeadNorm { head_dim, .. } => vec![
                 read("x", 4 * head_dim, &[0, 1]),
-                read("rotary", 4 * head_dim, &[0]),
+                read("norm", 4 * head_dim, &[]),
+                write("out", 4 * head_dim, &[0, 1]),
+            ],
+            KernelSpec::Rope { head_dim, dim } => vec![
+                read("x", 4 * head_dim, &[0, 1]),
+                read("rotary", 4 * rotary_columns(*dim), &[0]),
                 write("out", 4 * head_dim, &[0, 1]),
             ],
             KernelSpec::Append { head_dim, dtype } => vec![
@@ -347,8 +435,8 @@ impl KernelSpec {
         for stage in epilogue {
             match stage {
                 Stage::AppendQkv { head_dim, heads, .. } => return write("out", 4 * head_dim * heads, &[0]),
-                Stage::SwiGlu => return write("out", 2, &[0, 1]),
-                Stage::Rope { .. } | Stage::Add | Stage::Bias => {}
+                Stage::Glu(_) => return write("out", 2, &[0, 1]),
+                _ => {}
             }
         }
         write("out", 4, &[0, 1])
@@ -376,13 +464,34 @@ impl KernelSpec {
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Stage::Rope { head_dim, heads } => write!(f, "rope({heads}x{head_dim})"),
+            Stage::HeadNorm { head_dim, first, heads, eps } => {
+                write!(f, "head_norm({first}+{heads}x{head_dim} {eps:e})")
+            }
+            Stage::Rope { head_dim, dim, heads } if dim == head_dim => write!(f, "rope({heads}x{head_dim})"),
+            Stage::Rope { head_dim, dim, heads } => write!(f, "rope({heads}x{dim}/{head_dim})"),
             Stage::AppendQkv { head_dim, heads, kv_heads, dtype } => {
                 write!(f, "append_qkv({heads}+{kv_heads}x{head_dim} {dtype})")
             }
-            Stage::SwiGlu => write!(f, "swiglu"),
+            Stage::Glu(function) => write!(f, "glu({})", function.name()),
+            Stage::Activate(function) => write!(f, "{}", function.name()),
+            Stage::Scale(factor) => write!(f, "scale({factor})"),
+            Stage::Softcap(cap) => write!(f, "softcap({cap})"),
             Stage::Add => write!(f, "add"),
             Stage::Bias => write!(f, "bias"),
+        }
+    }
+}
+
+impl fmt::Display for MapOp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            MapOp::Add => write!(f, "add"),
+            MapOp::Mul => write!(f, "mul"),
+            MapOp::Activate(function) => write!(f, "{}", function.name()),
+            MapOp::Glu(function) => write!(f, "glu({})", function.name()),
+            MapOp::Scale(factor) => write!(f, "scale({factor})"),
+            MapOp::Softcap(cap) => write!(f, "softcap({cap})"),
+            MapOp::Bias => write!(f, "bias"),
         }
     }
 }
@@ -391,20 +500,28 @@ impl fmt::Display for KernelSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             KernelSpec::Embed { scheme } => write!(f, "embed[{scheme}]"),
-            KernelSpec::Rows { gather, norm, quantize } => {
+            KernelSpec::Rows { gather, norm, add, quantize } => {
                 let mut parts = Vec::new();
                 if *gather {
                     parts.push("gather".to_string());
                 }
-                if let Some(eps) = norm {
-                    parts.push(format!("rms_norm({eps:e})"));
+                match norm {
+                    Some(Norm::Rms { eps }) => parts.push(format!("rms_norm({eps:e})")),
+                    Some(Norm::Layer { eps }) => parts.push(format!("layer_norm({eps:e})")),
+                    None => {}
+                }
+                if *add {
+                    parts.push("add".to_string());
                 }
                 if *quantize {
                     parts.push("quantize(int8 g32)".to_string());
                 }
                 write!(f, "rows[{}]", parts.join(", "))
             }
-            KernelSpec::Rotary { head_dim, theta } => write!(f, "rotary[{head_dim}, theta={theta}]"),
+            KernelSpec::Rotary { dim, theta, scaling: Scaling::None } => write!(f, "rotary[{dim}, theta={theta}]"),
+            KernelSpec::Rotary { dim, theta, scaling } => {
+                write!(f, "rotary[{dim}, theta={theta}, {}]", scaling.to_attributes())
+            }
             KernelSpec::Linear { scheme, act, tile, epilogue } => {
                 let act = if *act == Activation::Int8 { "int8" } else { "f32" };
                 let tile = match tile {
@@ -417,20 +534,22 @@ impl fmt::Display for KernelSpec {
                 }
                 write!(f, "]")
             }
-            KernelSpec::Attention { group, head_dim, dtype, scale } => {
-                write!(f, "attention[{group}x{head_dim} {dtype}, scale={scale}]")
+            KernelSpec::Attention { group, head_dim, dtype, scale, window, softcap } => {
+                write!(f, "attention[{group}x{head_dim} {dtype}, scale={scale}")?;
+                if let Some(tokens) = window {
+                    write!(f, ", window={tokens}")?;
+                }
+                if let Some(cap) = softcap {
+                    write!(f, ", softcap={cap}")?;
+                }
+                write!(f, "]")
             }
             KernelSpec::Map { op } => {
-                let name = match op {
-                    MapOp::Add => "add",
-                    MapOp::Mul => "mul",
-                    MapOp::Silu => "silu",
-                    MapOp::SwiGlu => "swiglu",
-                    MapOp::Bias => "bias",
-                };
-                write!(f, "map[{name}]")
+                write!(f, "map[{op}]")
             }
-            KernelSpec::Rope { head_dim } => write!(f, "rope[{head_dim}]"),
+            KernelSpec::Rope { head_dim, dim } if dim == head_dim => write!(f, "rope[{head_dim}]"),
+            KernelSpec::Rope { head_dim, dim } => write!(f, "rope[{dim}/{head_dim}]"),
+            KernelSpec::HeadNorm { head_dim, eps } => write!(f, "head_norm[{head_dim}, {eps:e}]"),
             KernelSpec::Append { head_dim, dtype } => write!(f, "append[{head_dim} {dtype}]"),
             KernelSpec::AppendQkv { head_dim, dtype } => write!(f, "append_qkv[{head_dim} {dtype}]"),
         }

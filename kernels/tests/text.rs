@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
+use lathe_ir::ops::glu::Function;
+use lathe_ir::ops::rotary::Scaling;
 use lathe_ir::scheme::Scheme;
 use lathe_ir::types::DType;
-use lathe_kernels::spec::{Activation, KernelSpec, MapOp, Stage, Tile};
+use lathe_kernels::spec::{Activation, KernelSpec, MapOp, Norm, Stage, Tile};
 use lathe_kernels::targets::Target;
 use lathe_kernels::{KernelError, TextLevel, text};
 
@@ -18,19 +20,34 @@ fn linear(scheme: Scheme, act: Activation, tile: Tile, epilogue: Vec<Stage>) -> 
 fn portable() -> Vec<KernelSpec> {
     let stream = Tile::Stream { tokens: 4 };
     let qkv = vec![
-        Stage::Rope { head_dim: 64, heads: 12 },
+        Stage::HeadNorm { head_dim: 64, first: 9, heads: 3, eps: 1e-6 },
+        Stage::Rope { head_dim: 64, dim: 64, heads: 12 },
         Stage::AppendQkv { head_dim: 64, heads: 9, kv_heads: 3, dtype: DType::F16 },
     ];
+    let rotary = |dim: usize, scaling: Scaling| KernelSpec::Rotary { dim, theta: 1e5, scaling };
+    let factors = |factor: f32| vec![factor; 48];
+    let longrope =
+        Scaling::LongRope { original: 4096, attention_factor: 1.25, short: factors(1.0), long: factors(2.0) };
     let mut specs = vec![
         KernelSpec::Embed { scheme: Scheme::INT8 },
-        KernelSpec::Rows { gather: true, norm: Some(1e-5), quantize: true },
-        KernelSpec::Rows { gather: false, norm: Some(1e-5), quantize: false },
-        KernelSpec::Rotary { head_dim: 64, theta: 1e5 },
-        KernelSpec::Rope { head_dim: 64 },
+        KernelSpec::Rows { gather: true, norm: Some(Norm::Rms { eps: 1e-5 }), add: false, quantize: true },
+        KernelSpec::Rows { gather: false, norm: Some(Norm::Rms { eps: 1e-5 }), add: true, quantize: false },
+        rotary(64, Scaling::None),
+        rotary(20, Scaling::Dynamic { factor: 2.0, original: 4096 }),
+        rotary(96, longrope),
+        KernelSpec::Rope { head_dim: 64, dim: 64 },
+        KernelSpec::Rope { head_dim: 80, dim: 20 },
+        KernelSpec::Rope { head_dim: 80, dim: 80 },
+        KernelSpec::HeadNorm { head_dim: 128, eps: 1e-6 },
+        KernelSpec::Rows { gather: false, norm: Some(Norm::Layer { eps: 1e-5 }), add: false, quantize: true },
         KernelSpec::Append { head_dim: 64, dtype: DType::F16 },
         KernelSpec::AppendQkv { head_dim: 64, dtype: DType::F32 },
         linear(Scheme::INT4, Activation::Int8, stream, qkv),
-        linear(Scheme::INT4, Activation::Int8, stream, vec![Stage::SwiGlu]),
+        linear(Scheme::INT4, Activation::Int8, stream, vec![Stage::Glu(Function::Silu)]),
+        linear(Scheme::INT4, Activation::Int8, stream, vec![Stage::Glu(Function::GeluTanh)]),
+        linear(Scheme::INT8, Activation::Int8, stream, vec![Stage::Bias, Stage::Activate(Function::Gelu)]),
+        linear(Scheme::INT8, Activation::Int8, stream, vec![Stage::Scale(0.22), Stage::Add]),
+        linear(Scheme::INT8, Activation::Int8, stream, vec![Stage::Softcap(30.0)]),
         linear(Scheme::INT8, Activation::Int8, stream, vec![Stage::Add]),
         linear(Scheme::BF16, Activation::F32, stream, vec![]),
         linear(Scheme::INT4, Activation::F32, stream, vec![]),
@@ -39,7 +56,9 @@ fn portable() -> Vec<KernelSpec> {
         linear(Scheme::IQ4_SUPER, Activation::F32, Tile::Stream { tokens: 1 }, vec![]),
         KernelSpec::Embed { scheme: Scheme::INT2_SUPER },
     ];
-    specs.extend([MapOp::Add, MapOp::Mul, MapOp::Silu, MapOp::SwiGlu].map(|op| KernelSpec::Map { op }));
+    let functions = Function::ALL.into_iter().flat_map(|function| [MapOp::Activate(function), MapOp::Glu(function)]);
+    let others = [MapOp::Add, MapOp::Mul, MapOp::Bias, MapOp::Scale(0.5), MapOp::Softcap(30.0)];
+    specs.extend(functions.chain(others).map(|op| KernelSpec::Map { op }));
     specs
 }
 
@@ -49,7 +68,7 @@ fn target(name: &str) -> &'static Target {
 
 #[test]
 fn llvm_ir_of_small_kernels() {
-    let norm = KernelSpec::Rows { gather: false, norm: Some(1e-5), quantize: false };
+    let norm = KernelSpec::Rows { gather: false, norm: Some(Norm::Rms { eps: 1e-5 }), add: false, quantize: false };
     let product = linear(Scheme::INT8, Activation::Int8, Tile::Stream { tokens: 2 }, vec![Stage::Add]);
     for (name, spec) in [("rms_norm", norm), ("linear_int8_add", product)] {
         for machine in ["x86-64-v4+vnni+bf16", "sm_80"] {
@@ -85,10 +104,20 @@ fn ptxas_accepts_every_portable_kernel_without_spills() {
 
 #[test]
 fn kernels_without_a_gpu_generator_are_refused_by_name() {
-    let spec = KernelSpec::Attention { group: 3, head_dim: 64, dtype: DType::F16, scale: 0.125 };
+    let spec = KernelSpec::Attention {
+        group: 3,
+        head_dim: 64,
+        dtype: DType::F16,
+        scale: 0.125,
+        window: Some(512),
+        softcap: None,
+    };
     let error = text(&[spec], target("sm_80"), TextLevel::Assembly).expect_err("attention has no PTX yet");
     assert!(matches!(error, KernelError::Unsupported { .. }), "{error}");
-    assert!(error.to_string().starts_with("no kernel for attention[3x64 f16, scale=0.125] on sm_80"), "{error}");
+    assert!(
+        error.to_string().starts_with("no kernel for attention[3x64 f16, scale=0.125, window=512] on sm_80"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -105,15 +134,15 @@ fn cpu_kernels() -> Vec<KernelSpec> {
     let unpack = Tile::Unpack { tokens: 4 };
     let integer = Scheme::ALL.into_iter().filter(|scheme| scheme.is_integer());
     let mut specs: Vec<KernelSpec> = integer
-        .map(|scheme| linear(scheme, Activation::Int8, unpack, vec![Stage::SwiGlu]))
+        .map(|scheme| linear(scheme, Activation::Int8, unpack, vec![Stage::Glu(Function::Silu)]))
         .chain([Scheme::F16, Scheme::BF16].map(|scheme| linear(scheme, Activation::F32, unpack, vec![Stage::Add])))
         .collect();
     specs.extend([
         KernelSpec::Embed { scheme: Scheme::INT8 },
-        KernelSpec::Rows { gather: true, norm: Some(1e-5), quantize: true },
-        KernelSpec::Rotary { head_dim: 64, theta: 1e5 },
+        KernelSpec::Rows { gather: true, norm: Some(Norm::Rms { eps: 1e-5 }), add: false, quantize: true },
+        KernelSpec::Rotary { dim: 64, theta: 1e5, scaling: Scaling::None },
         KernelSpec::Append { head_dim: 64, dtype: DType::F16 },
-        KernelSpec::Attention { group: 3, head_dim: 64, dtype: DType::F16, scale: 0.125 },
+        KernelSpec::Attention { group: 3, head_dim: 64, dtype: DType::F16, scale: 0.125, window: None, softcap: None },
     ]);
     specs
 }
@@ -190,7 +219,7 @@ fn code_of_a_target_has_no_instruction_that_its_cpus_lack() {
         // All of AVX-512, and nothing else that these targets have, is encoded with this prefix.
         assert_eq!(assembly.contains("encoding: [0x62,"), evex, "AVX-512 in {name}");
         assert_eq!(assembly.contains("%zmm"), evex, "512-bit registers in {name}");
-        assert_eq!(extensions(&assembly), BTreeSet::from_iter(allowed.iter().copied()), "{name}");
+        assert_eq!(extensions(&assembly), allowed.iter().copied().collect::<BTreeSet<_>>(), "{name}");
     }
 }
 

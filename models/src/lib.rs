@@ -61,11 +61,14 @@ pub struct Origin {
 }
 
 impl Model {
-    /// Chooses the element type of the key/value cache and builds the graph anew.
+    /// Chooses the element type of the key/value cache and builds the graph anew where it has another.
     ///
     /// # Errors
     /// None for a model that was opened; as [`open`] otherwise.
     pub fn with_cache(mut self, cache: DType) -> Result<Model, ModelError> {
+        if self.config.cache == cache {
+            return Ok(self);
+        }
         self.config.cache = cache;
         self.graph = layers::decoder::build(&self.config, &self.names, &*self.checkpoint)?;
         Ok(self)

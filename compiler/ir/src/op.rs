@@ -150,6 +150,7 @@ registry! {
     RmsNorm(rms_norm),
     LayerNorm(layer_norm),
     HeadNorm(head_norm),
+    NormAdd(norm_add),
     Quantize(quantize),
     Linear(linear),
     Rotary(rotary),

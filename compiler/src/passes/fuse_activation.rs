@@ -1,4 +1,5 @@
-//! Moves glu into the epilogue of the linear before it, so that the wide result is never written.
+//! Moves the activation of a feed-forward block, a glu or a function alone, into the epilogue of the linear before it, so
+//! that the wide result is never written.
 //!
 //! Before:
 //! ```text
@@ -26,6 +27,7 @@
 
 use lathe_ir::graph::{Graph, Value};
 use lathe_ir::op::Op;
+use lathe_ir::ops::glu::Function;
 
 use super::{append_epilogue, linear, only_bias, sole_user};
 use crate::pass::{PassContext, PassError};
@@ -34,7 +36,10 @@ use crate::pass::{PassContext, PassError};
 pub fn run(graph: &mut Graph, _context: &mut PassContext) -> Result<bool, PassError> {
     let mut changed = false;
     for id in graph.order() {
-        let Some(op @ Op::Glu(_)) = graph.as_op(id).cloned() else { continue };
+        let Some(op) = graph.as_op(id).cloned() else { continue };
+        if !matches!(op, Op::Glu(_)) && Function::of(&op).is_none() {
+            continue;
+        }
         let x = graph.node(id).inputs[0];
         let fits = linear(graph, x).is_some_and(only_bias) && sole_user(graph, x).is_some();
         if !fits {

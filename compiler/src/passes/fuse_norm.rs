@@ -40,7 +40,7 @@ pub fn run(graph: &mut Graph, _context: &mut PassContext) -> Result<bool, PassEr
         let Some(Op::Linear(linear)) = graph.as_op(id).cloned() else { continue };
         let Some(prologue) = find(graph, id).filter(|_| linear.prologue.is_empty()) else { continue };
         let old = graph.node(id).inputs.clone();
-        let inputs = [&[prologue.x, old[1]], &prologue.extra[..], &old[2..]].concat();
+        let inputs = [&[prologue.x, old[1]], &prologue.extra.concat()[..], &old[2..]].concat();
         let fused = lathe_ir::ops::linear::Linear { prologue: prologue.stages, ..linear };
         for (result, new) in graph.op(fused, &inputs)?.into_iter().enumerate() {
             graph.replace_uses(Value { node: id, result: result as u32 }, new);
@@ -58,8 +58,8 @@ struct Prologue {
     x: Value,
     // In the order in which they run.
     stages: Vec<Op>,
-    // Operands of the stages besides the running value, in order.
-    extra: Vec<Value>,
+    // Operands of each stage besides the running value.
+    extra: Vec<Vec<Value>>,
 }
 
 /// Walks up from the first operand of a linear through quantization, norm and gather, each at most once and each with no
@@ -71,7 +71,7 @@ fn find(graph: &Graph, linear: NodeId) -> Option<Prologue> {
     while sole_user(graph, found.x).is_some() {
         let rank = match graph.as_op(found.x.node) {
             Some(Op::Quantize(_)) => 2,
-            Some(Op::RmsNorm(_)) => 1,
+            Some(Op::RmsNorm(_) | Op::LayerNorm(_)) => 1,
             Some(Op::Gather(_)) => 0,
             _ => break,
         };
@@ -83,7 +83,7 @@ fn find(graph: &Graph, linear: NodeId) -> Option<Prologue> {
         normed |= rank == 1;
         found.stages.extend(graph.as_op(found.x.node).cloned());
         let inputs = &graph.node(found.x.node).inputs;
-        found.extra.extend(&inputs[1..]);
+        found.extra.push(inputs[1..].to_vec());
         found.x = inputs[0];
     }
     found.stages.reverse();

@@ -1,5 +1,5 @@
-//! Moves rope and cache append into the epilogue of the merged projection: heads turn while they are in the first-level
-//! cache, keys and values go straight to their pages, and only queries are written out.
+//! Moves the norms of heads, rope and cache append into the epilogue of the merged projection: heads are normed and turned
+//! while they are in the first-level cache, keys and values go straight to their pages, and only queries are written out.
 //!
 //! Before:
 //! ```text
@@ -29,12 +29,16 @@
 //!   return attended = %3
 //! }
 //! ```
-//! It leaves a projection alone whose head size is no multiple of 16, because a head must fill whole weight blocks, and
-//! queries, keys and values that `merge_qkv` did not merge. It errs only when the rewritten linear refuses its operands,
-//! which would be a fault of this pass.
+//! Queries and keys that `merge_qkv` did not merge are normed and turned in the epilogues of their own products, and a
+//! launch of its own appends. It leaves a projection alone whose head size is no multiple of 16, because a head must fill
+//! whole weight blocks. It errs only when the rewritten linear refuses its operands, which would be a fault of this pass.
 
 use lathe_ir::graph::{Graph, NodeId, Value};
 use lathe_ir::op::Op;
+use lathe_ir::ops::head_norm::HeadNorm;
+use lathe_ir::ops::linear::Linear;
+use lathe_ir::ops::rope::Rope;
+use lathe_ir::types::Type;
 use lathe_kernels::spec::BLOCK_ROWS;
 
 use super::{append_epilogue, linear, only_bias, sole_user};
@@ -44,13 +48,8 @@ use crate::pass::{PassContext, PassError};
 pub fn run(graph: &mut Graph, _context: &mut PassContext) -> Result<bool, PassError> {
     let mut changed = false;
     for id in graph.order() {
-        let Some((projection, extra)) = find(graph, id) else { continue };
-        let rope = graph.node(graph.node(id).inputs[0].node).kind.clone();
-        let append = graph.node(id).kind.clone();
-        let (lathe_ir::graph::NodeKind::Op(rope), lathe_ir::graph::NodeKind::Op(append)) = (rope, append) else {
-            continue;
-        };
-        let Some(results) = append_epilogue(graph, projection, vec![rope, append], &extra)? else { continue };
+        let Some(Chain { projection, stages, extra }) = find(graph, id) else { continue };
+        let Some(results) = append_epilogue(graph, projection, stages, &extra.concat())? else { continue };
         for (result, new) in results.into_iter().enumerate() {
             graph.replace_uses(Value { node: id, result: result as u32 }, new);
         }
@@ -59,17 +58,59 @@ pub fn run(graph: &mut Graph, _context: &mut PassContext) -> Result<bool, PassEr
     if changed {
         graph.remove_dead();
     }
+    Ok(fuse_heads(graph)? || changed)
+}
+
+/// Moves the norm and the rope that are left, of queries or keys that are products of their own, into those.
+fn fuse_heads(graph: &mut Graph) -> Result<bool, PassError> {
+    let mut changed = false;
+    for id in graph.order() {
+        let Some(op) = graph.as_op(id).cloned() else { continue };
+        let (Op::Rope(Rope { head_dim, .. }) | Op::HeadNorm(HeadNorm { head_dim, .. })) = op else { continue };
+        let [x, operand] = graph.node(id).inputs[..] else { continue };
+        let open = |linear: &Linear| linear.epilogue.iter().all(|op| matches!(op, Op::Bias(_) | Op::HeadNorm(_)));
+        if !linear(graph, x).is_some_and(open) || sole_user(graph, x).is_none() || head_dim % BLOCK_ROWS != 0 {
+            continue;
+        }
+        let Some(results) = append_epilogue(graph, x.node, vec![op], &[operand])? else { continue };
+        graph.replace_uses(Value { node: id, result: 0 }, results[0]);
+        changed = true;
+    }
+    if changed {
+        graph.remove_dead();
+    }
     Ok(changed)
 }
 
-/// The linear before the rope before the append `id`, and the operands that its new stages take.
-fn find(graph: &Graph, id: NodeId) -> Option<(NodeId, Vec<Value>)> {
-    let Op::AppendQkv(_) = graph.as_op(id)? else { return None };
-    let append = &graph.node(id).inputs;
-    let turned = append[0];
-    let Op::Rope(rope) = graph.as_op(turned.node)? else { return None };
-    let [projected, rotary] = graph.node(turned.node).inputs[..] else { return None };
-    let alone = sole_user(graph, turned).is_some() && sole_user(graph, projected).is_some();
-    let plain = only_bias(linear(graph, projected)?) && rope.head_dim % BLOCK_ROWS == 0;
-    (alone && plain).then(|| (projected.node, [&[rotary], &append[1..]].concat()))
+/// What leads from a projection to an append.
+struct Chain {
+    projection: NodeId,
+    // In the order in which they run.
+    stages: Vec<Op>,
+    // Operands of each stage besides the running value.
+    extra: Vec<Vec<Value>>,
+}
+
+/// Walks up from the append `id` through a rope and norms of heads, each with no other user, to a linear.
+fn find(graph: &Graph, id: NodeId) -> Option<Chain> {
+    let append @ Op::AppendQkv(_) = graph.as_op(id)? else { return None };
+    let inputs = &graph.node(id).inputs;
+    let Type::Cache(cache) = graph.ty(inputs[3]) else { return None };
+    let mut value = inputs[0];
+    let mut stages = vec![append.clone()];
+    let mut extra = vec![inputs[1..].to_vec()];
+    loop {
+        sole_user(graph, value)?;
+        match graph.as_op(value.node)? {
+            Op::Linear(linear) if only_bias(linear) && cache.head_dim.is_multiple_of(BLOCK_ROWS) => break,
+            stage @ (Op::Rope(_) | Op::HeadNorm(_)) => stages.push(stage.clone()),
+            _ => return None,
+        }
+        let inputs = &graph.node(value.node).inputs;
+        extra.push(inputs[1..].to_vec());
+        value = inputs[0];
+    }
+    stages.reverse();
+    extra.reverse();
+    Some(Chain { projection: value.node, stages, extra })
 }

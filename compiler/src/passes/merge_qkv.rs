@@ -1,5 +1,6 @@
-//! Computes query, key and value of a layer by one product with a merged weight, turns queries and keys by one rope, and
-//! appends keys and values straight from the merged result.
+//! Computes query, key and value of a layer by one product with a merged weight, turns queries and keys by one rope
+//! (norms of their heads before it stay two, one for the heads of each), and appends keys and values straight from the
+//! merged result.
 //!
 //! Before:
 //! ```text
@@ -37,15 +38,18 @@
 //! }
 //! ```
 //! It leaves a layer alone when the three products do not read the same value, when their weights are stored
-//! differently or used elsewhere, when any of them already has stages but a bias, when only some have one, or when queries and keys turn by different
-//! rotary values. It errs only when the rewritten ops refuse their operands, which would be a fault of this pass.
+//! differently or used elsewhere, when any of them already has stages but a bias, when only some have one, and when
+//! queries and keys are not normed and turned alike: whole heads, or none, by one rotary value. It errs only when the
+//! rewritten ops refuse their operands, which would be a fault of this pass.
 
 use lathe_ir::graph::{Arrangement, Graph, NodeId, Value};
 use lathe_ir::op::Op;
 use lathe_ir::ops::append_qkv::AppendQkv;
 use lathe_ir::ops::bias::Bias;
+use lathe_ir::ops::head_norm::HeadNorm;
 use lathe_ir::ops::linear::Linear;
 use lathe_ir::ops::rope::Rope;
+use lathe_ir::types::{CacheType, Type};
 
 use super::{Projection, joined_vector, merged_weight, projection, sole_user};
 use crate::pass::{PassContext, PassError};
@@ -70,10 +74,11 @@ struct Layer {
     weights: [NodeId; 3],
     // Empty where no projection has a bias.
     biases: Vec<NodeId>,
-    head_dim: usize,
     heads: usize,
-    kv_heads: usize,
-    rotary: Value,
+    cache: CacheType,
+    // Epsilon and weight of the norms of queries and keys.
+    norms: Option<[(f32, Value); 2]>,
+    rotary: Option<Value>,
     // Positions, sequences and cache, as the append takes them.
     state: [Value; 3],
     // What the merged nodes replace.
@@ -87,38 +92,60 @@ fn find(graph: &Graph, id: NodeId) -> Option<Layer> {
     let [keys, v, positions, sequences, cache] = graph.node(id).inputs[..] else { return None };
     let appended = Value { node: id, result: 0 };
     let attention = sole_user(graph, appended)?;
-    let Op::Attention(_) = graph.as_op(attention)? else { return None };
+    let Op::Attention(of) = graph.as_op(attention)? else { return None };
     let queries = graph.node(attention).inputs[0];
+    let Type::Cache(ty) = *graph.ty(cache) else { return None };
 
-    let (query_turn, q, rotary) = turned(graph, queries)?;
-    let (key_turn, k, key_rotary) = turned(graph, keys)?;
-    let v = projection(graph, v)?;
-    let same_turn = query_turn.head_dim == key_turn.head_dim && rotary == key_rotary;
+    let query = path(graph, queries, of.heads, ty.head_dim)?;
+    let key = path(graph, keys, ty.heads, ty.head_dim)?;
+    let (q, k, v) = (query.projection, key.projection, projection(graph, v)?);
+    let norms = match (query.norm, key.norm) {
+        (None, None) => None,
+        (Some(query), Some(key)) => Some([query, key]),
+        _ => return None,
+    };
     let biases: Vec<NodeId> = [q, k, v].iter().filter_map(|projection| projection.bias).collect();
-    if !same_turn || q.x != k.x || q.x != v.x || !matches!(biases.len(), 0 | 3) {
+    if query.rotary != key.rotary || q.x != k.x || q.x != v.x || !matches!(biases.len(), 0 | 3) {
         return None;
     }
     Some(Layer {
         x: q.x,
         weights: [q.weight, k.weight, v.weight],
         biases,
-        head_dim: query_turn.head_dim,
-        heads: query_turn.heads,
-        kv_heads: key_turn.heads,
-        rotary,
+        heads: of.heads,
+        cache: ty,
+        norms,
+        rotary: query.rotary,
         state: [positions, sequences, cache],
         queries,
         appended,
     })
 }
 
-/// A rope over every head of a plain projection: the rope, the projection and the rotary value.
-fn turned(graph: &Graph, value: Value) -> Option<(Rope, Projection, Value)> {
-    let Op::Rope(rope) = graph.as_op(value.node)? else { return None };
-    sole_user(graph, value)?;
-    let [x, rotary] = graph.node(value.node).inputs[..] else { return None };
-    let width = graph.ty(x).shape()?.last()?.constant()?;
-    (rope.heads * rope.head_dim == width).then_some((rope.clone(), projection(graph, x)?, rotary))
+/// How queries or keys come from their projection.
+struct Path {
+    projection: Projection,
+    // Epsilon and weight.
+    norm: Option<(f32, Value)>,
+    rotary: Option<Value>,
+}
+
+/// Walks up from a value through a rope and a norm over all of its heads, each optional and with no other user.
+fn path(graph: &Graph, mut value: Value, heads: usize, head_dim: usize) -> Option<Path> {
+    let (mut norm, mut rotary) = (None, None);
+    if let Op::Rope(rope) = graph.as_op(value.node)? {
+        sole_user(graph, value)?;
+        let [x, angles] = graph.node(value.node).inputs[..] else { return None };
+        (rope.heads == heads && rope.head_dim == head_dim).then_some(())?;
+        (value, rotary) = (x, Some(angles));
+    }
+    if let Op::HeadNorm(of) = graph.as_op(value.node)? {
+        sole_user(graph, value)?;
+        let [x, weight] = graph.node(value.node).inputs[..] else { return None };
+        (of.first == 0 && of.heads == heads && of.head_dim == head_dim).then_some(())?;
+        (value, norm) = (x, Some((of.eps, weight)));
+    }
+    Some(Path { projection: projection(graph, value)?, norm, rotary })
 }
 
 fn merge(graph: &mut Graph, layer: &Layer) -> Result<bool, PassError> {
@@ -130,11 +157,17 @@ fn merge(graph: &mut Graph, layer: &Layer) -> Result<bool, PassError> {
         projection.epilogue.push(Bias.into());
         inputs.push(graph.weight(bias, ty));
     }
-    let projected = graph.op1(projection, &inputs)?;
-    let rope = Rope { head_dim: layer.head_dim, heads: layer.heads + layer.kv_heads };
-    let turned = graph.op1(rope, &[projected, layer.rotary])?;
+    let mut merged = graph.op1(projection, &inputs)?;
+    let CacheType { heads: kv_heads, head_dim, .. } = layer.cache;
+    let spans = [(0, layer.heads), (layer.heads, kv_heads)];
+    for ((eps, weight), (first, heads)) in layer.norms.into_iter().flatten().zip(spans) {
+        merged = graph.op1(HeadNorm { head_dim, first, heads, eps }, &[merged, weight])?;
+    }
+    if let Some(rotary) = layer.rotary {
+        merged = graph.op1(Rope { head_dim, heads: layer.heads + kv_heads }, &[merged, rotary])?;
+    }
     let [positions, sequences, cache] = layer.state;
-    let results = graph.op(AppendQkv { heads: layer.heads }, &[turned, positions, sequences, cache])?;
+    let results = graph.op(AppendQkv { heads: layer.heads }, &[merged, positions, sequences, cache])?;
     graph.replace_uses(layer.queries, results[0]);
     graph.replace_uses(layer.appended, results[1]);
     Ok(true)

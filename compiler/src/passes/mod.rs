@@ -9,6 +9,7 @@ pub mod fuse_bias;
 pub mod fuse_norm;
 pub mod fuse_residual;
 pub mod fuse_rope_append;
+pub mod fuse_scale;
 pub mod merge_gate_up;
 pub mod merge_qkv;
 pub mod quantize_activations;
@@ -58,6 +59,11 @@ fn projection(graph: &Graph, value: Value) -> Option<Projection> {
 /// Whether a linear has no epilogue but a bias.
 fn only_bias(linear: &Linear) -> bool {
     matches!(linear.epilogue[..], [] | [Op::Bias(_)])
+}
+
+/// Whether a linear has no epilogue but a bias and factors, after which a residual may be added.
+fn only_bias_and_scale(linear: &Linear) -> bool {
+    linear.epilogue.iter().all(|stage| matches!(stage, Op::Bias(_) | Op::Scale(_)))
 }
 
 /// A linear rebuilt with `stages` after those that it has; `extra` are the operands of the new stages.

@@ -11,7 +11,7 @@ macro_rules! pages {
     ($($name:ident),+ $(,)?) => { [$((stringify!($name), include_str!(concat!(stringify!($name), ".rs")))),+] };
 }
 
-const PAGES: [(&str, &str); 10] = pages![
+const PAGES: [(&str, &str); 11] = pages![
     remove_dead,
     fuse_bias,
     merge_qkv,
@@ -21,6 +21,7 @@ const PAGES: [(&str, &str); 10] = pages![
     fuse_norm,
     fuse_rope_append,
     fuse_activation,
+    fuse_scale,
     fuse_residual,
 ];
 

@@ -1,10 +1,10 @@
 //! The cost of a launch in operations and bytes, affine in the size of the step, for reports and predictions.
 //!
 //! Bytes follow from the kernel's own operands: each is read or written once. Two operands are not touched whole: the
-//! embedding table, of which a token reads one row, and the cache, priced at [`ATTENTION_CONTEXT`] cached positions.
+//! embedding table, of which a token reads one row, and the cache, priced at [`ATTENTION_CONTEXT`] cached positions or the window.
 
 use lathe_ir::types::Dim;
-use lathe_kernels::spec::{Access, GROUP, KernelSpec, MapOp, Operand, Stage, page_bytes, span_bytes};
+use lathe_kernels::spec::{Access, GROUP, KernelSpec, MapOp, Norm, Operand, Stage, page_bytes, span_bytes};
 
 use super::{plus, product, times};
 
@@ -39,8 +39,8 @@ pub fn bytes(kernel: &KernelSpec, params: &[Dim]) -> Dim {
     };
     let rest = match kernel {
         KernelSpec::Embed { scheme } => times(param(0), span_bytes(*scheme) * param(2).c),
-        KernelSpec::Attention { head_dim, dtype, .. } => {
-            times(param(0), token_bytes(param(1).c, *head_dim, *dtype) * ATTENTION_CONTEXT)
+        KernelSpec::Attention { head_dim, dtype, window, .. } => {
+            times(param(0), token_bytes(param(1).c, *head_dim, *dtype) * context(*window))
         }
         KernelSpec::Append { head_dim, dtype } => times(param(0), token_bytes(param(1).c, *head_dim, *dtype)),
         KernelSpec::AppendQkv { head_dim, dtype } => times(param(0), token_bytes(param(2).c, *head_dim, *dtype)),
@@ -48,9 +48,13 @@ pub fn bytes(kernel: &KernelSpec, params: &[Dim]) -> Dim {
             Stage::AppendQkv { head_dim, kv_heads, dtype, .. } => {
                 plus(sum, times(param(0), token_bytes(*kv_heads, *head_dim, *dtype)))
             }
-            Stage::Rope { .. } | Stage::SwiGlu | Stage::Add | Stage::Bias => sum,
+            _ => sum,
         }),
-        KernelSpec::Rows { .. } | KernelSpec::Rotary { .. } | KernelSpec::Map { .. } | KernelSpec::Rope { .. } => zero,
+        KernelSpec::Rows { .. }
+        | KernelSpec::Rotary { .. }
+        | KernelSpec::Map { .. }
+        | KernelSpec::Rope { .. }
+        | KernelSpec::HeadNorm { .. } => zero,
     };
     plus(dense, rest)
 }
@@ -62,21 +66,22 @@ pub fn flops(kernel: &KernelSpec, params: &[Dim]) -> Dim {
     let columns = param(1).c;
     match kernel {
         KernelSpec::Embed { scheme } => times(rows, 2 * scheme.span() * param(2).c),
-        // Square and sum, scale by the root and the weight; largest, scale, round.
-        KernelSpec::Rows { norm, quantize, .. } => {
-            let per_element = if norm.is_some() { 4 } else { 0 } + if *quantize { 3 } else { 0 };
+        // The norm; largest, scale, round.
+        KernelSpec::Rows { norm, add, quantize, .. } => {
+            let per_element = norm.map_or(0, norm_flops) + usize::from(*add) + if *quantize { 3 } else { 0 };
             times(rows, per_element * GROUP * param(2).c)
         }
-        KernelSpec::Rotary { head_dim, .. } => times(rows, 2 * head_dim),
+        KernelSpec::Rotary { dim, .. } => times(rows, 2 * dim),
         KernelSpec::Linear { scheme, epilogue, .. } => {
             let stages: usize = epilogue.iter().map(|stage| stage_flops(*stage, columns)).sum();
             times(rows, 2 * columns * scheme.span() * param(2).c + stages)
         }
-        KernelSpec::Attention { group, head_dim, .. } => {
-            times(rows, 4 * columns * group * head_dim * ATTENTION_CONTEXT)
+        KernelSpec::Attention { group, head_dim, window, .. } => {
+            times(rows, 4 * columns * group * head_dim * context(*window))
         }
         KernelSpec::Map { op } => times(rows, columns * map_flops(*op)),
-        KernelSpec::Rope { head_dim } => times(rows, 3 * head_dim * param(2).c),
+        KernelSpec::Rope { dim, .. } => times(rows, 3 * dim * param(2).c),
+        KernelSpec::HeadNorm { head_dim, .. } => times(rows, 4 * head_dim * param(3).c),
         KernelSpec::Append { .. } | KernelSpec::AppendQkv { .. } => Dim::of(0),
     }
 }
@@ -84,18 +89,34 @@ pub fn flops(kernel: &KernelSpec, params: &[Dim]) -> Dim {
 /// Operations per row of a stage after a product with `columns` results.
 fn stage_flops(stage: Stage, columns: usize) -> usize {
     match stage {
-        Stage::Rope { head_dim, heads } => 3 * head_dim * heads,
+        Stage::HeadNorm { head_dim, heads, .. } => 4 * head_dim * heads,
+        Stage::Rope { dim, heads, .. } => 3 * dim * heads,
         Stage::AppendQkv { .. } => 0,
-        Stage::SwiGlu => columns / 2 * map_flops(MapOp::SwiGlu),
-        Stage::Add | Stage::Bias => columns,
+        Stage::Glu(function) => columns / 2 * map_flops(MapOp::Glu(function)),
+        Stage::Activate(function) => columns * map_flops(MapOp::Activate(function)),
+        Stage::Softcap(cap) => columns * map_flops(MapOp::Softcap(cap)),
+        Stage::Add | Stage::Bias | Stage::Scale(_) => columns,
+    }
+}
+
+/// Cached positions that a token's attention reads, as priced.
+fn context(window: Option<usize>) -> usize {
+    window.map_or(ATTENTION_CONTEXT, |window| window.min(ATTENTION_CONTEXT))
+}
+
+/// Operations per element of a norm: square and sum, scale by the root and the weight; also centre and shift.
+fn norm_flops(norm: Norm) -> usize {
+    match norm {
+        Norm::Rms { .. } => 4,
+        Norm::Layer { .. } => 7,
     }
 }
 
 /// Operations per element of the result.
 fn map_flops(op: MapOp) -> usize {
     match op {
-        MapOp::Add | MapOp::Mul | MapOp::Bias => 1,
-        MapOp::Silu => 3,
-        MapOp::SwiGlu => 4,
+        MapOp::Add | MapOp::Mul | MapOp::Bias | MapOp::Scale(_) => 1,
+        MapOp::Activate(_) => 3,
+        MapOp::Glu(_) | MapOp::Softcap(_) => 4,
     }
 }

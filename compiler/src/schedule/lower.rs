@@ -7,28 +7,35 @@ use std::collections::{BTreeMap, HashMap};
 
 use lathe_ir::graph::{Graph, NodeId, NodeKind, Value};
 use lathe_ir::op::Op;
+use lathe_ir::ops::gelu::Gelu;
 use lathe_ir::ops::glu::Function;
+use lathe_ir::ops::head_norm::HeadNorm;
 use lathe_ir::ops::linear::Linear;
-use lathe_ir::ops::rotary::Scaling;
+use lathe_ir::ops::rotary::Rotary;
 use lathe_ir::scheme::Scheme;
 use lathe_ir::types::{CacheType, DType, Dim, Elem, StepSize, Type};
 use lathe_kernels::packing::packed_bytes;
-use lathe_kernels::spec::{Activation, BLOCK_ROWS, GROUP, KernelSpec, MapOp, Stage};
+use lathe_kernels::spec::{Activation, BLOCK_ROWS, GROUP, KernelSpec, MapOp, Norm, Stage};
 
-use super::{ArenaBuffer, Bucket, Buffer, Launch, ScheduleError, ScheduledWeight, Share, cost, tile, times};
+use super::{
+    ArenaBuffer, Bucket, Buffer, CacheGroup, Launch, ScheduleError, ScheduledCache, ScheduledWeight, Share, cost, tile,
+    times,
+};
 
 /// What all buckets of a program share.
 pub struct Program {
     /// Weights in the order of their first use.
     pub weights: Vec<ScheduledWeight>,
     /// Caches in the order of their first use.
-    pub caches: Vec<(String, CacheType)>,
+    pub caches: Vec<ScheduledCache>,
+    /// Groups of caches with one block table each.
+    pub groups: Vec<CacheGroup>,
 }
 
 impl Program {
     /// Collects weights and caches, and checks that kernels can walk every weight.
     pub fn of(graph: &Graph) -> Result<Program, ScheduleError> {
-        let mut program = Program { weights: Vec::new(), caches: Vec::new() };
+        let mut program = Program { weights: Vec::new(), caches: Vec::new(), groups: Vec::new() };
         for id in graph.order() {
             for value in graph.node(id).inputs.clone() {
                 let node = graph.node(value.node);
@@ -39,9 +46,10 @@ impl Program {
                         program.weights.push(ScheduledWeight { node: value.node, weight, ty, bytes });
                     }
                     (NodeKind::Cache(name), Type::Cache(cache))
-                        if program.caches.iter().all(|known| known.0 != *name) =>
+                        if program.caches.iter().all(|known| known.name != *name) =>
                     {
-                        program.caches.push((name.clone(), *cache));
+                        let group = program.group(window(graph, value));
+                        program.caches.push(ScheduledCache { name: name.clone(), ty: *cache, group });
                     }
                     _ => {}
                 }
@@ -49,6 +57,34 @@ impl Program {
         }
         Ok(program)
     }
+
+    /// The group of caches with this window, added on first use.
+    fn group(&mut self, window: Option<usize>) -> usize {
+        let known = self.groups.iter().position(|group| group.window == window);
+        known.unwrap_or_else(|| {
+            let name = window.map_or_else(|| "kv".to_owned(), |tokens| format!("kv.window.{tokens}"));
+            self.groups.push(CacheGroup { name, window });
+            self.groups.len() - 1
+        })
+    }
+}
+
+/// The tokens of a cache that some attention still reads: the widest window over its states, or all where one sees all or
+/// none attends.
+fn window(graph: &Graph, cache: Value) -> Option<usize> {
+    let mut widest = None;
+    let mut states = vec![cache];
+    while let Some(state) = states.pop() {
+        for user in graph.uses(state).0 {
+            if let Some(Op::Attention(attention)) = graph.as_op(user) {
+                widest = widest.max(Some(attention.window?));
+            }
+            let results = graph.node(user).results.iter().enumerate();
+            let next = results.filter(|(_, ty)| matches!(ty, Type::Cache(_)));
+            states.extend(next.map(|(result, _)| Value { node: user, result: result as u32 }));
+        }
+    }
+    widest
 }
 
 /// Stored bytes of a weight.
@@ -61,7 +97,7 @@ fn weight_bytes(name: &str, ty: &Type) -> Result<u64, ScheduleError> {
             packed_bytes(*scheme, n, k)
         }
         (Some(Elem::Dense(DType::F32)), Some(&[k])) => {
-            check_multiple(name, "elements", k, GROUP)?;
+            check_multiple(name, "elements", k, BLOCK_ROWS)?;
             k * DType::F32.bytes()
         }
         _ => {
@@ -138,7 +174,7 @@ impl Lowering<'_> {
                 }
             }
             NodeKind::Cache(name) => {
-                if let Some(at) = self.program.caches.iter().position(|cache| cache.0 == *name) {
+                if let Some(at) = self.program.caches.iter().position(|cache| cache.name == *name) {
                     self.values.insert(first, Buffer::Cache(at));
                     self.newest.insert(at, first);
                 }
@@ -160,43 +196,54 @@ impl Lowering<'_> {
                 let params = vec![rows, n, spans(k, scheme.span())];
                 self.launch("embed", KernelSpec::Embed { scheme }, &operands, params, rows, Share::Even)?
             }
-            Op::RmsNorm(_) | Op::Quantize(_) | Op::Gather(_) => {
+            Op::RmsNorm(_) | Op::LayerNorm(_) | Op::NormAdd(_) | Op::Quantize(_) | Op::Gather(_) => {
                 self.rows(op.name(), std::slice::from_ref(op), inputs[0], &operands)?
             }
-            Op::Rotary(rotary) if rotary.scaling == Scaling::None => {
-                let kernel = KernelSpec::Rotary { head_dim: rotary.dim, theta: rotary.theta };
+            Op::Rotary(Rotary { dim, theta, scaling }) => {
+                let kernel = KernelSpec::Rotary { dim: *dim, theta: *theta, scaling: scaling.clone() };
                 self.launch("rotary", kernel, &operands, vec![rows], rows, Share::Even)?
             }
-            Op::Rope(rope) if self.shape(inputs[1]).1.c == rope.head_dim => {
-                let kernel = KernelSpec::Rope { head_dim: rope.head_dim };
+            Op::Rope(rope) => {
+                check_head("rope", rope.head_dim)?;
+                let kernel = KernelSpec::Rope { head_dim: rope.head_dim, dim: self.shape(inputs[1]).1.c };
                 let params = vec![rows, Dim::of(columns.c / rope.head_dim), Dim::of(rope.heads)];
                 self.launch("rope", kernel, &operands, params, rows, Share::Even)?
             }
-            Op::Silu(_) => self.map(MapOp::Silu, &operands, rows, columns)?,
+            Op::HeadNorm(HeadNorm { head_dim, first, heads, eps }) => {
+                check_head("head_norm", *head_dim)?;
+                let kernel = KernelSpec::HeadNorm { head_dim: *head_dim, eps: *eps };
+                let params = vec![rows, Dim::of(columns.c / head_dim), Dim::of(*first), Dim::of(*heads)];
+                self.launch("head_norm", kernel, &operands, params, rows, Share::Even)?
+            }
+            Op::Silu(_) => self.map(MapOp::Activate(Function::Silu), &operands, rows, columns)?,
+            Op::Gelu(gelu) => self.map(MapOp::Activate(gelu_function(gelu)), &operands, rows, columns)?,
+            Op::Scale(scale) => self.map(MapOp::Scale(scale.factor), &operands, rows, columns)?,
+            Op::Softcap(softcap) => self.map(MapOp::Softcap(softcap.cap), &operands, rows, columns)?,
             Op::Mul(_) => self.map(MapOp::Mul, &operands, rows, columns)?,
             Op::Add(_) => self.map(MapOp::Add, &operands, rows, columns)?,
             Op::Bias(_) => self.map(MapOp::Bias, &operands, rows, columns)?,
-            Op::Glu(glu) if glu.function == Function::Silu => {
-                self.map(MapOp::SwiGlu, &operands, rows, Dim::of(columns.c / 2))?
-            }
-            Op::Attention(attention) if attention.window.is_none() && attention.softcap.is_none() => {
+            Op::Glu(glu) => self.map(MapOp::Glu(glu.function), &operands, rows, Dim::of(columns.c / 2))?,
+            Op::Attention(attention) => {
                 let cache = self.cache(inputs[3])?;
+                check_head("attention", cache.head_dim)?;
                 let kernel = KernelSpec::Attention {
                     group: attention.heads / cache.heads,
                     head_dim: cache.head_dim,
                     dtype: cache.dtype,
                     scale: attention.scale,
+                    window: attention.window,
+                    softcap: attention.softcap,
                 };
                 let params = vec![rows, Dim::of(cache.heads), Dim::S, self.pages];
                 let units = times(rows, cache.heads);
                 // A token's work grows with its position, so workers take units as they get free.
-                self.launch("attention", kernel, &with_block_table(&operands, 3), params, units, Share::Claim(1))?
+                self.launch("attention", kernel, &self.with_block_table(&operands, 3), params, units, Share::Claim(1))?
             }
             Op::Append(_) => {
                 let cache = self.cache(inputs[4])?;
                 let kernel = KernelSpec::Append { head_dim: cache.head_dim, dtype: cache.dtype };
                 let params = vec![rows, Dim::of(cache.heads), Dim::S, self.pages];
-                self.launch("append", kernel, &with_block_table(&operands, 4), params, rows, Share::Even)?;
+                self.launch("append", kernel, &self.with_block_table(&operands, 4), params, rows, Share::Even)?;
                 self.advance(operands[4], result(0));
                 return Ok(());
             }
@@ -205,11 +252,10 @@ impl Lowering<'_> {
                 let kernel = KernelSpec::AppendQkv { head_dim: cache.head_dim, dtype: cache.dtype };
                 let params = vec![rows, Dim::of(append.heads), Dim::of(cache.heads), Dim::S, self.pages];
                 let queries =
-                    self.launch("append_qkv", kernel, &with_block_table(&operands, 3), params, rows, Share::Even)?;
+                    self.launch("append_qkv", kernel, &self.with_block_table(&operands, 3), params, rows, Share::Even)?;
                 self.advance(operands[3], result(1));
                 queries
             }
-            other => return Err(unsupported(other.name(), "it has no kernel with these attributes yet")),
         };
         self.values.insert(result(0), out);
         Ok(())
@@ -247,23 +293,12 @@ impl Lowering<'_> {
         for (at, op) in linear.epilogue.iter().enumerate() {
             let slots = extra(linear.prologue.len() + at);
             let stage_operands = &operands[slots.clone()];
-            epilogue.push(match op {
-                Op::Rope(rope) if self.shape(inputs[slots.start]).1.c == rope.head_dim => {
-                    Stage::Rope { head_dim: rope.head_dim, heads: rope.heads }
-                }
-                Op::Glu(glu) if glu.function == Function::Silu => Stage::SwiGlu,
-                Op::Add(_) => Stage::Add,
-                Op::Bias(_) => Stage::Bias,
-                Op::AppendQkv(append) => {
-                    let cache = self.cache(inputs[slots.start + 2])?;
-                    appended = Some(stage_operands[2]);
-                    let CacheType { dtype, heads: kv_heads, head_dim } = cache;
-                    Stage::AppendQkv { head_dim, heads: append.heads, kv_heads, dtype }
-                }
-                other => return Err(unsupported(format!("{} after a product", other.name()), "no such stage")),
-            });
+            epilogue.push(self.stage(op, &inputs[slots])?);
             match op {
-                Op::AppendQkv(_) => buffers.extend(with_block_table(stage_operands, 2)),
+                Op::AppendQkv(_) => {
+                    appended = Some(stage_operands[2]);
+                    buffers.extend(self.with_block_table(stage_operands, 2));
+                }
                 _ => buffers.extend(stage_operands),
             }
         }
@@ -285,36 +320,62 @@ impl Lowering<'_> {
         Ok(())
     }
 
+    /// The stage that an op becomes after a product; `extra` are its operands besides the running value.
+    fn stage(&self, op: &Op, extra: &[Value]) -> Result<Stage, ScheduleError> {
+        Ok(match op {
+            &Op::HeadNorm(HeadNorm { head_dim, first, heads, eps }) => {
+                check_head("head_norm", head_dim)?;
+                Stage::HeadNorm { head_dim, first, heads, eps }
+            }
+            Op::Rope(rope) => {
+                check_head("rope", rope.head_dim)?;
+                Stage::Rope { head_dim: rope.head_dim, dim: self.shape(extra[0]).1.c, heads: rope.heads }
+            }
+            Op::Glu(glu) => Stage::Glu(glu.function),
+            Op::Silu(_) => Stage::Activate(Function::Silu),
+            Op::Gelu(gelu) => Stage::Activate(gelu_function(gelu)),
+            Op::Scale(scale) => Stage::Scale(scale.factor),
+            Op::Softcap(softcap) => Stage::Softcap(softcap.cap),
+            Op::Add(_) => Stage::Add,
+            Op::Bias(_) => Stage::Bias,
+            Op::AppendQkv(append) => {
+                let CacheType { dtype, heads: kv_heads, head_dim } = self.cache(extra[2])?;
+                check_head("append_qkv", head_dim)?;
+                Stage::AppendQkv { head_dim, heads: append.heads, kv_heads, dtype }
+            }
+            other => return Err(unsupported(format!("{} after a product", other.name()), "no such stage")),
+        })
+    }
+
     /// A launch of gather, norm and quantization, each at most once and in this order.
     fn rows(&mut self, label: &str, ops: &[Op], x: Value, operands: &[Buffer]) -> Result<Buffer, ScheduleError> {
-        let (mut gather, mut norm, mut quantize) = (false, None, false);
+        let (mut gather, mut norm, mut add, mut quantize) = (false, None, false, false);
         for op in ops {
             match op {
                 Op::Gather(_) if !gather && norm.is_none() && !quantize => gather = true,
-                Op::RmsNorm(rms) if norm.is_none() && !quantize => norm = Some(rms.eps),
+                Op::RmsNorm(rms) if norm.is_none() && !quantize => norm = Some(Norm::Rms { eps: rms.eps }),
+                Op::LayerNorm(layer) if norm.is_none() && !quantize => norm = Some(Norm::Layer { eps: layer.eps }),
+                Op::NormAdd(rms) if norm.is_none() && !quantize => {
+                    (norm, add) = (Some(Norm::Rms { eps: rms.eps }), true);
+                }
                 Op::Quantize(quantized) if !quantize && quantized.group == GROUP => quantize = true,
                 other => {
-                    let message = "expected gather, rms_norm and quantize in groups of 32, in this order";
+                    let message = "expected gather, a norm and quantize in groups of 32, in this order";
                     return Err(unsupported(format!("{} in {label}", other.name()), message));
                 }
             }
         }
         let (source_rows, k) = self.shape(x);
+        check_multiple(label, "columns", k.c, GROUP)?;
         let rows = if gather { Dim::R } else { source_rows };
-        let kernel = KernelSpec::Rows { gather, norm, quantize };
+        let kernel = KernelSpec::Rows { gather, norm, add, quantize };
         self.launch(label, kernel, operands, vec![rows, source_rows, spans(k, GROUP)], rows, Share::Even)
     }
 
     fn map(&mut self, op: MapOp, operands: &[Buffer], rows: Dim, columns: Dim) -> Result<Buffer, ScheduleError> {
         let kernel = KernelSpec::Map { op };
-        let label = match op {
-            MapOp::Add => "add",
-            MapOp::Mul => "mul",
-            MapOp::Silu => "silu",
-            MapOp::SwiGlu => "swiglu",
-            MapOp::Bias => "bias",
-        };
-        self.launch(label, kernel, operands, vec![rows, columns], rows, Share::Even)
+        let label = op.to_string();
+        self.launch(&label, kernel, operands, vec![rows, columns], rows, Share::Even)
     }
 
     /// Adds a launch. `operands` are the kernel's in order but for `out` and `scratch`, which are made here; returns
@@ -358,13 +419,22 @@ impl Lowering<'_> {
         out.or(last).ok_or_else(|| unsupported("a kernel", "it has no operands"))
     }
 
+    /// The operands with the block table of the cache at `at` before it.
+    fn with_block_table(&self, operands: &[Buffer], at: usize) -> Vec<Buffer> {
+        let group = match operands[at] {
+            Buffer::Cache(cache) => self.program.caches[cache].group,
+            _ => 0,
+        };
+        [&operands[..at], &[Buffer::BlockTable(group)], &operands[at..]].concat()
+    }
+
     /// Where a value lies; refuses a cache state that has been overwritten.
     fn buffer(&self, value: Value) -> Result<Buffer, ScheduleError> {
         let buffer = self.values.get(&value).copied();
         let buffer = buffer.ok_or_else(|| unsupported("a value", "it is read before it is computed"))?;
         match buffer {
             Buffer::Cache(at) if self.newest.get(&at) != Some(&value) => Err(unsupported(
-                format!("a read of cache '{}' after an append", self.program.caches[at].0),
+                format!("a read of cache '{}' after an append", self.program.caches[at].name),
                 "pages change in place",
             )),
             _ => Ok(buffer),
@@ -403,9 +473,16 @@ impl Lowering<'_> {
     }
 }
 
-/// The operands with the block table before the one at `at`.
-fn with_block_table(operands: &[Buffer], at: usize) -> Vec<Buffer> {
-    [&operands[..at], &[Buffer::BlockTable], &operands[at..]].concat()
+fn gelu_function(gelu: &Gelu) -> Function {
+    if gelu.tanh { Function::GeluTanh } else { Function::Gelu }
+}
+
+/// Refuses heads that are no whole blocks of lanes.
+fn check_head(op: &str, head_dim: usize) -> Result<(), ScheduleError> {
+    if head_dim > 0 && head_dim.is_multiple_of(BLOCK_ROWS) {
+        return Ok(());
+    }
+    Err(unsupported(format!("{op} of heads of {head_dim}"), format!("expected a multiple of {BLOCK_ROWS} elements")))
 }
 
 fn spans(columns: Dim, span: usize) -> Dim {

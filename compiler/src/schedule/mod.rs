@@ -36,7 +36,9 @@ pub struct Schedule {
     /// Weights in the order in which launches first read them.
     pub weights: Vec<ScheduledWeight>,
     /// Caches by name, in the order of their layers.
-    pub caches: Vec<(String, CacheType)>,
+    pub caches: Vec<ScheduledCache>,
+    /// Groups of caches with one block table each, in the order of their first use.
+    pub groups: Vec<CacheGroup>,
     /// Most positions of a sequence.
     pub max_context: usize,
     /// Variants by step size, smallest first.
@@ -72,6 +74,26 @@ pub struct ScheduledWeight {
     pub ty: Type,
     /// Stored bytes.
     pub bytes: u64,
+}
+
+/// A cache as the plan declares it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScheduledCache {
+    /// Its name (`kv.0`).
+    pub name: String,
+    /// Its type.
+    pub ty: CacheType,
+    /// Its group, by index into [`Schedule::groups`].
+    pub group: usize,
+}
+
+/// Caches whose tokens are kept equally long, so that they share page numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheGroup {
+    /// Its name.
+    pub name: String,
+    /// Tokens that attention still reads; all where there is none.
+    pub window: Option<usize>,
 }
 
 /// The steps up to a size.
@@ -115,8 +137,8 @@ pub enum Buffer {
     Weight(usize),
     /// What the runtime supplies.
     Input(StepInput),
-    /// Page numbers of each sequence.
-    BlockTable,
+    /// Page numbers of each sequence in a group of caches, by index into [`Schedule::groups`].
+    BlockTable(usize),
     /// A cache, by index into [`Schedule::caches`].
     Cache(usize),
 }
@@ -211,8 +233,8 @@ pub fn build(graph: &Graph, max_context: usize) -> Result<Schedule, ScheduleErro
         arena::place(&mut bucket, &phases);
         buckets.push(bucket);
     }
-    let lower::Program { weights, caches } = program;
-    Ok(Schedule { name: graph.name.clone(), weights, caches, max_context, buckets })
+    let lower::Program { weights, caches, groups } = program;
+    Ok(Schedule { name: graph.name.clone(), weights, caches, groups, max_context, buckets })
 }
 
 /// The tile for a product over at most `rows` rows of activations. Rows whose logits are wanted are few even where

@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 
 use lathe_ir::types::StepSize;
 
-use super::{ArenaBuffer, Bucket, Buffer, Launch, Schedule, Share};
+use super::{ArenaBuffer, Bucket, Buffer, Launch, Schedule, ScheduledCache, Share};
 
 /// Launches of every bucket. A line `--` is a barrier; a buffer prints as `b3@offset[bytes]`.
 pub fn schedule(schedule: &Schedule) -> String {
@@ -15,15 +15,16 @@ pub fn schedule(schedule: &Schedule) -> String {
 }
 
 fn write_schedule(text: &mut String, schedule: &Schedule) -> fmt::Result {
-    let Schedule { name, weights, caches, max_context, buckets } = schedule;
+    let Schedule { name, weights, caches, groups, max_context, buckets } = schedule;
     writeln!(text, "schedule {name}: {max_context} positions, {} pages per sequence", schedule.pages())?;
     writeln!(text, "\nweights")?;
     for weight in weights {
         writeln!(text, "  @{}: {}, {} bytes", weight.weight.name, weight.ty, weight.bytes)?;
     }
     writeln!(text, "\ncaches")?;
-    for (name, cache) in caches {
-        writeln!(text, "  ${name}: {cache}")?;
+    for ScheduledCache { name, ty, group } in caches {
+        let kept = groups[*group].window.map_or_else(String::new, |tokens| format!(", the last {tokens} tokens"));
+        writeln!(text, "  ${name}: {ty}{kept}")?;
     }
     for bucket in buckets {
         writeln!(
@@ -79,8 +80,9 @@ fn operand(schedule: &Schedule, bucket: &Bucket, buffer: Buffer) -> String {
         Buffer::Scratch(bytes) => format!("scratch[{bytes}]"),
         Buffer::Weight(at) => format!("@{}", schedule.weights[at].weight.name),
         Buffer::Input(input) => format!("%{}", input.name()),
-        Buffer::BlockTable => "%block_table".to_owned(),
-        Buffer::Cache(at) => format!("${}", schedule.caches[at].0),
+        Buffer::BlockTable(0) => "%block_table".to_owned(),
+        Buffer::BlockTable(group) => format!("%block_table.{group}"),
+        Buffer::Cache(at) => format!("${}", schedule.caches[at].name),
     }
 }
 

@@ -320,6 +320,24 @@ impl<'c> Builder<'c> {
         Val(ok(self.llvm.build_shuffle_vector(vector, vector.get_type().get_poison(), mask, "")).into())
     }
 
+    /// The value of lane `from` of this half warp; PTX only.
+    pub(super) fn shuffle(&self, value: Val<'c>, from: Val<'c>) -> Val<'c> {
+        let tid = self.intrinsic("llvm.nvvm.read.ptx.sreg.tid.x", &[], &[]);
+        let half = self.and(tid, self.int32(16));
+        let mask = self.shl(self.int32(0xffff), half);
+        let args = [mask, value, self.or(half, from), self.int32(31)];
+        self.intrinsic("llvm.nvvm.shfl.sync.idx.f32", &[], &args)
+    }
+
+    /// Lanes `first .. first + 16` of two vectors; x86 only.
+    pub(super) fn pick(&self, low: Val<'c>, high: Val<'c>, first: usize) -> Val<'c> {
+        let i32_type = self.context.i32_type();
+        let order: Vec<_> = (0..LANES).map(|i| i32_type.const_int((i + first) as u64, false)).collect();
+        let mask = inkwell::types::VectorType::const_vector(&order);
+        let (low, high) = (low.0.into_vector_value(), high.0.into_vector_value());
+        Val(ok(self.llvm.build_shuffle_vector(low, high, mask, "")).into())
+    }
+
     /// A lane value whose lanes all agree, as a uniform value.
     pub fn first(&self, value: Val<'c>) -> Val<'c> {
         match value.0 {

@@ -39,7 +39,7 @@ impl<'c> Builder<'c> {
     }
 
     /// A polynomial by Horner's rule, highest coefficient first, one fused multiply-add per step.
-    fn horner(&self, x: Val<'c>, kind: Kind, coefficients: &[f64]) -> Val<'c> {
+    pub(super) fn horner(&self, x: Val<'c>, kind: Kind, coefficients: &[f64]) -> Val<'c> {
         let constant = |c: f64| match kind {
             Kind::F64 => Val(self.context.f64_type().const_float(c).into()),
             _ => self.float(c as f32),
@@ -72,12 +72,6 @@ impl<'c> Builder<'c> {
     /// `e^x` of a uniform value, with the same bits as a lane would get.
     pub fn exp_uniform(&self, x: Val<'c>) -> Val<'c> {
         self.first(self.exp(self.splat(x)))
-    }
-
-    /// `x · sigmoid(x)` per lane.
-    pub fn silu(&self, x: Val<'c>) -> Val<'c> {
-        let e = self.exp(self.fsub(self.float_lanes(0.0), x));
-        self.fdiv(x, self.fadd(self.float_lanes(1.0), e))
     }
 
     /// Cosine and sine of f64 lanes in `[0, 2^20)`, rounded to f32. Taylor polynomials on ±π/4 in f64.

@@ -7,6 +7,7 @@
 mod arith;
 pub mod builder;
 pub mod dot;
+mod functions;
 pub mod link;
 pub mod machine;
 pub mod math;

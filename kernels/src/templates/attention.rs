@@ -2,7 +2,8 @@
 //!
 //! Online softmax (Milakov and Gimelshein, 2018) over pages of 16 tokens, in splits of 256 tokens that merge in order,
 //! as flash attention does (Dao et al., 2022). A token's result depends on nothing but its own history, in logical
-//! order. Scores of tokens after the position are replaced, and their values never read.
+//! order. Scores of tokens after the position or before the window are replaced, and their values never read; pages
+//! before the window are not touched, so its length bounds the work.
 
 use inkwell::IntPredicate;
 use inkwell::values::PointerValue;
@@ -13,6 +14,17 @@ use crate::llvm::builder::{Builder, Kind, LANES, Val};
 use crate::llvm::memory::Var;
 use crate::spec::{PAGE_TOKENS, page_bytes};
 
+/// How scores come from dot products.
+#[derive(Clone, Copy)]
+pub struct Scores {
+    /// Factor.
+    pub scale: f32,
+    /// Tokens that a token sees, itself included.
+    pub window: Option<usize>,
+    /// Bound.
+    pub softcap: Option<f32>,
+}
+
 /// The running state of one query head: maximum, lane sums of weights, weighted sum of values.
 struct State<'c> {
     max: Var<'c>,
@@ -21,7 +33,7 @@ struct State<'c> {
 }
 
 /// Operands: q, positions, sequences, block table, cache, out. Params: T, KV, S, B.
-pub fn attention(b: &Builder<'_>, group: usize, head_dim: usize, dtype: DType, scale: f32) {
+pub fn attention<'c>(b: &Builder<'c>, group: usize, head_dim: usize, dtype: DType, scores: Scores) {
     let [q, positions, sequences, table, cache, out] = [0, 1, 2, 3, 4, 5].map(|i| b.operand(i));
     let (kv_heads, width) = (b.param(1), b.param(3));
     let weights = b.frame(group * PAGE_TOKENS);
@@ -35,25 +47,44 @@ pub fn attention(b: &Builder<'_>, group: usize, head_dim: usize, dtype: DType, s
         let pages = b.add(b.udiv(position, b.int(PAGE_TOKENS as i64)), b.int(1));
         let total: Vec<State<'_>> = (0..group).map(|_| start(b, head_dim)).collect();
         let split = b.int((ATTENTION_SPLIT / PAGE_TOKENS) as i64);
-        b.for_range(b.int(0), pages, split, |first| {
+        // The first token that this one sees, its page and the start of its split: splits begin at multiples of their
+        // size whatever the window, so that the order of the sum is that of positions.
+        let first_seen = scores.window.map(|window| {
+            let before = b.sub(position, b.int(window as i64 - 1));
+            b.overloaded("llvm.smax", &[before, b.int(0)])
+        });
+        let first_page = first_seen.map(|token| b.udiv(token, b.int(PAGE_TOKENS as i64)));
+        let start_page = first_page.map_or(b.int(0), |page| b.mul(b.udiv(page, split), split));
+        b.for_range(start_page, pages, split, |first| {
             let partial: Vec<State<'_>> = (0..group).map(|_| start(b, head_dim)).collect();
             let end = b.overloaded("llvm.smin", &[b.add(first, split), pages]);
-            b.for_range(first, end, b.int(1), |page| {
+            let begin = first_page.map_or(first, |page| b.overloaded("llvm.smax", &[first, page]));
+            b.for_range(begin, end, b.int(1), |page| {
                 let number = b.load_index(table, page);
                 let bytes = page_bytes(1, head_dim, dtype);
                 let base = b.element(cache, b.add(b.mul(number, kv_heads), head), bytes);
                 let last = b.sub(position, b.mul(page, b.int(PAGE_TOKENS as i64)));
-                let scores = score(b, query, base, group, head_dim, dtype);
-                for (i, (state, dot)) in partial.iter().zip(scores).enumerate() {
-                    let visible = b.icmp(IntPredicate::SLE, b.lane_index(), b.splat(b.trunc(last, Kind::I32)));
-                    let scaled = b.fmul(dot, b.float_lanes(scale));
-                    let masked = b.select(visible, scaled, b.float_lanes(f32::NEG_INFINITY));
+                // Where the window begins in this page.
+                let hidden = first_seen.map(|token| {
+                    let tokens = b.sub(token, b.mul(page, b.int(PAGE_TOKENS as i64)));
+                    b.overloaded("llvm.smax", &[tokens, b.int(0)])
+                });
+                let lane = |index: Val<'c>| b.splat(b.trunc(index, Kind::I32));
+                let dots = score(b, query, base, group, head_dim, dtype);
+                for (i, (state, dot)) in partial.iter().zip(dots).enumerate() {
+                    let visible = b.icmp(IntPredicate::SLE, b.lane_index(), lane(last));
+                    let visible = hidden.map_or(visible, |hidden| {
+                        b.and(visible, b.icmp(IntPredicate::SGE, b.lane_index(), lane(hidden)))
+                    });
+                    let scaled = b.fmul(dot, b.float_lanes(scores.scale));
+                    let capped = scores.softcap.map_or(scaled, |cap| b.softcap(scaled, cap));
+                    let masked = b.select(visible, capped, b.float_lanes(f32::NEG_INFINITY));
                     let slots = b.offset(weights, b.int((4 * PAGE_TOKENS * i) as i64));
                     weigh(b, state, masked, slots);
                 }
                 let values = b.offset(base, b.int((PAGE_TOKENS * head_dim * dtype.bytes()) as i64));
                 let count = b.overloaded("llvm.smin", &[b.add(last, b.int(1)), b.int(PAGE_TOKENS as i64)]);
-                add_values(b, &partial, weights, values, count, dtype);
+                add_values(b, &partial, weights, values, [hidden.unwrap_or(b.int(0)), count], dtype);
             });
             for (total, partial) in total.iter().zip(&partial) {
                 merge(b, total, partial);
@@ -121,17 +152,17 @@ fn weigh<'c>(b: &Builder<'c>, state: &State<'c>, scores: Val<'c>, slots: Pointer
     }
 }
 
-/// Adds the weighted values of the first `count` tokens of a page.
+/// Adds the weighted values of some tokens of a page.
 fn add_values<'c>(
     b: &Builder<'c>,
     states: &[State<'c>],
     weights: PointerValue<'c>,
     values: PointerValue<'c>,
-    count: Val<'c>,
+    [begin, end]: [Val<'c>; 2],
     dtype: DType,
 ) {
     let head_dim = states[0].values.len() * LANES;
-    b.for_range(b.int(0), count, b.int(1), |token| {
+    b.for_range(begin, end, b.int(1), |token| {
         let row = b.element(values, token, head_dim * dtype.bytes());
         let vector: Vec<Val<'c>> = (0..states[0].values.len())
             .map(|block| load(b, b.offset(row, b.int((block * LANES * dtype.bytes()) as i64)), dtype))

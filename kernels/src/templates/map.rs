@@ -17,10 +17,12 @@ pub fn map(b: &Builder<'_>, op: MapOp) {
                 MapOp::Add => b.fadd(load(0, at), load(1, at)),
                 MapOp::Mul => b.fmul(load(0, at), load(1, at)),
                 MapOp::Bias => b.fadd(load(0, at), load(1, column)),
-                MapOp::Silu => b.silu(load(0, at)),
-                MapOp::SwiGlu => {
+                MapOp::Activate(function) => b.activate(function, load(0, at)),
+                MapOp::Scale(factor) => b.fmul(load(0, at), b.float_lanes(factor)),
+                MapOp::Softcap(cap) => b.softcap(load(0, at), cap),
+                MapOp::Glu(function) => {
                     let gate = b.mul(at, b.int(2));
-                    b.fmul(b.silu(load(0, gate)), load(0, b.add(gate, b.int(LANES as i64))))
+                    b.fmul(b.activate(function, load(0, gate)), load(0, b.add(gate, b.int(LANES as i64))))
                 }
             };
             b.store_lanes(Kind::F32, b.element(out, at, 4), result);

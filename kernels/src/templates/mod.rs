@@ -30,14 +30,18 @@ pub fn generate(b: &mut Builder<'_>, symbol: &str, spec: &KernelSpec) {
     b.begin(symbol, spec);
     match spec {
         KernelSpec::Embed { scheme } => embed::embed(b, *scheme),
-        KernelSpec::Rows { gather, norm, quantize } => rows::rows(b, *gather, *norm, *quantize),
-        KernelSpec::Rotary { head_dim, theta } => rotary::rotary(b, *head_dim, *theta),
+        KernelSpec::Rows { gather, norm, add, quantize } => {
+            rows::rows(b, rows::Steps { gather: *gather, norm: *norm, add: *add, quantize: *quantize });
+        }
+        KernelSpec::Rotary { dim, theta, scaling } => rotary::rotary(b, *dim, *theta, scaling),
         KernelSpec::Linear { scheme, act, tile, epilogue } => linear::linear(b, *scheme, *act, *tile, epilogue),
-        KernelSpec::Attention { group, head_dim, dtype, scale } => {
-            attention::attention(b, *group, *head_dim, *dtype, *scale);
+        KernelSpec::Attention { group, head_dim, dtype, scale, window, softcap } => {
+            let scores = attention::Scores { scale: *scale, window: *window, softcap: *softcap };
+            attention::attention(b, *group, *head_dim, *dtype, scores);
         }
         KernelSpec::Map { op } => map::map(b, *op),
-        KernelSpec::Rope { head_dim } => rotary::rope(b, *head_dim),
+        KernelSpec::Rope { head_dim, dim } => rotary::rope(b, *head_dim, *dim),
+        KernelSpec::HeadNorm { head_dim, eps } => rotary::head_norm(b, *head_dim, *eps),
         KernelSpec::Append { head_dim, dtype } => append::append(b, *head_dim, *dtype),
         KernelSpec::AppendQkv { head_dim, dtype } => append::append_qkv(b, *head_dim, *dtype),
     }

@@ -1,38 +1,70 @@
-//! Row kernels: gather, root-mean-square norm and quantization of activation rows, in one pass over each row.
+//! Row kernels: gather, norm, residual and quantization of activation rows, in one pass over each row.
 //!
-//! The norm sums squares by the lane tree: `y = x · (1 / sqrt(Σx²/K + eps)) · w`. Quantization takes groups of 32:
+//! A root-mean-square norm sums squares by the lane tree: `y = x · (1 / sqrt(Σx²/K + eps)) · w`. A layer norm first sums
+//! the row by the lane tree, then the squares of `x − mean`: `y = (x − mean) · (1 / sqrt(…/K + eps)) · w + bias`, the last
+//! two by one fused multiply-add. Quantization takes groups of 32:
 //! scale = max|y| / 127, code = y / scale rounded to even, and stores scale · Σcode and Σcode beside the codes.
 
 use inkwell::FloatPredicate;
 use inkwell::values::PointerValue;
 
 use crate::llvm::builder::{Builder, Kind, LANES, Val};
-use crate::spec::{ACT_GROUP_BYTES, GROUP};
+use crate::spec::{ACT_GROUP_BYTES, GROUP, Norm};
 
 /// The largest magnitude of a code.
 const MAX_CODE: f32 = 127.0;
 
-/// Operands: x, rows if gathering, norm weight if norming, out. Params: M, T, G.
-pub fn rows(b: &Builder<'_>, gather: bool, norm: Option<f32>, quantize: bool) {
+/// What is done to a row, in order.
+#[derive(Clone, Copy)]
+pub struct Steps {
+    /// Whether it is gathered.
+    pub gather: bool,
+    /// Its norm.
+    pub norm: Option<Norm>,
+    /// Whether a residual is added.
+    pub add: bool,
+    /// Whether it is quantized.
+    pub quantize: bool,
+}
+
+/// Operands: x, rows if gathering, norm weight if norming, its bias of a layer norm, residual if adding, out. Params: M, T, G.
+pub fn rows<'c>(b: &Builder<'c>, Steps { gather, norm, add, quantize }: Steps) {
     let mut operands = (0..).map(|i| b.operand(i));
     let mut next = || operands.next().expect("the range has no end");
     let x = next();
     let index = gather.then(&mut next);
     let weight = norm.is_some().then(&mut next);
+    let bias = matches!(norm, Some(Norm::Layer { .. })).then(&mut next);
+    let residual = add.then(&mut next);
     let out = next();
     let groups = b.param(2);
     b.for_units(|row| {
         let source = index.map_or(row, |index| b.load_index(index, row));
         let x = b.element(x, b.mul(source, groups), 4 * GROUP);
-        let factor = norm.map(|eps| b.splat(inverse_rms(b, x, groups, eps)));
+        let (mean, factor) = match norm {
+            None => (None, None),
+            Some(Norm::Rms { eps }) => (None, Some(b.splat(inverse_rms(b, x, groups, None, eps)))),
+            Some(Norm::Layer { eps }) => {
+                let mean = b.splat(mean(b, x, groups));
+                (Some(mean), Some(b.splat(inverse_rms(b, x, groups, Some(mean), eps))))
+            }
+        };
         let row_base = b.mul(row, groups);
         b.for_range(b.int(0), groups, b.int(1), |g| {
             let half = |i: usize| {
-                let at = b.offset(b.element(x, g, 4 * GROUP), b.int((i * 4 * LANES) as i64));
-                let value = b.load_lanes(Kind::F32, at);
-                let (Some(factor), Some(weight)) = (factor, weight) else { return value };
-                let at = b.offset(b.element(weight, g, 4 * GROUP), b.int((i * 4 * LANES) as i64));
-                b.fmul(b.fmul(value, factor), b.load_lanes(Kind::F32, at))
+                let load = |base: PointerValue<'c>| {
+                    let at = b.offset(b.element(base, g, 4 * GROUP), b.int((i * 4 * LANES) as i64));
+                    b.load_lanes(Kind::F32, at)
+                };
+                let mut value = load(x);
+                if let (Some(factor), Some(weight)) = (factor, weight) {
+                    let scaled = b.fmul(mean.map_or(value, |mean| b.fsub(value, mean)), factor);
+                    value = match bias {
+                        Some(bias) => b.fma(scaled, load(weight), load(bias)),
+                        None => b.fmul(scaled, load(weight)),
+                    };
+                }
+                residual.map_or(value, |residual| b.fadd(value, load(b.element(residual, row_base, 4 * GROUP))))
             };
             let halves = [half(0), half(1)];
             if quantize {
@@ -47,15 +79,26 @@ pub fn rows(b: &Builder<'_>, gather: bool, norm: Option<f32>, quantize: bool) {
     });
 }
 
-fn inverse_rms<'c>(b: &Builder<'c>, x: PointerValue<'c>, groups: Val<'c>, eps: f32) -> Val<'c> {
+fn mean<'c>(b: &Builder<'c>, x: PointerValue<'c>, groups: Val<'c>) -> Val<'c> {
+    let sum = b.var(b.float_lanes(0.0));
+    let columns = b.mul(groups, b.int(GROUP as i64));
+    b.for_range(b.int(0), columns, b.int(LANES as i64), |k| {
+        b.set(sum, b.fadd(b.load_lanes(Kind::F32, b.element(x, k, 4)), b.get(sum)));
+    });
+    b.fdiv(b.sum(b.get(sum)), b.to_float(columns, Kind::F32))
+}
+
+/// One over the root of the mean square of a row, less `mean` where there is one.
+fn inverse_rms<'c>(b: &Builder<'c>, x: PointerValue<'c>, groups: Val<'c>, mean: Option<Val<'c>>, eps: f32) -> Val<'c> {
     let squares = b.var(b.float_lanes(0.0));
     let columns = b.mul(groups, b.int(GROUP as i64));
     b.for_range(b.int(0), columns, b.int(LANES as i64), |k| {
         let value = b.load_lanes(Kind::F32, b.element(x, k, 4));
+        let value = mean.map_or(value, |mean| b.fsub(value, mean));
         b.set(squares, b.fma(value, value, b.get(squares)));
     });
-    let mean = b.fdiv(b.sum(b.get(squares)), b.to_float(columns, Kind::F32));
-    let root = b.overloaded("llvm.sqrt", &[b.fadd(mean, b.float(eps))]);
+    let square = b.fdiv(b.sum(b.get(squares)), b.to_float(columns, Kind::F32));
+    let root = b.overloaded("llvm.sqrt", &[b.fadd(square, b.float(eps))]);
     b.fdiv(b.float(1.0), root)
 }
 

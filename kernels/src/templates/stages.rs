@@ -1,14 +1,14 @@
 //! Epilogue stages: what a linear kernel does with a strip of its result while it is in registers.
 //!
-//! A strip is a list of lane values, block after block of 16 outputs, of one row of activations. All stages are
-//! lane-local: rotary pairs, and gates with their ups, lie in the same lane of two blocks.
+//! A strip is a list of lane values, block after block of 16 outputs, of one row of activations. Most stages are
+//! lane-local: gates with their ups, and rotary pairs as a rule, lie in the same lane of two blocks.
 
 use inkwell::IntPredicate;
 use inkwell::values::PointerValue;
 
 use super::append::{Page, page};
 use crate::llvm::builder::{Builder, Kind, LANES, Val};
-use crate::spec::{PAGE_TOKENS, Stage, page_bytes};
+use crate::spec::{PAGE_TOKENS, Stage, page_bytes, rotary_columns, rotary_is_aligned};
 
 /// A strip of results: `values` are the 16-wide blocks of row `row`, strip number `index`.
 pub struct Strip<'c> {
@@ -27,15 +27,25 @@ pub fn finish<'c>(b: &Builder<'c>, epilogue: &[Stage], mut strip: Strip<'c>, fir
     let mut columns = b.param(1);
     for stage in epilogue {
         match *stage {
-            Stage::Rope { head_dim, heads } => {
-                let table = b.element(next(), strip.row, 4 * head_dim);
-                let turns = b.icmp(IntPredicate::SLT, strip.index, b.int(heads as i64));
-                rotate(b, &mut strip.values, table, turns);
+            Stage::HeadNorm { first, heads, eps, .. } => {
+                // Unsigned: an index below `first` wraps to a large number.
+                let index = b.sub(strip.index, b.int(first as i64));
+                let takes = b.icmp(IntPredicate::ULT, index, b.int(heads as i64));
+                norm_head(b, &mut strip.values, next(), eps, takes);
             }
-            Stage::SwiGlu => {
-                strip.values = strip.values.chunks(2).map(|pair| b.fmul(b.silu(pair[0]), pair[1])).collect();
+            Stage::Rope { dim, heads, .. } => {
+                let table = b.element(next(), strip.row, 4 * rotary_columns(dim));
+                let turns = b.icmp(IntPredicate::SLT, strip.index, b.int(heads as i64));
+                rotate(b, &mut strip.values, table, dim, turns);
+            }
+            Stage::Glu(function) => {
+                let gated = |pair: &[Val<'c>]| b.fmul(b.activate(function, pair[0]), pair[1]);
+                strip.values = strip.values.chunks(2).map(gated).collect();
                 columns = b.udiv(columns, b.int(2));
             }
+            Stage::Activate(function) => each(&mut strip, |value| b.activate(function, value)),
+            Stage::Scale(factor) => each(&mut strip, |value| b.fmul(value, b.float_lanes(factor))),
+            Stage::Softcap(cap) => each(&mut strip, |value| b.softcap(value, cap)),
             Stage::Add => {
                 let residual = place(b, next(), &strip, columns);
                 for (i, value) in strip.values.iter_mut().enumerate() {
@@ -62,6 +72,12 @@ pub fn finish<'c>(b: &Builder<'c>, epilogue: &[Stage], mut strip: Strip<'c>, fir
     store_blocks(b, out, &strip.values);
 }
 
+fn each<'c>(strip: &mut Strip<'c>, apply: impl Fn(Val<'c>) -> Val<'c>) {
+    for value in &mut strip.values {
+        *value = apply(*value);
+    }
+}
+
 fn block_offset<'c>(b: &Builder<'c>, block: usize) -> Val<'c> {
     b.int((4 * LANES * block) as i64)
 }
@@ -78,9 +94,26 @@ fn store_blocks<'c>(b: &Builder<'c>, out: PointerValue<'c>, values: &[Val<'c>]) 
     }
 }
 
-/// Rotates the blocks of one head where `turns` holds. `table` is the token's row of cosines, then sines.
-pub fn rotate<'c>(b: &Builder<'c>, values: &mut [Val<'c>], table: PointerValue<'c>, turns: Val<'c>) {
-    let half = values.len() / 2;
+/// Divides the blocks of one head by their root mean square and scales them by `weight`, where `takes` holds. Squares are
+/// summed by the lane tree.
+pub fn norm_head<'c>(b: &Builder<'c>, values: &mut [Val<'c>], weight: PointerValue<'c>, eps: f32, takes: Val<'c>) {
+    let squares = values.iter().fold(b.float_lanes(0.0), |sum, &value| b.fma(value, value, sum));
+    let mean = b.fdiv(b.sum(squares), b.float((values.len() * LANES) as f32));
+    let root = b.overloaded("llvm.sqrt", &[b.fadd(mean, b.float(eps))]);
+    let factor = b.splat(b.fdiv(b.float(1.0), root));
+    for (i, value) in values.iter_mut().enumerate() {
+        let weight = b.load_lanes(Kind::F32, b.offset(weight, block_offset(b, i)));
+        *value = b.select(takes, b.fmul(b.fmul(*value, factor), weight), *value);
+    }
+}
+
+/// Rotates the first `dim` elements of one head, given in blocks, where `turns` holds. `table` is the token's row; see
+/// [`rotary_columns`].
+pub fn rotate<'c>(b: &Builder<'c>, values: &mut [Val<'c>], table: PointerValue<'c>, dim: usize, turns: Val<'c>) {
+    if !rotary_is_aligned(dim) {
+        return rotate_across(b, values, table, dim, turns);
+    }
+    let half = dim / 2 / LANES;
     for i in 0..half {
         let cos = b.load_lanes(Kind::F32, b.offset(table, block_offset(b, i)));
         let sin = b.load_lanes(Kind::F32, b.offset(table, block_offset(b, half + i)));
@@ -88,6 +121,34 @@ pub fn rotate<'c>(b: &Builder<'c>, values: &mut [Val<'c>], table: PointerValue<'
         let minus_sin = b.fsub(b.float_lanes(0.0), sin);
         values[i] = b.select(turns, b.fma(x, cos, b.fmul(y, minus_sin)), x);
         values[half + i] = b.select(turns, b.fma(y, cos, b.fmul(x, sin)), y);
+    }
+}
+
+/// As [`rotate`] where partners, `dim / 2` elements apart, lie in different lanes.
+fn rotate_across<'c>(b: &Builder<'c>, values: &mut [Val<'c>], table: PointerValue<'c>, dim: usize, turns: Val<'c>) {
+    let half = (dim / 2) as i64;
+    let blocks = dim.div_ceil(LANES);
+    let old = values.to_vec();
+    // Elements from any place of the head on; zeros outside of it.
+    let from = |first: i64| {
+        let (block, lane) = (first.div_euclid(LANES as i64), first.rem_euclid(LANES as i64));
+        let at = |block: i64| {
+            let inside = usize::try_from(block).ok().and_then(|block| old.get(block));
+            inside.copied().unwrap_or_else(|| b.float_lanes(0.0))
+        };
+        b.straddle(at(block), at(block + 1), lane as usize)
+    };
+    for (i, value) in values.iter_mut().enumerate().take(blocks) {
+        let first = (i * LANES) as i64;
+        let lane = b.lane_index();
+        let in_first_half = b.icmp(IntPredicate::SLT, lane, b.int_lanes((half - first) as i32));
+        let partner = b.select(in_first_half, from(first + half), from(first - half));
+        let own = b.load_lanes(Kind::F32, b.offset(table, block_offset(b, i)));
+        let other = b.load_lanes(Kind::F32, b.offset(table, block_offset(b, blocks + i)));
+        let turned = b.fma(*value, own, b.fmul(partner, other));
+        // Past the end the partner may be anything; what is not turned keeps its bits.
+        let inside = b.icmp(IntPredicate::SLT, lane, b.int_lanes(dim as i32 - first as i32));
+        *value = b.select(turns, b.select(inside, turned, *value), *value);
     }
 }
 

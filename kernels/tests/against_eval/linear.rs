@@ -2,6 +2,7 @@
 
 use lathe_ir::eval::{CacheState, EvalContext, Tensor};
 use lathe_ir::op::Op;
+use lathe_ir::ops::glu::Function;
 use lathe_ir::ops::{add, append_qkv, bias, glu, linear, quantize, rope};
 use lathe_ir::scheme::Scheme;
 use lathe_ir::types::{CacheType, DType};
@@ -88,9 +89,10 @@ fn residual_and_activation_epilogues() {
             let residual = random.floats(rows * 224);
             (vec![Bytes(f32_bytes(&residual))], vec![Tensor::f32(vec![rows, 224], residual)])
         });
-        check(&SOME_FORMS, &[Stage::SwiGlu], &[glu::Glu { function: glu::Function::Silu }.into()], rows, &|_| {
-            (vec![], vec![])
-        });
+        for function in Function::ALL {
+            let op = glu::Glu { function }.into();
+            check(&SOME_FORMS[..1], &[Stage::Glu(function)], &[op], rows, &|_| (vec![], vec![]));
+        }
         check(&SOME_FORMS, &[Stage::Bias], &[bias::Bias.into()], rows, &|random| {
             let vector = random.floats(224);
             (vec![Bytes(f32_bytes(&vector))], vec![Tensor::f32(vec![224], vector)])
@@ -104,7 +106,7 @@ fn rope_and_append_epilogue() {
     let ty = CacheType { dtype: DType::F32, heads: kv_heads, head_dim };
     let rows = 5;
     let stages = [
-        Stage::Rope { head_dim, heads: heads + kv_heads },
+        Stage::Rope { head_dim, dim: head_dim, heads: heads + kv_heads },
         Stage::AppendQkv { head_dim, heads, kv_heads, dtype: DType::F32 },
     ];
     let ops: [Op; 2] = [rope::Rope { head_dim, heads: 5 }.into(), append_qkv::AppendQkv { heads }.into()];
@@ -169,8 +171,10 @@ fn the_fused_epilogue_writes_the_cache_that_separate_kernels_write() {
         [positions.to_vec(), sequences.to_vec(), table.to_vec()].map(|values: Vec<i32>| Bytes(i32_bytes(&values)))
     };
     let cache = || Bytes(vec![0xff; 4 * page_bytes(kv_heads, head_dim, dtype)]);
-    let stages =
-        vec![Stage::Rope { head_dim, heads: heads + kv_heads }, Stage::AppendQkv { head_dim, heads, kv_heads, dtype }];
+    let stages = vec![
+        Stage::Rope { head_dim, dim: head_dim, heads: heads + kv_heads },
+        Stage::AppendQkv { head_dim, heads, kv_heads, dtype },
+    ];
     let linear = |epilogue: Vec<Stage>, extra: Vec<Buffer>| {
         let units = (n / 16 / KernelSpec::strip_blocks(&epilogue)) as i64;
         let spec = KernelSpec::Linear { scheme: Scheme::INT4, act: Activation::F32, tile: TILES[0], epilogue };
@@ -186,7 +190,7 @@ fn the_fused_epilogue_writes_the_cache_that_separate_kernels_write() {
 
     let product = linear(vec![], vec![]).swap_remove(2);
     let buffers = vec![Bytes(product), Bytes(rotary), Output];
-    let turned = run(&KernelSpec::Rope { head_dim }, buffers, &[5, 4, 3], 5, 5).swap_remove(2);
+    let turned = run(&KernelSpec::Rope { head_dim, dim: head_dim }, buffers, &[5, 4, 3], 5, 5).swap_remove(2);
     let [positions, sequences, table] = tables();
     let buffers = vec![Bytes(turned), positions, sequences, table, cache(), Output];
     let separate = run(&KernelSpec::AppendQkv { head_dim, dtype }, buffers, &[5, 2, 1, 2, 2], 5, 5);

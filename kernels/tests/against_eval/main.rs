@@ -1,6 +1,7 @@
 //! Every CPU kernel against the reference evaluation of its op, on random ragged inputs with poisoned outputs.
 
 mod data;
+mod knobs;
 mod linear;
 mod machine;
 
@@ -9,9 +10,10 @@ use half::f16;
 use lathe_ir::eval::{CacheState, Data, EvalContext, Tensor};
 use lathe_ir::op::Op;
 use lathe_ir::ops;
+use lathe_ir::ops::glu::Function;
 use lathe_ir::scheme::Scheme;
 use lathe_ir::types::{CacheType, DType};
-use lathe_kernels::spec::{KernelSpec, MapOp, PAGE_TOKENS, page_bytes};
+use lathe_kernels::spec::{KernelSpec, MapOp, Norm, PAGE_TOKENS, page_bytes};
 use machine::Buffer::{Data as Bytes, Output};
 use machine::run;
 
@@ -37,10 +39,11 @@ fn embed_of_every_scheme() {
 }
 
 #[test]
-fn rows_gather_norm_and_quantize() {
+fn rows_gather_norm_add_and_quantize() {
     let (tokens, k) = (7, 96);
-    for case in 0..8 {
-        let (gather, norm, quantize) = (case & 1 != 0, (case & 2 != 0).then_some(1e-5), case & 4 != 0);
+    for case in 0..24 {
+        let norm = [None, Some(Norm::Rms { eps: 1e-5 }), Some(Norm::Layer { eps: 1e-5 })][case / 8];
+        let (gather, quantize, add) = (case & 1 != 0, case & 2 != 0, case & 4 != 0);
         let mut random = Random(2);
         let x = random.floats(tokens * k);
         let weight = random.floats(k);
@@ -51,12 +54,26 @@ fn rows_gather_norm_and_quantize() {
             expected = eval(ops::gather::Gather {}, &[expected, Tensor::i32(vec![rows.len()], rows.clone())]);
             buffers.push(Bytes(i32_bytes(&rows)));
         }
-        if let Some(eps) = norm {
-            expected = eval(ops::rms_norm::RmsNorm { eps }, &[expected, Tensor::f32(vec![k], weight.clone())]);
-            buffers.push(Bytes(f32_bytes(&weight)));
+        let vector = |values: &[f32]| Tensor::f32(vec![k], values.to_vec());
+        match norm {
+            None => {}
+            Some(Norm::Rms { eps }) => {
+                expected = eval(ops::rms_norm::RmsNorm { eps }, &[expected, vector(&weight)]);
+                buffers.push(Bytes(f32_bytes(&weight)));
+            }
+            Some(Norm::Layer { eps }) => {
+                let bias = random.floats(k);
+                expected = eval(ops::layer_norm::LayerNorm { eps }, &[expected, vector(&weight), vector(&bias)]);
+                buffers.extend([Bytes(f32_bytes(&weight)), Bytes(f32_bytes(&bias))]);
+            }
+        }
+        if add {
+            let residual = random.floats(rows.len() * k);
+            expected = eval(ops::add::Add, &[expected, Tensor::f32(vec![rows.len(), k], residual.clone())]);
+            buffers.push(Bytes(f32_bytes(&residual)));
         }
         buffers.push(Output);
-        let spec = KernelSpec::Rows { gather, norm, quantize };
+        let spec = KernelSpec::Rows { gather, norm, add, quantize };
         let params = [rows.len() as i64, tokens as i64, k as i64 / 32];
         let found = run(&spec, buffers, &params, rows.len() as i64, 2).pop().unwrap();
         if quantize {
@@ -90,7 +107,7 @@ fn check_records(spec: &KernelSpec, found: &[u8], expected: &Tensor, k: usize) {
 
 #[test]
 fn a_row_of_zeros_quantizes_to_zeros() {
-    let spec = KernelSpec::Rows { gather: false, norm: None, quantize: true };
+    let spec = KernelSpec::Rows { gather: false, norm: None, add: false, quantize: true };
     let found = run(&spec, vec![Bytes(f32_bytes(&[0.0; 64])), Output], &[1, 1, 2], 1, 1).pop().unwrap();
     assert_eq!(found, vec![0; 88]);
 }
@@ -101,7 +118,7 @@ fn rotary_and_rope() {
     let positions = vec![0, 1, 17, 8191, 130_000];
     let tokens = positions.len();
     let theta = 100_000.0;
-    let spec = KernelSpec::Rotary { head_dim, theta };
+    let spec = KernelSpec::Rotary { dim: head_dim, theta, scaling: ops::rotary::Scaling::None };
     let table = run(&spec, vec![Bytes(i32_bytes(&positions)), Output], &[5], 5, 1).pop().unwrap();
     let expected = eval(
         ops::rotary::Rotary { dim: head_dim, theta, scaling: ops::rotary::Scaling::None },
@@ -110,7 +127,7 @@ fn rotary_and_rope() {
     assert_close(&spec.to_string(), &floats(&table), expected.as_f32().unwrap(), 1e-7);
 
     let x = Random(3).floats(tokens * heads * head_dim);
-    let spec = KernelSpec::Rope { head_dim };
+    let spec = KernelSpec::Rope { head_dim, dim: head_dim };
     let buffers = vec![Bytes(f32_bytes(&x)), Bytes(table), Output];
     let found = run(&spec, buffers, &[5, heads as i64, turning as i64], 5, 2).pop().unwrap();
     let op = ops::rope::Rope { head_dim, heads: turning };
@@ -130,11 +147,17 @@ fn element_wise_maps() {
         len => Tensor::f32(vec![rows, len / rows], values.to_vec()),
     };
     let bias = random.floats(columns);
-    let cases: [(MapOp, Op, Vec<&[f32]>); 5] = [
+    let cases: [(MapOp, Op, Vec<&[f32]>); 11] = [
         (MapOp::Add, ops::add::Add {}.into(), vec![&a, &b]),
         (MapOp::Mul, ops::mul::Mul {}.into(), vec![&a, &b]),
-        (MapOp::Silu, ops::silu::Silu {}.into(), vec![&a]),
-        (MapOp::SwiGlu, ops::glu::Glu { function: ops::glu::Function::Silu }.into(), vec![&wide]),
+        (MapOp::Activate(Function::Silu), ops::silu::Silu {}.into(), vec![&a]),
+        (MapOp::Activate(Function::Gelu), ops::gelu::Gelu { tanh: false }.into(), vec![&a]),
+        (MapOp::Activate(Function::GeluTanh), ops::gelu::Gelu { tanh: true }.into(), vec![&a]),
+        (MapOp::Glu(Function::Silu), ops::glu::Glu { function: Function::Silu }.into(), vec![&wide]),
+        (MapOp::Glu(Function::Gelu), ops::glu::Glu { function: Function::Gelu }.into(), vec![&wide]),
+        (MapOp::Glu(Function::GeluTanh), ops::glu::Glu { function: Function::GeluTanh }.into(), vec![&wide]),
+        (MapOp::Scale(-0.3), ops::scale::Scale { factor: -0.3 }.into(), vec![&a]),
+        (MapOp::Softcap(30.0), ops::softcap::Softcap { cap: 30.0 }.into(), vec![&a]),
         (MapOp::Bias, ops::bias::Bias.into(), vec![&a, &bias]),
     ];
     for (map, op, inputs) in cases {
@@ -207,7 +230,7 @@ fn append_and_attention_over_shuffled_pages() {
         let heads = group * ty.heads;
         let q = random.floats(tokens * heads * head_dim);
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let spec = KernelSpec::Attention { group, head_dim, dtype, scale };
+        let spec = KernelSpec::Attention { group, head_dim, dtype, scale, window: None, softcap: None };
         let buffers = vec![
             Bytes(f32_bytes(&q)),
             Bytes(i32_bytes(&positions)),

@@ -23,11 +23,12 @@ pub(crate) fn gelu(x: f32) -> f32 {
     (0.5 * x * erfc(-x * std::f64::consts::FRAC_1_SQRT_2)) as f32
 }
 
-/// The approximation by tanh, in f64 and rounded once.
+/// The approximation by tanh, in f64 and rounded once; `(1 + tanh u) / 2` as `1 / (1 + exp(−2u))`, which keeps its digits
+/// where tanh is near −1.
 pub(crate) fn gelu_tanh(x: f32) -> f32 {
     let x = f64::from(x);
     let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
-    (0.5 * x * (1.0 + inner.tanh())) as f32
+    (x / (1.0 + (-2.0 * inner).exp())) as f32
 }
 
 /// The complementary error function `1 − 2/√π ∫₀ˣ exp(−t²) dt`: near zero by the series with positive terms

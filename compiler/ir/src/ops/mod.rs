@@ -13,6 +13,7 @@ pub mod head_norm;
 pub mod layer_norm;
 pub mod linear;
 pub mod mul;
+pub mod norm_add;
 pub mod quantize;
 pub mod rms_norm;
 pub mod rope;

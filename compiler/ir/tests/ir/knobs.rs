@@ -10,6 +10,7 @@ use lathe_ir::ops::gelu::Gelu;
 use lathe_ir::ops::glu::{Function, Glu};
 use lathe_ir::ops::head_norm::HeadNorm;
 use lathe_ir::ops::layer_norm::LayerNorm;
+use lathe_ir::ops::norm_add::NormAdd;
 use lathe_ir::ops::rope::Rope;
 use lathe_ir::ops::rotary::scaling::{longrope_attention_factor, yarn_attention_factor};
 use lathe_ir::ops::rotary::{Rotary, Scaling};
@@ -55,6 +56,14 @@ fn layer_norm_centres_and_divides() {
 }
 
 #[test]
+fn norm_add_norms_before_it_adds() {
+    // The mean square is 12.5, and eps makes the root √13.
+    let inputs = [rows([1, 2], &[3.0, 4.0]), vector(&[1.0, 2.0]), rows([1, 2], &[0.5, -1.0])];
+    let root = 13.0f64.sqrt();
+    close(&eval(NormAdd { eps: 0.5 }, &inputs), &[3.0 / root + 0.5, 8.0 / root - 1.0]);
+}
+
+#[test]
 fn head_norm_takes_some_heads() {
     // The middle head has mean square 12.5, and eps makes the root √13.
     let x = rows([1, 6], &[7.0, 7.0, 3.0, 4.0, 9.0, 9.0]);
@@ -74,6 +83,8 @@ fn gelu_follows_the_normal_distribution() {
     // Far out the relative error counts.
     let tail = eval(Gelu { tanh: false }, &[rows([1, 1], &[-6.0])]);
     assert!((f64::from(tail[0]) / (-6.0 * 9.865_876_450_377e-10) - 1.0).abs() < TOLERANCE);
+    let inner = (2.0 / std::f64::consts::PI).sqrt() * (2.0 + 0.044_715 * 8.0);
+    close(&eval(Gelu { tanh: true }, &[rows([1, 1], &[2.0])]), &[1.0 + inner.tanh()]);
     // The approximation differs by less than its known largest error, and does differ.
     let (exact, tanh) = ([false, true].map(|tanh| eval(Gelu { tanh }, &[rows([1, 5], &x)]))).into();
     let worst = Iterator::zip(exact.iter(), &tanh).map(|(a, b): (&f32, &f32)| (a - b).abs()).fold(0.0, f32::max);
@@ -221,7 +232,7 @@ fn each_op_prints_and_parses() {
   %2 = head_norm %1, @h {head_dim = 16, heads = 4, eps = 1e-6} : f32[T, 64]
   %3 = head_norm %2, @h {head_dim = 16, first = 1, heads = 2, eps = 1e-6} : f32[T, 64]
   %4 = gelu %3 {tanh = true} : f32[T, 64]
-  %5 = gelu %4 {tanh = false} : f32[T, 64]
+  %5 = norm_add %4, @n, %0 {eps = 1e-6} : f32[T, 64]
   %6 = scale %5 {factor = 0.22} : f32[T, 64]
   %7 = softcap %6 {cap = 30.0} : f32[T, 64]
   %8 = attention %7, %positions, %sequences, $kv.0 {heads = 4, scale = 0.25, window = 512, softcap = 50.0} : f32[T, 64]
@@ -251,6 +262,7 @@ fn refusals() {
     check("layer_norm %0, @w, @w {eps = 1.0} : f32[T, 64]", "operand 'w' expects f32[64], found f32[16]");
     check("head_norm %0, @w {head_dim = 16, first = 3, heads = 2, eps = 1.0} : f32[T, 64]", "at least 5 of them");
     check("head_norm %0, @w {head_dim = 32, heads = 2, eps = 1.0} : f32[T, 64]", "operand 'w' expects f32[32]");
+    check("norm_add %0, @w, %0 {eps = 1.0} : f32[T, 64]", "operand 'w' expects f32[64], found f32[16]");
     check("softcap %0 {cap = 0.0} : f32[T, 64]", "'cap' expects a positive finite number, found 0.0");
     check("glu %0 {function = \"relu\"} : f32[T, 32]", "expects \"silu\", \"gelu\" or \"gelu_tanh\", found \"relu\"");
     check("glu %0 {function = [1, x]} : f32[T, 32]", "expected a number, a string, true or false, found 'x'");

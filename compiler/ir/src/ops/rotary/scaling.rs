@@ -196,6 +196,11 @@ impl Scaling {
         }
     }
 
+    /// As attributes of the text IR; none without scaling.
+    pub fn to_attributes(&self) -> Attributes {
+        self.attributes(Attributes::new())
+    }
+
     pub(super) fn attributes(&self, attributes: Attributes) -> Attributes {
         if *self == Scaling::None {
             return attributes;
