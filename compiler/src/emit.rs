@@ -316,6 +316,7 @@ pub fn write(
         writer.report("fused", &fused);
         writer.report("passes", &report::passes(passes));
         writer.report("schedule", &schedule::print::schedule(schedule));
+        writer.report("attention", &report::attention(schedule));
         writer.report("memory", &schedule::print::memory(schedule));
         // The manifest stands before every report.
         writer.late_report("errors", || errors.take());

@@ -3,9 +3,11 @@
 use std::fmt::Write;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use lathe_kernels::spec::KernelSpec;
 use lathe_plan::{Manifest, Program};
 
 use crate::pass::{PASSES, Record};
+use crate::schedule::{Buffer, Schedule};
 
 /// Each pass, whether it changed the graph, and the reasons that it gave. Times are left out: the same compile gives the
 /// same text.
@@ -22,6 +24,40 @@ pub fn passes(records: &[Record]) -> String {
         for note in &record.notes {
             let _ = writeln!(text, "  @{}: {}", note.subject, note.reason);
         }
+    }
+    text
+}
+
+/// The attention of each layer and why it is of that kind: what it reads of the cache and how scores are made.
+pub fn attention(schedule: &Schedule) -> String {
+    let mut text = String::new();
+    let launches = schedule.buckets.first().map_or(&[][..], |bucket| &bucket.launches);
+    for launch in launches {
+        let KernelSpec::Attention { group, head_dim, dtype, scale, window, softcap } = &launch.kernel else { continue };
+        let cache = launch.buffers.iter().find_map(|buffer| match buffer {
+            Buffer::Cache(at) => schedule.caches.get(*at),
+            _ => None,
+        });
+        let Some(cache) = cache else { continue };
+        let heads = cache.ty.heads;
+        let kind = match (heads, group) {
+            (_, 1) => "one key/value head per query head",
+            (1, _) => "one key/value head for all",
+            _ => "grouped queries",
+        };
+        let seen = match window {
+            Some(tokens) => format!("sliding over {tokens} tokens, as the model says; no page before them is read"),
+            None => "full, since the model states no window".to_owned(),
+        };
+        let cap = softcap.map_or_else(String::new, |cap| format!(", bounded by {cap}"));
+        let kept = &schedule.groups[cache.group].name;
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "${}: {seen}; {kind} ({} to {heads}, {head_dim} elements each, {dtype}), scores times {scale}{cap}; cache group {kept}",
+            cache.name,
+            group * heads,
+        );
     }
     text
 }

@@ -53,6 +53,40 @@ fn normed_queries_and_keys_stay_one_product() {
 }
 
 #[test]
+fn a_window_has_a_cache_group_and_a_reason() {
+    let text = r#"graph main(%tokens: i32[T], %positions: i32[T], %sequences: i32[T]) {
+  @embed: bf16[64, 32] = "embed"
+  cache $kv.0: cache<f16, 2x16>
+  cache $kv.1: cache<f16, 2x16>
+  cache $kv.2: cache<f16, 2x16>
+  %0 = embed %tokens, @embed : f32[T, 32]
+  $0 = append %0, %0, %positions, %sequences, $kv.0 : cache<f16, 2x16>
+  %1 = attention %0, %positions, %sequences, $0 {heads = 2, scale = 0.25, window = 40} : f32[T, 32]
+  $1 = append %1, %1, %positions, %sequences, $kv.1 : cache<f16, 2x16>
+  %2 = attention %1, %positions, %sequences, $1 {heads = 2, scale = 0.25, softcap = 50.0} : f32[T, 32]
+  $2 = append %2, %2, %positions, %sequences, $kv.2 : cache<f16, 2x16>
+  %3 = attention %2, %positions, %sequences, $2 {heads = 2, scale = 0.25, window = 40} : f32[T, 32]
+  return attended = %3
+}
+"#;
+    let graph = parse(text).unwrap_or_else(|error| panic!("{error}"));
+    let schedule = lathe_compiler::schedule::build(&graph, 512).expect("the graph schedules");
+    let groups: Vec<(&str, Option<usize>)> =
+        schedule.groups.iter().map(|group| (group.name.as_str(), group.window)).collect();
+    assert_eq!(groups, [("kv.window.40", Some(40)), ("kv", None)]);
+    assert_eq!(schedule.caches.iter().map(|cache| cache.group).collect::<Vec<_>>(), [0, 1, 0]);
+    let heads = "one key/value head per query head (2 to 2, 16 elements each, f16), scores times 0.25";
+    let sliding = "sliding over 40 tokens, as the model says; no page before them is read";
+    let full = "full, since the model states no window";
+    let expected = format!(
+        "$kv.0: {sliding}; {heads}; cache group kv.window.40\n\
+         $kv.1: {full}; {heads}, bounded by 50; cache group kv\n\
+         $kv.2: {sliding}; {heads}; cache group kv.window.40\n"
+    );
+    assert_eq!(lathe_compiler::report::attention(&schedule), expected);
+}
+
+#[test]
 fn a_layer_without_rotation_still_appends_from_its_product() {
     let before = r#"graph main(%tokens: i32[T], %positions: i32[T], %sequences: i32[T]) {
   @embed: bf16[64, 32] = "embed"
