@@ -3,6 +3,9 @@
 //! [`Metadata`] remembers which keys were read. What nothing read is refused by name at the end, so that a knob that
 //! Lathe does not understand (a rope scaling, a number of experts) can never be ignored in silence.
 
+mod knobs;
+mod rope;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,23 +14,9 @@ use lathe_ir::types::DType;
 use crate::error::ModelError;
 use crate::gguf::Value;
 
-/// Which elements of a head rotate together, in the rows of the checkpoint's query and key weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RopeLayout {
-    /// Elements `(2i, 2i+1)`.
-    Pairs,
-    /// Elements `(i, i + head_dim/2)`.
-    Halves,
-}
-
-/// Rotary position embedding.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rope {
-    /// Base of the angles: `angle_i = position · theta^(−2i/head_dim)`.
-    pub theta: f32,
-    /// Layout of the checkpoint's rows. The graph itself always rotates halves.
-    pub layout: RopeLayout,
-}
+pub use knobs::{Activation, Knobs, Layers, NormKind, Norms, QkNorm, Window};
+pub use lathe_ir::ops::rotary::Scaling;
+pub use rope::{Rope, RopeLayout};
 
 /// A decoder, described by numbers.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,12 +41,15 @@ pub struct ModelConfig {
     pub vocab: usize,
     /// Positions that the model was trained for.
     pub context: usize,
-    /// Added to the mean square before its root.
-    pub rms_eps: f32,
-    /// Rotary position embedding.
+    /// Most positions of a sequence, at most `context`: a choice of the compiler, which decides between two lists of
+    /// frequencies where a model has two. `None` for `context`.
+    pub longest: Option<usize>,
+    /// Added to the mean square, or to the variance, before its root.
+    pub norm_eps: f32,
+    /// Rotary position embedding, of the layers that have no other one by [`Knobs::local_rope`] or [`Knobs::unrotated`].
     pub rope: Rope,
-    /// Whether queries, keys and values have biases.
-    pub attention_bias: bool,
+    /// What families add to, or change in, a plain llama.
+    pub knobs: Knobs,
     /// Whether the output head is the embedding table.
     pub tied_head: bool,
     /// Element type of the key/value cache: a choice of the compiler, not a fact of the file.
@@ -77,14 +69,17 @@ impl ModelConfig {
         if !self.head_dim.is_multiple_of(2) {
             return wrong("attention.key_length", "an even number".to_owned(), self.head_dim.to_string());
         }
-        if !(self.rms_eps.is_finite() && self.rms_eps > 0.0) {
-            let expected = "a positive number".to_owned();
-            return wrong("attention.layer_norm_rms_epsilon", expected, self.rms_eps.to_string());
+        if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
+            let key = match self.knobs.norm {
+                NormKind::Rms => "attention.layer_norm_rms_epsilon",
+                NormKind::Layer => "attention.layer_norm_epsilon",
+            };
+            return wrong(key, "a positive number".to_owned(), self.norm_eps.to_string());
         }
-        if !(self.rope.theta.is_finite() && self.rope.theta > 0.0) {
-            return wrong("rope.freq_base", "a positive number".to_owned(), self.rope.theta.to_string());
+        for rope in std::iter::once(&self.rope).chain(&self.knobs.local_rope) {
+            rope.check(&self.architecture, self.head_dim)?;
         }
-        Ok(())
+        self.knobs.check(&self.architecture, self.layers)
     }
 }
 
@@ -176,11 +171,42 @@ impl<'a> Metadata<'a> {
 
     /// An array of texts.
     pub fn texts(&self, key: &str) -> Result<&'a [String], ModelError> {
-        let texts = self.map(key, "an array of texts", |value| match value {
+        required(self.optional_texts(key)?, key, "an array of texts")
+    }
+
+    /// As [`Metadata::texts`], for a key that may be absent.
+    pub fn optional_texts(&self, key: &str) -> Result<Option<&'a [String]>, ModelError> {
+        self.map(key, "an array of texts", |value| match value {
             Value::Strings(texts) => Some(texts.as_slice()),
             _ => None,
-        });
-        required(texts?, key, "an array of texts")
+        })
+    }
+
+    /// An array of numbers of any kind, in single precision.
+    pub fn numbers(&self, key: &str) -> Result<Vec<f32>, ModelError> {
+        let expected = "an array of numbers";
+        let number = |value: &Value| match value {
+            Value::F32(number) => Some(*number),
+            Value::Unsigned(number) => Some(*number as f32),
+            Value::Signed(number) => Some(*number as f32),
+            _ => None,
+        };
+        let read = |value: &Value| match value {
+            Value::Arrays(items) => items.iter().map(number).collect(),
+            value => value.floats().or_else(|| Some(value.integers()?.iter().map(|&number| number as f32).collect())),
+        };
+        required(self.map(key, expected, read)?, key, expected)
+    }
+
+    /// Whether any key begins like this.
+    pub fn has_prefix(&self, prefix: &str) -> bool {
+        self.values.keys().any(|key| key.starts_with(prefix))
+    }
+
+    /// Refuses the value of a key that is there.
+    pub fn refuse<T>(&self, key: &str, expected: impl Into<String>) -> Result<T, ModelError> {
+        let found = self.get(key).map_or_else(|| "nothing".to_owned(), Value::describe);
+        Err(ModelError::Key { key: key.to_owned(), expected: expected.into(), found })
     }
 
     /// An array of integers.

@@ -17,8 +17,10 @@ use serde_json::{Map, Value};
 
 use crate::config::{Metadata, ModelConfig};
 use crate::error::ModelError;
+use crate::families::Layout;
 use crate::layers::decoder::{self, TensorNames};
 use crate::tokenizer::Tokenizer;
+use crate::views::Views;
 use crate::{Model, Origin, families, mapping, sniff};
 use safetensors::{Shard, Shards};
 use tokenizer::Settings;
@@ -31,9 +33,15 @@ const INFORMATIVE: &[&str] = &[
     "architectures",
     "attention_dropout",
     "attn_implementation",
+    "attn_pdrop",
+    "auto_map.",
     "bos_token_id",
+    "cache_implementation",
     "dtype",
+    "embd_pdrop",
+    "embedding_dropout",
     "eos_token_id",
+    "hidden_dropout",
     "initializer_range",
     "is_llama_config",
     "model_type",
@@ -41,24 +49,17 @@ const INFORMATIVE: &[&str] = &[
     "output_hidden_states",
     "pad_token_id",
     "pretraining_tp",
+    "resid_pdrop",
+    "residual_dropout",
     "return_dict",
+    "summary_",
+    "task_specific_params.",
     "torch_dtype",
     "transformers.js_config",
     "transformers_version",
     "unsloth_",
     "use_cache",
 ];
-
-/// How a family is written in such directories.
-#[derive(Clone, Copy, Debug)]
-pub struct Layout {
-    /// Its name in `architectures`.
-    pub architecture: &'static str,
-    /// Reads the knobs of the decoder.
-    pub config: fn(&Metadata) -> Result<ModelConfig, ModelError>,
-    /// Names of the tensors.
-    pub names: TensorNames,
-}
 
 /// The files of a directory, and which of them were read.
 struct Folder<'a> {
@@ -129,6 +130,8 @@ pub fn open(path: &Path) -> Result<Model, ModelError> {
     let (layout, mut config) = read_config(&object).map_err(in_config)?;
     let mut checkpoint = weights(&mut folder)?;
     drop_copies(&mut checkpoint, &config, &layout.names)?;
+    let checkpoint = Views::new(Box::new(checkpoint), &config, &layout.names, BTreeSet::new())
+        .map_err(|error| error.in_file(path))?;
     let graph = decoder::build(&config, &layout.names, &checkpoint).map_err(|error| error.in_file(path))?;
 
     let (tokenizer, chat_template) = read_tokenizer(&mut folder, &object, config.vocab)?;

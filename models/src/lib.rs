@@ -16,6 +16,7 @@ mod mapping;
 pub mod seeded;
 mod sniff;
 pub mod tokenizer;
+pub mod views;
 
 use std::path::{Path, PathBuf};
 
@@ -28,6 +29,7 @@ pub use error::ModelError;
 use gguf::{Gguf, Value};
 use layers::decoder::TensorNames;
 use tokenizer::Tokenizer;
+use views::Views;
 
 /// A model, ready to be compiled.
 pub struct Model {
@@ -100,22 +102,24 @@ pub fn open(path: &Path) -> Result<Model, ModelError> {
 pub fn from_gguf(gguf: Gguf, file_name: &str) -> Result<Model, ModelError> {
     let metadata = Metadata::new(&gguf.metadata);
     check_general(&metadata)?;
-    let family = families::find(metadata.text("general.architecture")?)?;
-    let mut config = (family.config)(&metadata)?;
+    let layout = families::find(metadata.text("general.architecture")?)?;
+    let mut config = (layout.config)(&metadata)?;
+    let read = families::apply_tensors(&metadata, &gguf, &layout.names, &mut config)?;
     config.check()?;
-    config.tied_head = gguf.tensor(family.names.head).is_none();
+    config.tied_head = gguf.tensor(layout.names.head).is_none();
     let tokenizer = Tokenizer::read(&metadata)?;
     let chat_template = metadata.optional_text("tokenizer.chat_template")?.map(str::to_owned);
     let licence = metadata.optional_text("general.license")?.map(str::to_owned);
     metadata.skip(INFORMATIVE);
     metadata.finish()?;
-    let graph = layers::decoder::build(&config, &family.names, &gguf)?;
+    let checkpoint = Views::new(Box::new(gguf), &config, &layout.names, read)?;
+    let graph = layers::decoder::build(&config, &layout.names, &checkpoint)?;
     let source = format!("{} ({file_name})", config.name);
     Ok(Model {
         config,
-        names: family.names,
+        names: layout.names,
         graph,
-        checkpoint: Box::new(gguf),
+        checkpoint: Box::new(checkpoint),
         tokenizer,
         chat_template,
         licence,

@@ -11,7 +11,7 @@ use lathe_ir::scheme::{Code, Matrix, MatrixData, Scales, Scheme, Zero};
 use lathe_ir::types::DType;
 
 use crate::checkpoint::{Checkpoint, TensorInfo, rows_of};
-use crate::config::{ModelConfig, Rope, RopeLayout};
+use crate::config::{Knobs, ModelConfig, Rope, RopeLayout, Scaling};
 use crate::error::ModelError;
 use crate::families;
 use crate::layers::decoder::{self, Slot};
@@ -32,9 +32,10 @@ pub fn small_llama() -> ModelConfig {
         ffn: 96,
         vocab: small_tokenizer().tokens.len(),
         context: 512,
-        rms_eps: 1e-5,
-        rope: Rope { theta: 10_000.0, layout: RopeLayout::Pairs },
-        attention_bias: false,
+        longest: None,
+        norm_eps: 1e-5,
+        rope: Rope { theta: 10_000.0, layout: RopeLayout::Pairs, partial: None, scaling: Scaling::None },
+        knobs: Knobs::default(),
         tied_head: true,
         cache: DType::F16,
     }
@@ -43,10 +44,10 @@ pub fn small_llama() -> ModelConfig {
 /// A small model of every family: [`small_llama`] with what sets the family apart.
 pub fn small_configs() -> Vec<ModelConfig> {
     let llama = small_llama();
-    let halves = Rope { layout: RopeLayout::Halves, ..llama.rope };
+    let halves = Rope { layout: RopeLayout::Halves, ..llama.rope.clone() };
     let qwen2 = ModelConfig {
         architecture: "qwen2".to_owned(),
-        attention_bias: true,
+        knobs: Knobs { attention_bias: true, ..Knobs::default() },
         rope: halves,
         tied_head: false,
         ..llama.clone()

@@ -11,7 +11,6 @@ use lathe_ir::types::{DType, Elem, Type};
 use lathe_ir::verify::verify;
 use lathe_models::checkpoint::{Checkpoint, TensorInfo, assemble};
 use lathe_models::config::ModelConfig;
-use lathe_models::families::FAMILIES;
 use lathe_models::gguf::write::{to_bytes, write_gguf};
 use lathe_models::gguf::{Gguf, Value, ValueType};
 use lathe_models::layers::decoder;
@@ -179,7 +178,6 @@ fn mixed_model() -> Model {
 fn a_written_model_reads_back_exactly() {
     let of_family = |config| model(config, small_tokenizer(), 1, &|_| Scheme::INT4).unwrap();
     let models: Vec<Model> = std::iter::once(mixed_model()).chain(small_configs().into_iter().map(of_family)).collect();
-    assert_eq!(models.len(), 1 + FAMILIES.len(), "a model of every family");
     for (index, model) in models.into_iter().enumerate() {
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("written-{index}.gguf"));
         write_gguf(&path, &model).unwrap();
@@ -255,9 +253,11 @@ fn text(text: &str) -> Value {
 #[test]
 fn metadata_that_is_not_understood_is_refused_by_name() {
     with("general.author", text("anybody")).unwrap();
-    for key in ["llama.rope.scaling.type", "llama.expert_count", "split.count", "tokenizer.ggml.precompiled_charsmap"] {
+    for key in ["llama.rope.scaling.alpha", "llama.expert_count", "split.count", "tokenizer.ggml.precompiled_charsmap"]
+    {
         refused(with(key, Value::Unsigned(1)), &[key, "not understood"]);
     }
+    refused(with("llama.rope.scaling.type", text("spiral")), &["llama.rope.scaling.type", "'yarn'", "'spiral'"]);
     refused(with("general.type", text("adapter")), &["general.type", "'adapter'"]);
     refused(with("general.quantization_version", Value::Unsigned(3)), &["quantization_version", "integer 3"]);
     refused(with("general.architecture", text("mamba")), &["'mamba'", "'llama'"]);
@@ -273,7 +273,8 @@ fn knobs_out_of_range_are_refused_by_name() {
     refused(number("llama.block_count", (1 << 31) - 1), &["'blk.2.attn_norm.weight' is missing"]);
     refused(number("llama.attention.head_count_kv", 3), &["head_count_kv", "a divisor of the 4", "3"]);
     refused(number("llama.attention.value_length", 16), &["value_length", "16"]);
-    refused(number("llama.rope.dimension_count", 16), &["rope.dimension_count", "16"]);
+    refused(number("llama.rope.dimension_count", 15), &["rope.dimension_count", "an even number up to 32", "15"]);
+    refused(number("llama.rope.dimension_count", 34), &["rope.dimension_count", "an even number up to 32", "34"]);
     refused(number("llama.vocab_size", 127), &["llama.vocab_size", "128", "127"]);
     let float = |key: &str, value: f32| with(key, Value::F32(value));
     refused(float("llama.attention.layer_norm_rms_epsilon", f32::NAN), &["rms_epsilon", "NaN"]);

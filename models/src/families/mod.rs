@@ -1,43 +1,80 @@
 //! The families of models that Lathe knows. Adding one is a file here and a line in [`FAMILIES`].
 
+pub mod gemma2;
+pub mod gemma3;
+mod gguf_knobs;
+pub mod gpt2;
+pub mod granite;
 mod hf_knobs;
-mod knobs;
 pub mod llama;
+pub mod mistral;
+pub mod olmo2;
+pub mod phi3;
 pub mod qwen2;
+pub mod qwen3;
+pub mod smollm3;
+pub mod stablelm;
+pub mod starcoder2;
 
 use crate::config::{Metadata, ModelConfig};
 use crate::error::ModelError;
-use crate::hf::Layout;
 use crate::layers::decoder::TensorNames;
+
+pub use gguf_knobs::apply_tensors;
+
+/// How one kind of file writes a family.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// The architecture's name there: `general.architecture` in GGUF files, where it is also the prefix of metadata keys;
+    /// the entry of `architectures` in Hugging Face directories.
+    pub architecture: &'static str,
+    /// Reads the knobs of the decoder. In GGUF files `tied_head` is set afterwards, from the tensors.
+    pub config: fn(&Metadata) -> Result<ModelConfig, ModelError>,
+    /// Names of the tensors.
+    pub names: TensorNames,
+}
 
 /// What sets a family apart, as data.
 #[derive(Clone, Copy, Debug)]
 pub struct Family {
-    /// Its name in `general.architecture`, which is also the prefix of its metadata keys.
-    pub architecture: &'static str,
-    /// Reads the knobs of the decoder. `tied_head` is set afterwards, from the tensors.
-    pub config: fn(&Metadata) -> Result<ModelConfig, ModelError>,
-    /// Names of the tensors.
-    pub names: TensorNames,
-    /// How Hugging Face directories write it; `None` where they are not read yet.
+    /// Its name in Lathe.
+    pub name: &'static str,
+    /// How GGUF files write it; `None` where they have no architecture of their own for it.
+    pub gguf: Option<Layout>,
+    /// How Hugging Face directories write it.
     pub hf: Option<Layout>,
 }
 
 /// Every family.
-pub const FAMILIES: &[Family] = &[llama::FAMILY, qwen2::FAMILY];
+pub const FAMILIES: &[Family] = &[
+    llama::FAMILY,
+    mistral::FAMILY,
+    qwen2::FAMILY,
+    qwen3::FAMILY,
+    gemma2::FAMILY,
+    gemma3::FAMILY,
+    phi3::FAMILY,
+    olmo2::FAMILY,
+    smollm3::FAMILY,
+    granite::FAMILY,
+    starcoder2::FAMILY,
+    gpt2::FAMILY,
+    stablelm::FAMILY,
+];
 
-/// The family of an architecture.
-pub fn find(architecture: &str) -> Result<Family, ModelError> {
-    FAMILIES.iter().find(|family| family.architecture == architecture).copied().ok_or_else(|| {
-        let known = FAMILIES.iter().map(|family| family.architecture.to_owned()).collect();
-        ModelError::Architecture { found: architecture.to_owned(), known }
-    })
+/// The layout of an architecture in GGUF files.
+pub fn find(architecture: &str) -> Result<Layout, ModelError> {
+    find_in(|family| family.gguf, architecture)
 }
 
-/// How the family of an architecture is written in Hugging Face directories.
+/// The layout of an architecture in Hugging Face directories.
 pub fn find_hf(architecture: &str) -> Result<Layout, ModelError> {
-    FAMILIES.iter().filter_map(|family| family.hf).find(|hf| hf.architecture == architecture).ok_or_else(|| {
-        let known = FAMILIES.iter().filter_map(|family| family.hf).map(|hf| hf.architecture.to_owned()).collect();
+    find_in(|family| family.hf, architecture)
+}
+
+fn find_in(layout: fn(&Family) -> Option<Layout>, architecture: &str) -> Result<Layout, ModelError> {
+    FAMILIES.iter().filter_map(layout).find(|layout| layout.architecture == architecture).ok_or_else(|| {
+        let known = FAMILIES.iter().filter_map(layout).map(|layout| layout.architecture.to_owned()).collect();
         ModelError::Architecture { found: architecture.to_owned(), known }
     })
 }

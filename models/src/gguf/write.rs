@@ -80,7 +80,7 @@ fn config_pairs(config: &ModelConfig) -> Vec<(String, Value)> {
         ("rope.dimension_count", config.head_dim),
         ("vocab_size", config.vocab),
     ];
-    let numbers = [("rope.freq_base", config.rope.theta), ("attention.layer_norm_rms_epsilon", config.rms_eps)];
+    let numbers = [("rope.freq_base", config.rope.theta), ("attention.layer_norm_rms_epsilon", config.norm_eps)];
     let mut pairs = vec![
         ("general.architecture".to_owned(), Value::String(name.clone())),
         ("general.name".to_owned(), Value::String(config.name.clone())),

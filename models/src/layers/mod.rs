@@ -1,3 +1,4 @@
 //! Builders of graphs from knobs, shared by families.
 
 pub mod decoder;
+pub mod tensors;

@@ -41,13 +41,12 @@ fn knobs_that_are_not_understood_are_refused_by_name() {
     }
     knob("quantization_config", json!({ "bits": 4 }), &["'quantization_config.bits'", "not understood"]);
     changed(
-        |directory| directory.config["rope_scaling"] = json!({ "rope_type": "llama3" }),
-        &["rope_type", "'llama3'"],
+        |directory| directory.config["rope_scaling"] = json!({ "rope_type": "spiral" }),
+        &["rope_type", "'spiral'", "'llama3'"],
     );
     changed(|directory| directory.config["rope_scaling"] = json!({ "factor": 8.0 }), &["'rope_scaling.factor'"]);
-    knob("attention_bias", true, &["false", "true"]);
-    knob("mlp_bias", true, &["false", "true"]);
-    knob("hidden_act", "gelu", &["'silu'", "'gelu'"]);
+    knob("rope_interleaved", true, &["false", "true"]);
+    knob("hidden_act", "relu", &["'silu'", "'relu'"]);
     let other = json!(["MambaForCausalLM"]);
     changed(|directory| directory.config["architectures"] = other, &["'MambaForCausalLM'", "'LlamaForCausalLM'"]);
     knob("architectures", json!(["A", "B"]), &["one name"]);

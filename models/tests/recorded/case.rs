@@ -1,0 +1,103 @@
+//! Checkpoints made up from the names of their tensors, and the logits that others computed for them.
+//!
+//! `tests/reference/record_logits.py` made the files of `tests/data/recorded` and says how; the weights themselves are
+//! not stored but made again here.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+/// What was recorded of one checkpoint.
+pub struct Case {
+    pub name: String,
+    content: Value,
+    /// Rows of `[R, V]`, one after the other.
+    pub logits: Vec<f32>,
+}
+
+/// Every case, by name.
+pub fn cases() -> Vec<Case> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("tests/data/recorded");
+    let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|of| of == "json")).collect();
+    files.sort();
+    files.iter().map(|path| Case::read(path)).collect()
+}
+
+impl Case {
+    fn read(path: &Path) -> Case {
+        let logits = fs::read(path.with_extension("f32")).unwrap();
+        Case {
+            name: path.file_stem().unwrap().to_str().unwrap().to_owned(),
+            content: serde_json::from_slice(&fs::read(path).unwrap()).unwrap(),
+            logits: logits.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
+        }
+    }
+
+    fn integers(&self, key: &str) -> Vec<i32> {
+        self.content[key].as_array().unwrap().iter().map(|id| id.as_i64().unwrap() as i32).collect()
+    }
+
+    /// The tokens of the one sequence.
+    pub fn tokens(&self) -> Vec<i32> {
+        self.integers("tokens")
+    }
+
+    /// The positions whose logits were recorded.
+    pub fn rows(&self) -> Vec<i32> {
+        self.integers("rows")
+    }
+
+    /// Writes the checkpoint as a Hugging Face directory.
+    pub fn write(&self, folder: &Path) {
+        fs::create_dir_all(folder).unwrap();
+        let mut header = Map::new();
+        let mut data: Vec<u8> = Vec::new();
+        for (name, shape) in self.content["tensors"].as_object().unwrap() {
+            let shape: Vec<usize> =
+                shape.as_array().unwrap().iter().map(|dim| dim.as_u64().unwrap() as usize).collect();
+            let start = data.len();
+            data.extend(weights(name, &shape).flat_map(f32::to_le_bytes));
+            let entry = json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, data.len()] });
+            header.insert(name.clone(), entry);
+        }
+        let header = Value::Object(header).to_string();
+        let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat();
+        fs::write(folder.join("model.safetensors"), file).unwrap();
+        fs::write(folder.join("config.json"), self.content["config"].to_string()).unwrap();
+        let vocabulary = self.content["config"]["vocab_size"].as_u64().unwrap();
+        fs::write(folder.join("tokenizer.json"), tokenizer(vocabulary).to_string()).unwrap();
+    }
+}
+
+/// `SplitMix64` from the FNV-1a hash of the name, eight bits of each output as an odd integer over 1024. A vector that
+/// scales lies around one.
+fn weights(name: &str, shape: &[usize]) -> impl Iterator<Item = f32> {
+    let hash = |state: u64, byte: u8| (state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    let state = name.bytes().fold(0xcbf2_9ce4_8422_2325, hash);
+    let around = if shape.len() == 1 && name.ends_with(".weight") { 1.0 } else { 0.0 };
+    (1..=shape.iter().product::<usize>() as u64).map(move |index| {
+        let mut mixed = state.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^= mixed >> 31;
+        ((mixed >> 56) as f32 * 2.0 - 255.0) / 1024.0 + around
+    })
+}
+
+/// A tokenizer of so many tokens. No test reads a text by it: its tokens are single characters, and words of digits.
+fn tokenizer(vocabulary: u64) -> Value {
+    let characters = ('!'..='~').map(String::from).chain((100..).map(|number| format!("<{number}>")));
+    let vocab: Map<String, Value> = characters.zip(0..vocabulary).map(|(text, id)| (text, id.into())).collect();
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+        "added_tokens": [],
+        "pre_tokenizer": { "type": "Sequence", "pretokenizers": [
+            { "type": "Digits", "individual_digits": true },
+            { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true },
+        ] },
+        "decoder": { "type": "ByteLevel" },
+        "model": { "type": "BPE", "vocab": vocab, "merges": [] },
+    })
+}
