@@ -1,11 +1,14 @@
 //! The engine: requests in, tokens out, one step at a time.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use lathe_plan::{LoadMode, Plan};
 
 use crate::{
-    batcher::{BatchOptions, Batcher, Event, Request, RequestId},
+    batcher::{BatchOptions, Batcher, Counters, Event, Gauges, Request, RequestId},
     device::{
         Device, Limits, Step, StepOutput,
         cpu::{CpuDevice, CpuOptions},
@@ -14,7 +17,7 @@ use crate::{
 };
 
 /// How an engine uses its machine. None of it changes a token.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct EngineOptions {
     /// Worker threads; by default one per physical core that the process may use.
     pub threads: Option<usize>,
@@ -26,6 +29,8 @@ pub struct EngineOptions {
     pub prefill_chunk: Option<usize>,
     /// The most tokens in a step; by default as many as it holds.
     pub token_budget: Option<usize>,
+    /// How steps are composed otherwise.
+    pub batching: BatchOptions,
     /// Leaves the workers to the operating system's scheduler instead of pinning each to a core.
     pub unpinned: bool,
     /// Fills memory with NaNs before each step, to find what is read before it is written.
@@ -41,6 +46,19 @@ pub struct Engine {
     step: Step,
     output: StepOutput,
     events: Vec<Event>,
+    clock: Instant,
+    last: Option<StepTime>,
+}
+
+/// A step's time, predicted and measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepTime {
+    /// As past steps told; `None` for the first ones.
+    pub predicted: Option<Duration>,
+    /// As it was.
+    pub measured: Duration,
+    /// Tokens in the step.
+    pub tokens: usize,
 }
 
 impl Engine {
@@ -64,13 +82,20 @@ impl Engine {
 
     /// An engine on any device.
     pub fn with_device(device: Box<dyn Device>, options: &EngineOptions) -> Engine {
-        let most = device.limits().max.tokens as usize;
         let batching = BatchOptions {
-            prefill_chunk: options.prefill_chunk.unwrap_or(most),
-            token_budget: options.token_budget.unwrap_or(most),
+            prefill_chunk: options.prefill_chunk.unwrap_or(options.batching.prefill_chunk),
+            token_budget: options.token_budget.unwrap_or(options.batching.token_budget),
+            ..options.batching.clone()
         };
-        let batcher = Batcher::new(device.limits(), batching);
-        Engine { device, batcher, step: Step::default(), output: StepOutput::default(), events: Vec::new() }
+        Engine {
+            batcher: Batcher::new(device.limits(), batching),
+            device,
+            step: Step::default(),
+            output: StepOutput::default(),
+            events: Vec::new(),
+            clock: Instant::now(),
+            last: None,
+        }
     }
 
     /// What the device was loaded for: vocabulary, context, largest step, cache pages.
@@ -80,12 +105,37 @@ impl Engine {
 
     /// Queues a request, or refuses one that could never run.
     pub fn submit(&mut self, request: Request) -> Result<RequestId> {
-        self.batcher.submit(request)
+        self.batcher.submit(self.now(), request)
     }
 
     /// Ends a request at the next step. Unknown and finished ones are ignored.
     pub fn cancel(&mut self, request: RequestId) {
-        self.batcher.cancel(request);
+        self.batcher.cancel(request, None);
+    }
+
+    /// Ends one answer of a request at the next step.
+    pub fn cancel_choice(&mut self, request: RequestId, choice: u32) {
+        self.batcher.cancel(request, Some(choice));
+    }
+
+    /// The time since the engine was made, by which deadlines are measured.
+    pub fn now(&self) -> Duration {
+        self.clock.elapsed()
+    }
+
+    /// The state in numbers.
+    pub fn gauges(&self) -> Gauges {
+        self.batcher.gauges()
+    }
+
+    /// What happened since the start.
+    pub fn counters(&self) -> Counters {
+        self.batcher.counters()
+    }
+
+    /// The time of the last step that ran.
+    pub fn last_step(&self) -> Option<StepTime> {
+        self.last
     }
 
     /// Whether every request has ended.
@@ -96,13 +146,17 @@ impl Engine {
     /// Takes one step for all requests and returns what happened. When the step fails, all requests have ended.
     pub fn step(&mut self) -> Result<&[Event]> {
         self.events.clear();
-        self.batcher.admit(&mut self.events);
+        self.batcher.admit(self.now(), &mut self.events);
         if self.batcher.compose(&mut self.step) {
+            let predicted = self.batcher.predicted();
+            let start = self.now();
             if let Err(error) = self.run() {
                 self.batcher.abort(&mut self.events);
                 return Err(error);
             }
-            self.batcher.retire(&self.output, &mut self.events);
+            let measured = self.now().saturating_sub(start);
+            self.last = Some(StepTime { predicted, measured, tokens: self.step.tokens.len() });
+            self.batcher.retire(measured, &self.output, &mut self.events);
         }
         Ok(&self.events)
     }

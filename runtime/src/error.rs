@@ -1,7 +1,7 @@
 //! What can go wrong at run time, and whose mistake it is: each message says what was expected, what was found and what
 //! to do.
 
-use std::io;
+use std::{io, time::Duration};
 
 /// An error of the runtime.
 #[derive(Debug, thiserror::Error)]
@@ -152,6 +152,55 @@ pub enum Error {
         value: f32,
         /// Its range in words.
         expected: &'static str,
+    },
+
+    /// A bias on a token that is not in the vocabulary.
+    #[error("the logit bias names token {token}, the model's vocabulary has {vocabulary} tokens")]
+    UnknownBias {
+        /// The token.
+        token: u32,
+        /// Size of the vocabulary.
+        vocabulary: u32,
+    },
+
+    /// A priority out of its range.
+    #[error("the priority is {priority}, it must lie between -{most} and {most}")]
+    Priority {
+        /// The priority.
+        priority: i32,
+        /// The largest.
+        most: i32,
+    },
+
+    /// A deadline that will be missed.
+    #[error(
+        "the answer is predicted to take {:.3} s and the deadline is in {:.3} s; allow more time, or ask for fewer tokens",
+        predicted.as_secs_f64(),
+        allowed.as_secs_f64()
+    )]
+    Late {
+        /// How long the answer will take, waiting included.
+        predicted: Duration,
+        /// How long it may take.
+        allowed: Duration,
+    },
+
+    /// Too much waits already.
+    #[error("{requests} requests with {tokens} prompt tokens are waiting, which is as many as may; try again later")]
+    QueueFull {
+        /// Answers that wait.
+        requests: usize,
+        /// Tokens of their prompts.
+        tokens: usize,
+    },
+
+    /// More answers than can run side by side.
+    #[error("{found} answers were asked for at once, at most {limit} are possible")]
+    TooManyChoices {
+        /// Answers asked for.
+        found: usize,
+        /// The most.
+        limit: usize,
     },
 
     /// Scoring needs the engine for itself.

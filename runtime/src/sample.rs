@@ -90,12 +90,13 @@ pub(crate) fn mix(x: u64) -> u64 {
 #[derive(Debug, Default)]
 pub struct Sampler {
     kept: Vec<u32>,
+    edited: Vec<f32>,
 }
 
 impl Sampler {
     /// A sampler that never allocates for vocabularies up to this size.
     pub fn new(vocabulary: usize) -> Sampler {
-        Sampler { kept: Vec::with_capacity(vocabulary) }
+        Sampler { kept: Vec::with_capacity(vocabulary), edited: Vec::with_capacity(vocabulary) }
     }
 
     /// Chooses a token. The logits must hold no NaN and no +∞, and one that is finite.
@@ -111,6 +112,27 @@ impl Sampler {
             self.keep(logits, params);
             draw(self.kept.iter().copied(), logits, temperature, stream)
         }
+    }
+
+    /// Chooses a token as [`Sampler::sample`] does, after some logits were replaced. One at least must stay finite; where
+    /// none does, the replacements are left out.
+    pub fn sample_edited(
+        &mut self,
+        logits: &[f32],
+        edits: impl IntoIterator<Item = (u32, f32)>,
+        params: &SampleParams,
+        key: NoiseKey,
+    ) -> u32 {
+        let mut edited = std::mem::take(&mut self.edited);
+        edited.clear();
+        edited.extend_from_slice(logits);
+        for (token, logit) in edits {
+            edited[token as usize] = logit;
+        }
+        let is_sound = edited.iter().any(|logit| logit.is_finite());
+        let token = self.sample(if is_sound { &edited } else { logits }, params, key);
+        self.edited = edited;
+        token
     }
 
     /// The `n` greatest logits' tokens, greatest first.

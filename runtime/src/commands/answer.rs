@@ -88,6 +88,7 @@ pub fn answer(
                     }
                 }
                 Event::Finished { reason, .. } => answer.reason = *reason,
+                Event::Started { .. } | Event::Prompt { .. } => {}
             }
         }
     }

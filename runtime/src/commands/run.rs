@@ -306,6 +306,7 @@ impl<'a> Report<'a> {
                 FinishReason::Stop(_) => "stop",
                 FinishReason::Length => "length",
                 FinishReason::Cancelled => "interrupted",
+                FinishReason::Late => "late",
                 FinishReason::Failed => "failed",
             },
             prompt_tokens: answer.prompt_tokens,

@@ -59,6 +59,8 @@ pub struct GroupLimits {
     pub page_tokens: u32,
     /// Page numbers are below this.
     pub pages: u32,
+    /// A token looks at most at so many positions before its own; `None` for all. Pages before those are never read.
+    pub window: Option<u32>,
 }
 
 /// Where a token of a step comes from.
@@ -70,8 +72,32 @@ pub enum StepToken {
     SampledBy(Ticket, u32),
 }
 
+/// What is done to one logit before sampling: a positive one is divided by `repetition` and a negative one multiplied,
+/// and then `add` is added. It never changes the reported logprobs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Edit {
+    /// The token.
+    pub token: u32,
+    /// Above one makes the token less likely.
+    pub repetition: f32,
+    /// Negative infinity forbids the token.
+    pub add: f32,
+}
+
+impl Edit {
+    /// An edit that changes nothing yet.
+    pub fn of(token: u32) -> Edit {
+        Edit { token, repetition: 1.0, add: 0.0 }
+    }
+
+    /// The logit afterwards.
+    fn apply(&self, logit: f32) -> f32 {
+        (if logit > 0.0 { logit / self.repetition } else { logit * self.repetition }) + self.add
+    }
+}
+
 /// A row whose logits are wanted.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Row {
     /// Index of the token in the step whose successor is predicted.
     pub token: u32,
@@ -79,6 +105,8 @@ pub struct Row {
     pub pick: Pick,
     /// How many of the likeliest tokens to report with their logprobs.
     pub top: u32,
+    /// What is done to the logits before the successor is sampled; no token twice.
+    pub edits: Vec<Edit>,
     /// Whether the row's logits are wanted back.
     pub logits: bool,
 }
@@ -94,7 +122,11 @@ impl Row {
             return false;
         }
         output.token = match &self.pick {
-            Pick::Sample(params, key) => sampler.sample(logits, params, *key),
+            Pick::Sample(params, key) if self.edits.is_empty() => sampler.sample(logits, params, *key),
+            Pick::Sample(params, key) => {
+                let edits = self.edits.iter().map(|edit| (edit.token, edit.apply(logits[edit.token as usize])));
+                sampler.sample_edited(logits, edits, params, *key)
+            }
             Pick::Given(token) => *token,
         };
         output.logprob = logprob(output.token);
@@ -116,6 +148,12 @@ pub enum Pick {
     Sample(SampleParams, NoiseKey),
     /// It is given, and only its logprob is wanted.
     Given(u32),
+}
+
+impl Default for Pick {
+    fn default() -> Pick {
+        Pick::Given(0)
+    }
 }
 
 /// Copies one page of every tensor of a cache group onto another, before the step runs.
@@ -347,6 +385,13 @@ impl Step {
             match &row.pick {
                 Pick::Sample(params, _) => params.check()?,
                 Pick::Given(token) => below("given token of row", index, *token, limits.vocabulary)?,
+            }
+            for edit in &row.edits {
+                below("edited token of row", index, edit.token, limits.vocabulary)?;
+                if edit.add.is_nan() || edit.add == f32::INFINITY || edit.repetition.is_nan() || edit.repetition <= 0.0
+                {
+                    return Err(Error::Step(format!("row {index} edits a logit by {edit:?}")));
+                }
             }
         }
         Ok(())

@@ -35,8 +35,36 @@ impl NullDevice {
 
     /// The token that follows a history under a seed.
     pub fn next_token(seed: u64, history: impl IntoIterator<Item = u32>, vocabulary: u32) -> u32 {
-        let hash = history.into_iter().fold(mix(seed), |hash, token| mix(hash ^ u64::from(token)));
-        (hash % u64::from(vocabulary)) as u32
+        NullDevice::choose(NullDevice::hash(NullDevice::start(seed), history), 0, vocabulary, |_| false)
+    }
+
+    /// The hash of a history, from which tokens and logprobs follow. Hashing goes on where it stopped.
+    pub fn hash(state: u64, history: impl IntoIterator<Item = u32>) -> u64 {
+        history.into_iter().fold(state, |hash, token| mix(hash ^ u64::from(token)))
+    }
+
+    /// The state of a hash before the first token.
+    pub fn start(seed: u64) -> u64 {
+        mix(seed)
+    }
+
+    /// The token that a row with this hash gets as one of several choices, when `is_forbidden` rules some out.
+    pub fn choose(hash: u64, choice: u32, vocabulary: u32, is_forbidden: impl Fn(u32) -> bool) -> u32 {
+        let hash = if choice == 0 { hash } else { mix(hash ^ u64::from(choice)) };
+        let first = (hash % u64::from(vocabulary)) as u32;
+        let mut tokens = (first..vocabulary).chain(0..first);
+        tokens.find(|token| !is_forbidden(*token)).unwrap_or(first)
+    }
+
+    /// The logprob of a token after a history with this hash.
+    pub fn logprob(hash: u64, token: u32) -> f32 {
+        (mix(hash ^ 1 << 40 ^ u64::from(token)) % 1000) as f32 / -100.0
+    }
+
+    /// What a page of a cache group holds: `u32::MAX` where nothing was written.
+    pub fn page(&self, group: usize, page: u32) -> &[u32] {
+        let tokens = self.limits.groups[group].page_tokens as usize;
+        &self.groups[group][page as usize * tokens..][..tokens]
     }
 
     fn token(&self, token: StepToken) -> Result<u32> {
@@ -50,11 +78,13 @@ impl NullDevice {
         }
     }
 
-    /// What the pages of every cache group hold up to a token, its own position included.
+    /// What the pages of every cache group hold within its window up to a token, its own position included.
     fn history(&self, step: &Step, token: usize) -> impl Iterator<Item = u32> {
         let (sequence, last) = (step.sequences[token], step.positions[token]);
         (0..self.groups.len()).flat_map(move |group| {
-            (0..=last).map(move |position| self.groups[group][self.slot(step, group, sequence, position)])
+            let window = self.limits.groups[group].window.unwrap_or(u32::MAX);
+            (last.saturating_sub(window - 1)..=last)
+                .map(move |position| self.groups[group][self.slot(step, group, sequence, position)])
         })
     }
 
@@ -90,13 +120,14 @@ impl Device for NullDevice {
         }
         let mut output = StepOutput::default();
         for row in &step.rows {
+            let hash = NullDevice::hash(NullDevice::start(self.seed), self.history(step, row.token as usize));
+            let is_forbidden =
+                |token| row.edits.iter().any(|edit| edit.token == token && edit.add == f32::NEG_INFINITY);
             let token = match row.pick {
-                Pick::Sample(..) => {
-                    NullDevice::next_token(self.seed, self.history(step, row.token as usize), self.limits.vocabulary)
-                }
+                Pick::Sample(_, key) => NullDevice::choose(hash, key.choice, self.limits.vocabulary, is_forbidden),
                 Pick::Given(token) => token,
             };
-            output.rows.push(RowOutput { token, ..RowOutput::default() });
+            output.rows.push(RowOutput { token, logprob: NullDevice::logprob(hash, token), ..RowOutput::default() });
         }
         let ticket = Ticket(self.steps.len() as u64);
         self.steps.push(step.size());

@@ -7,7 +7,7 @@ fn limits() -> Limits {
         max: StepSize { tokens: 4, sequences: 2, rows: 2 },
         vocabulary: 10,
         max_context: 20,
-        groups: vec![GroupLimits { page_tokens: 8, pages: 5 }],
+        groups: vec![GroupLimits { page_tokens: 8, pages: 5, window: None }],
     }
 }
 
@@ -18,8 +18,8 @@ fn step() -> Step {
     step.push_sequence([StepToken::Known(1), StepToken::Known(9)], 7, [&[3, 4][..]]);
     step.push_sequence([StepToken::Known(0), StepToken::Known(2)], 0, [&[0][..]]);
     let pick = Pick::Sample(SampleParams::default(), NoiseKey::default());
-    step.rows.push(Row { token: 1, pick, top: 0, logits: false });
-    step.rows.push(Row { token: 3, pick: Pick::Given(9), top: 0, logits: false });
+    step.rows.push(Row { token: 1, pick, ..Row::default() });
+    step.rows.push(Row { token: 3, pick: Pick::Given(9), ..Row::default() });
     step
 }
 
@@ -73,7 +73,8 @@ fn what_is_out_of_range_is_refused() {
 #[test]
 fn logprobs_are_of_the_raw_logits() {
     let params = SampleParams { temperature: 0.1, ..SampleParams::default() };
-    let row = Row { token: 0, pick: Pick::Sample(params, NoiseKey::default()), top: 2, logits: true };
+    let row =
+        Row { token: 0, pick: Pick::Sample(params, NoiseKey::default()), top: 2, logits: true, edits: Vec::new() };
     let logits = [1.0f32, 3.0, 2.0, f32::NEG_INFINITY];
     let mut output = RowOutput::default();
     assert!(row.pick(&logits, &mut Sampler::default(), &mut output));

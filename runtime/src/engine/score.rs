@@ -46,13 +46,19 @@ impl Engine {
         for start in (0..inputs).step_by(chunk) {
             let end = (start + chunk).min(inputs);
             self.step.clear(groups);
+            self.batcher.cache().slide(&mut table, start);
             // The cache is empty and large enough, so this grants the pages.
             self.batcher.cache().grow(&mut table, end, &mut self.step.copies);
             let known = tokens[start..end].iter().map(|&token| StepToken::Known(token));
             self.step.push_sequence(known, start as u32, table.groups());
             for index in start..end {
                 let next = tokens.get(index + 1).copied().unwrap_or(0);
-                self.step.rows.push(Row { token: (index - start) as u32, pick: Pick::Given(next), top: 0, logits });
+                self.step.rows.push(Row {
+                    token: (index - start) as u32,
+                    pick: Pick::Given(next),
+                    logits,
+                    ..Row::default()
+                });
             }
             outcome = self.run();
             if outcome.is_err() {

@@ -17,7 +17,10 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use lathe_plan::{Code, LoadMode, Plan, PlanError, program::Program};
+use lathe_plan::{
+    Code, LoadMode, Plan, PlanError,
+    program::{Program, Retention},
+};
 
 use self::{
     machine::{Machine, WeightBytes},
@@ -190,16 +193,22 @@ impl Drop for CpuDevice {
 /// What the device takes, with a cache for so many positions.
 fn limits(program: &Program, cache_tokens: Option<usize>) -> Limits {
     let tokens = cache_tokens.unwrap_or(DEFAULT_CACHE_TOKENS.min(program.max_context as usize));
-    let groups = program.cache_groups.iter().map(|group| GroupLimits {
-        page_tokens: group.page_tokens,
-        pages: u32::try_from(tokens.div_ceil(group.page_tokens.max(1) as usize)).unwrap_or(u32::MAX).max(1),
+    let max = exec::largest_step(program);
+    let groups = program.cache_groups.iter().map(|group| {
+        let window = match group.retention {
+            Retention::All => None,
+            Retention::Window { tokens } => Some(tokens),
+        };
+        // With a window, no more is ever held than every sequence's window and what a step adds to it.
+        let reach = |window: u32| (max.sequences as usize).saturating_mul(window as usize + max.tokens as usize);
+        let tokens = window.map_or(tokens, |window| tokens.min(reach(window)));
+        GroupLimits {
+            page_tokens: group.page_tokens,
+            pages: u32::try_from(tokens.div_ceil(group.page_tokens.max(1) as usize)).unwrap_or(u32::MAX).max(1),
+            window,
+        }
     });
-    Limits {
-        max: exec::largest_step(program),
-        vocabulary: program.vocabulary,
-        max_context: program.max_context,
-        groups: groups.collect(),
-    }
+    Limits { max, vocabulary: program.vocabulary, max_context: program.max_context, groups: groups.collect() }
 }
 
 #[cfg(test)]

@@ -172,7 +172,7 @@ fn device(program: &Program, workers: usize) -> CpuDevice {
 }
 
 fn greedy(token: u32) -> Row {
-    Row { token, pick: Pick::Sample(SampleParams::default(), NoiseKey::default()), top: 0, logits: true }
+    Row { token, pick: Pick::Sample(SampleParams::default(), NoiseKey::default()), logits: true, ..Row::default() }
 }
 
 fn step(tokens: impl IntoIterator<Item = StepToken>, first: u32, pages: &[u32], rows: &[u32]) -> Step {

@@ -1,0 +1,163 @@
+//! One answer in progress.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use super::{
+    policy::Rank,
+    request::{Event, FinishReason, Request, RequestId},
+};
+use crate::{
+    device::{Edit, Pick, Row, RowOutput, Step, StepToken},
+    kv::{BlockTable, Chain},
+    sample::NoiseKey,
+};
+
+/// An answer in progress.
+#[derive(Debug)]
+pub(super) struct Sequence {
+    pub id: RequestId,
+    pub choice: u32,
+    pub rank: Rank,
+    pub request: Arc<Request>,
+    pub arrival: Duration,
+    pub tokens: Vec<u32>, // the prompt and what was generated
+    pub limit: usize,     // tokens that it may have in the end
+    pub computed: usize,  // tokens whose keys and values are in the cache
+    pub table: BlockTable,
+    pub chain: Chain,
+    pub in_step: usize,                // tokens in the step under way
+    pub row: Option<usize>,            // the row of that step that samples its next token
+    pub prompt_row: Option<usize>,     // the first of the rows that judge its prompt
+    pub judged: usize,                 // tokens of the prompt whose likelihood was reported
+    pub generated: BTreeMap<u32, u32>, // how often each token was generated, where penalties ask for it
+    pub started: bool,
+    pub follows: bool, // whether it waits for the first answer to compute the prompt
+    pub state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    Active,
+    Preempted,
+    Ended,
+}
+
+impl Sequence {
+    /// The tokens that are not in the cache yet.
+    pub fn pending(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    /// Whether its likelihood is wanted for tokens of the prompt that were not judged yet.
+    pub fn judges(&self) -> bool {
+        self.request.prompt_logprobs.is_some() && self.choice == self.request.choice
+    }
+
+    /// The rows that its next `tokens` tokens take.
+    pub fn rows(&self, tokens: usize) -> usize {
+        let end = self.computed + tokens;
+        self.judged_in(tokens) + usize::from(end == self.tokens.len() && end < self.limit)
+    }
+
+    /// How many tokens of the prompt the next `tokens` tokens say the likelihood of.
+    fn judged_in(&self, tokens: usize) -> usize {
+        if !self.judges() {
+            return 0;
+        }
+        let last = self.request.tokens.len() - 1; // the successor of the prompt's last token is not in the prompt
+        let begin = self.computed.max(self.judged);
+        (self.computed + tokens).min(last).saturating_sub(begin)
+    }
+
+    /// Adds its next tokens to a step, with the rows that they take.
+    pub fn join(&mut self, tokens: usize, step: &mut Step) {
+        let end = self.computed + tokens;
+        let first = step.tokens.len();
+        let known = self.tokens[self.computed..end].iter().map(|&token| StepToken::Known(token));
+        step.push_sequence(known, self.computed as u32, self.table.groups());
+        self.in_step = tokens;
+        let judged = self.judged_in(tokens);
+        if judged > 0 {
+            self.prompt_row = Some(step.rows.len());
+            let begin = self.computed.max(self.judged);
+            for at in begin..begin + judged {
+                step.rows.push(Row {
+                    token: (first + at - self.computed) as u32,
+                    pick: Pick::Given(self.tokens[at + 1]),
+                    top: self.request.prompt_logprobs.unwrap_or(0),
+                    ..Row::default()
+                });
+            }
+        }
+        if end == self.tokens.len() && end < self.limit {
+            let key = NoiseKey { seed: self.request.seed, choice: self.choice, position: end as u32 };
+            self.row = Some(step.rows.len());
+            step.rows.push(Row {
+                token: step.tokens.len() as u32 - 1,
+                pick: Pick::Sample(self.request.sampling, key),
+                top: self.request.top_logprobs,
+                edits: self.edits(),
+                logits: false,
+            });
+        }
+    }
+
+    /// What bias, penalties and the least length do to the logits of the next token.
+    fn edits(&self) -> Vec<Edit> {
+        let request = &self.request;
+        let mut edits: BTreeMap<u32, Edit> = BTreeMap::new();
+        let penalties = &request.penalties;
+        if penalties.repeats() {
+            for &token in &self.tokens {
+                edits.insert(token, Edit { repetition: penalties.repetition, ..Edit::of(token) });
+            }
+        }
+        for (&token, &count) in &self.generated {
+            let edit = edits.entry(token).or_insert(Edit::of(token));
+            edit.add -= penalties.presence + penalties.frequency * count as f32;
+        }
+        for &(token, bias) in &request.bias {
+            edits.entry(token).or_insert(Edit::of(token)).add += bias;
+        }
+        if self.tokens.len() - request.tokens.len() < request.min_tokens {
+            for &token in &request.stop {
+                edits.entry(token).or_insert(Edit::of(token)).add = f32::NEG_INFINITY;
+            }
+        }
+        edits.into_values().collect()
+    }
+
+    /// Reports what the step said of its prompt.
+    pub fn report_prompt(&mut self, rows: &[RowOutput], events: &mut Vec<Event>) {
+        let Some(row) = self.prompt_row.take() else { return };
+        let judged = self.judged_in(self.in_step);
+        let begin = self.computed.max(self.judged);
+        let entries = rows.get(row..row + judged).unwrap_or_default();
+        let entries = entries.iter().map(|row| (row.logprob, row.top.clone())).collect();
+        events.push(Event::Prompt { request: self.id, first: begin + 1, entries });
+        self.judged = begin + judged;
+    }
+
+    /// Takes the token that its row got.
+    pub fn record(&mut self, row: &RowOutput, events: &mut Vec<Event>) {
+        let (request, choice, token) = (self.id, self.choice, row.token);
+        if self.request.stop.contains(&token) {
+            return self.end(FinishReason::Stop(token), events);
+        }
+        self.tokens.push(token);
+        let penalties = &self.request.penalties;
+        if penalties.counts() {
+            *self.generated.entry(token).or_insert(0) += 1;
+        }
+        events.push(Event::Token { request, choice, token, logprob: row.logprob, top: row.top.clone() });
+        if self.tokens.len() >= self.limit {
+            self.end(FinishReason::Length, events);
+        }
+    }
+
+    /// Ends it. Its pages are the batcher's to take back.
+    pub fn end(&mut self, reason: FinishReason, events: &mut Vec<Event>) {
+        events.push(Event::Finished { request: self.id, choice: self.choice, reason });
+        self.state = State::Ended;
+    }
+}
