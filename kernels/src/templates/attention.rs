@@ -14,6 +14,10 @@ use crate::llvm::builder::{Builder, Kind, LANES, Val};
 use crate::llvm::memory::Var;
 use crate::spec::{PAGE_TOKENS, page_bytes};
 
+/// Sums of values that are kept in registers at once. 24 measured 4 % slower and 8 up to 24 % slower over heads of 64 to
+/// 256 on Zen 4; all of four heads of 256, which spill, 57 %.
+const SUMS: usize = 16;
+
 /// How scores come from dot products.
 #[derive(Clone, Copy)]
 pub struct Scores {
@@ -152,8 +156,24 @@ fn weigh<'c>(b: &Builder<'c>, state: &State<'c>, scores: Val<'c>, slots: Pointer
     }
 }
 
-/// Adds the weighted values of some tokens of a page.
+/// Adds the weighted values of some tokens of a page, as many heads at a time as have their sums in registers.
 fn add_values<'c>(
+    b: &Builder<'c>,
+    states: &[State<'c>],
+    weights: PointerValue<'c>,
+    values: PointerValue<'c>,
+    [begin, end]: [Val<'c>; 2],
+    dtype: DType,
+) {
+    let blocks = states[0].values.len();
+    let heads = (SUMS / blocks).max(1);
+    for (chunk, states) in states.chunks(heads).enumerate() {
+        let weights = b.offset(weights, b.int((4 * PAGE_TOKENS * heads * chunk) as i64));
+        add_values_of(b, states, weights, values, [begin, end], dtype);
+    }
+}
+
+fn add_values_of<'c>(
     b: &Builder<'c>,
     states: &[State<'c>],
     weights: PointerValue<'c>,
