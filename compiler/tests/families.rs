@@ -254,3 +254,27 @@ fn a_gate_of_gelu_is_one_glu() {
 "#;
     check(before, after);
 }
+
+#[test]
+fn a_norm_that_products_share_is_quantized_in_its_own_launch() {
+    let text = r#"graph main(%tokens: i32[T]) {
+  @embed: bf16[64, 32] = "embed"
+  @norm: f32[32] = "norm"
+  @a: int8:g32[32, 32] = "a"
+  @b: int4:g32+min[32, 32] = "b"
+  %0 = embed %tokens, @embed : f32[T, 32]
+  %1 = rms_norm %0, @norm {eps = 1e-5} : f32[T, 32]
+  %2 = quantize %1 {group = 32} : int8[32][T, 32]
+  %3 = linear %2, @a : f32[T, 32]
+  %4 = linear %2, @b : f32[T, 32]
+  %5 = add %3, %4 : f32[T, 32]
+  return sum = %5
+}
+"#;
+    let graph = parse(text).unwrap_or_else(|error| panic!("{error}"));
+    let schedule = lathe_compiler::schedule::build(&graph, 512).expect("the graph schedules");
+    let kernels: Vec<String> = schedule.buckets[0].launches.iter().map(|launch| launch.kernel.to_string()).collect();
+    let rows: Vec<&String> = kernels.iter().filter(|kernel| kernel.starts_with("rows")).collect();
+    assert_eq!(rows, ["rows[rms_norm(1e-5), quantize(int8 g32)]"]);
+    assert_eq!(kernels.len(), 5, "{kernels:?}");
+}

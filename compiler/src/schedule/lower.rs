@@ -185,8 +185,22 @@ impl Lowering<'_> {
     }
 
     fn op(&mut self, id: NodeId, op: &Op, inputs: &[Value]) -> Result<(), ScheduleError> {
-        let operands = inputs.iter().map(|&value| self.buffer(value)).collect::<Result<Vec<_>, _>>()?;
         let result = |result| Value { node: id, result };
+        // A norm that only a quantization reads is computed in one launch with it.
+        if self.is_quantized_alone(id) {
+            return Ok(());
+        }
+        if let (Op::Quantize(_), Some(norm)) = (op, self.graph.as_op(inputs[0].node))
+            && self.is_quantized_alone(inputs[0].node)
+        {
+            let inputs = &self.graph.node(inputs[0].node).inputs;
+            let operands = inputs.iter().map(|&value| self.buffer(value)).collect::<Result<Vec<_>, _>>()?;
+            let label = format!("{} and quantize", norm.name());
+            let out = self.rows(&label, &[norm.clone(), op.clone()], inputs[0], &operands)?;
+            self.values.insert(result(0), out);
+            return Ok(());
+        }
+        let operands = inputs.iter().map(|&value| self.buffer(value)).collect::<Result<Vec<_>, _>>()?;
         let (rows, columns) = self.shape(inputs[0]);
         let out = match op {
             Op::Linear(linear) => return self.linear(id, linear, inputs, &operands),
@@ -318,6 +332,15 @@ impl Lowering<'_> {
             self.advance(cache, Value { node: id, result: 1 });
         }
         Ok(())
+    }
+
+    /// Whether a node is a norm whose result nothing but one quantization reads.
+    fn is_quantized_alone(&self, id: NodeId) -> bool {
+        let norm = matches!(self.graph.as_op(id), Some(Op::RmsNorm(_) | Op::LayerNorm(_)));
+        norm && match self.graph.uses(Value { node: id, result: 0 }) {
+            (users, false) => matches!(users[..], [user] if matches!(self.graph.as_op(user), Some(Op::Quantize(_)))),
+            _ => false,
+        }
     }
 
     /// The stage that an op becomes after a product; `extra` are its operands besides the running value.
