@@ -10,7 +10,7 @@ use lathe_kernels::recipes::recipe;
 use lathe_kernels::spec::{self, KernelSpec, PAGE_TOKENS, page_bytes};
 use lathe_kernels::targets::Target;
 use lathe_models::Model;
-use lathe_models::tokenizer::{Algorithm, Merge, TokenKind, Tokenizer};
+use lathe_models::tokenizer::{Algorithm, Matching, Merge, SpacePrefix, TokenKind, Tokenizer};
 use lathe_plan::manifest::{Manifest, Source, Tensor};
 use lathe_plan::{self as plan, Affine, PlanWriter};
 
@@ -157,20 +157,32 @@ pub fn tokenizer(tokenizer: &Tokenizer) -> plan::TokenizerTables {
         eos: end_tokens(tokenizer),
         unk: tokenizer.unk,
         add_bos: tokenizer.add_bos,
+        add_eos: tokenizer.eos.filter(|_| tokenizer.add_eos),
+        matching: tokenizer.matching.iter().map(|(id, how)| (*id, matching(*how))).collect(),
         ..plan::TokenizerTables::default()
     };
+    let merge = |merge: &Merge| plan::Merge { left: merge.left, right: merge.right, merged: merge.merged };
     match &tokenizer.algorithm {
-        Algorithm::Bpe { pre, merges } => {
-            let merge = |merge: &Merge| plan::Merge { left: merge.left, right: merge.right, merged: merge.merged };
+        Algorithm::Bpe { pre, whole_pieces, nfc, merges } => {
             tables.model = plan::TokenizerModel::Bpe;
             pre.name().clone_into(&mut tables.pretokenizer);
-            tables.whole_pieces = pre.keeps_whole_pieces();
+            (tables.whole_pieces, tables.nfc) = (*whole_pieces, *nfc);
             tables.merges = merges.iter().map(merge).collect();
         }
         Algorithm::Spm { scores, space_prefix } => {
             tables.model = plan::TokenizerModel::Spm;
-            tables.space_prefix = *space_prefix;
+            tables.space_prefix = if *space_prefix { plan::SpacePrefix::Always } else { plan::SpacePrefix::Never };
             tables.ranks = ranks(scores);
+        }
+        Algorithm::Characters { merges, space_prefix } => {
+            tables.model = plan::TokenizerModel::Characters;
+            tables.space_prefix = match space_prefix {
+                SpacePrefix::Never => plan::SpacePrefix::Never,
+                SpacePrefix::Always => plan::SpacePrefix::Always,
+                SpacePrefix::Missing => plan::SpacePrefix::Missing,
+                SpacePrefix::MissingAtStart => plan::SpacePrefix::MissingAtStart,
+            };
+            tables.merges = merges.iter().map(merge).collect();
         }
     }
     for token in &tokenizer.tokens {
@@ -185,6 +197,11 @@ pub fn tokenizer(tokenizer: &Tokenizer) -> plan::TokenizerTables {
         tables.push(&token.bytes, kind);
     }
     tables
+}
+
+fn matching(how: Matching) -> plan::Matching {
+    let Matching { lstrip, rstrip, single_word, second } = how;
+    plan::Matching { lstrip, rstrip, single_word, second }
 }
 
 /// Each score's place among the different scores, the highest first: all that joining by score needs to know of them.

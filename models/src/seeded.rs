@@ -297,7 +297,8 @@ pub fn small_tokenizer() -> Tokenizer {
     let merges = SMALL_MERGES.iter().filter_map(merge).collect();
     let tokens = texts.iter().map(|(text, kind)| Token { bytes: text.as_bytes().to_vec(), kind: *kind }).collect();
     Tokenizer {
-        algorithm: Algorithm::Bpe { pre: PreTokenizer::SmolLm, merges },
+        algorithm: Algorithm::Bpe { pre: PreTokenizer::SmolLm, whole_pieces: false, nfc: false, merges },
+        matching: BTreeMap::new(),
         tokens,
         bos: Some(1),
         eos: Some(2),

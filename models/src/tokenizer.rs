@@ -6,10 +6,12 @@
 //! such as `<|im_end|>`, are spelled literally in the file.
 
 pub(crate) mod bpe;
-mod spm;
+pub(crate) mod spm;
 
 pub(crate) use bpe::byte_characters;
 pub(crate) use spm::spelled;
+
+use std::collections::BTreeMap;
 
 use crate::config::Metadata;
 use crate::error::ModelError;
@@ -21,33 +23,72 @@ pub enum PreTokenizer {
     Default,
     /// GPT-2's pattern: contractions, letters, numbers and others, each with one space before it.
     Gpt2,
-    /// Up to three digits at a time, line breaks with what is before them (`Llama 3`).
+    /// Words that change from capitals to small letters once, with contractions; up to three digits (`GPT-4o`, `Phi 4 mini`).
+    Gpt4o,
+    /// Up to three digits at a time, line breaks with what is before them; whole pieces are kept (`Llama 3`).
     LlamaBpe,
+    /// As [`PreTokenizer::LlamaBpe`], and pieces are always merged (`GPT-4`, `OLMo 2`, `Phi 4`).
+    Dbrx,
     /// As [`PreTokenizer::LlamaBpe`] with single digits (`Qwen 2`, `Qwen 2.5`, `Qwen 3`).
     Qwen2,
-    /// Single digits, then GPT-2's pattern (`SmolLM`, `SmolLM2`).
+    /// Single digits, then GPT-2's pattern (`SmolLM`, `SmolLM2`, `StarCoder 2`, `Granite`).
     SmolLm,
+    /// As [`PreTokenizer::Gpt4o`] without contractions, with single digits (`Mistral Nemo`).
+    Tekken,
 }
 
 impl PreTokenizer {
     /// All of them.
-    pub const ALL: &'static [PreTokenizer] =
-        &[PreTokenizer::Default, PreTokenizer::Gpt2, PreTokenizer::LlamaBpe, PreTokenizer::Qwen2, PreTokenizer::SmolLm];
+    pub const ALL: &'static [PreTokenizer] = &[
+        PreTokenizer::Default,
+        PreTokenizer::Gpt2,
+        PreTokenizer::Gpt4o,
+        PreTokenizer::LlamaBpe,
+        PreTokenizer::Dbrx,
+        PreTokenizer::Qwen2,
+        PreTokenizer::SmolLm,
+        PreTokenizer::Tekken,
+    ];
+
+    /// Other names in GGUF files for rules that are the same.
+    const ALIASES: &'static [(&'static str, PreTokenizer)] = &[
+        ("command-r", PreTokenizer::SmolLm),
+        ("deepseek-r1-qwen", PreTokenizer::Qwen2),
+        ("falcon3", PreTokenizer::LlamaBpe),
+        ("llama-v3", PreTokenizer::LlamaBpe),
+        ("llama3", PreTokenizer::LlamaBpe),
+        ("mpt", PreTokenizer::Gpt2),
+        ("olmo", PreTokenizer::Gpt2),
+        ("phi-2", PreTokenizer::Gpt2),
+        ("refact", PreTokenizer::SmolLm),
+        ("smaug-bpe", PreTokenizer::Dbrx),
+        ("stablelm2", PreTokenizer::Qwen2),
+        ("starcoder", PreTokenizer::SmolLm),
+    ];
+
+    /// The rule with this name in GGUF files.
+    pub fn named(name: &str) -> Option<PreTokenizer> {
+        let by_name = PreTokenizer::ALL.iter().copied().find(|pre| pre.name() == name);
+        by_name.or_else(|| PreTokenizer::ALIASES.iter().find(|(alias, _)| *alias == name).map(|(_, pre)| *pre))
+    }
 
     /// The name in GGUF files.
     pub fn name(self) -> &'static str {
         match self {
             PreTokenizer::Default => "default",
             PreTokenizer::Gpt2 => "gpt-2",
+            PreTokenizer::Gpt4o => "gpt-4o",
             PreTokenizer::LlamaBpe => "llama-bpe",
+            PreTokenizer::Dbrx => "dbrx",
             PreTokenizer::Qwen2 => "qwen2",
             PreTokenizer::SmolLm => "smollm",
+            PreTokenizer::Tekken => "tekken",
         }
     }
 
-    /// Whether a piece that is a token as a whole becomes that token, whatever merges would make of it.
+    /// Whether, in GGUF files, a piece that is a token as a whole becomes that token, whatever merges would make of it.
     pub fn keeps_whole_pieces(self) -> bool {
-        self == PreTokenizer::LlamaBpe
+        matches!(self, PreTokenizer::LlamaBpe | PreTokenizer::Tekken)
     }
 }
 
@@ -116,6 +157,10 @@ pub enum Algorithm {
     Bpe {
         /// How text is cut before merges apply.
         pre: PreTokenizer,
+        /// Whether a piece that is a token as a whole becomes that token, whatever merges would make of it.
+        whole_pieces: bool,
+        /// Whether text is put into Unicode's normalization form C first.
+        nfc: bool,
         /// Merges, the first to apply first. Each token id in them exists.
         merges: Vec<Merge>,
     },
@@ -126,6 +171,41 @@ pub enum Algorithm {
         /// Whether a text gets a space in front.
         space_prefix: bool,
     },
+    /// `SentencePiece`'s BPE as `tokenizer.json` writes it: merges over characters, of which those without a token are
+    /// spelled in bytes before. There is a token for every byte.
+    Characters {
+        /// Merges, the first to apply first. Each token id in them exists.
+        merges: Vec<Merge>,
+        /// Where a text gets a space in front.
+        space_prefix: SpacePrefix,
+    },
+}
+
+/// Where a text gets a space in front before it is encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpacePrefix {
+    /// Nowhere.
+    Never,
+    /// At its start and after each token that is matched whole.
+    Always,
+    /// In the same places, unless a space is there.
+    Missing,
+    /// At its start, unless a space is there.
+    MissingAtStart,
+}
+
+/// How a token that is matched whole is matched; by default wherever its text stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own in tokenizer files")]
+pub struct Matching {
+    /// White space before it belongs to it.
+    pub lstrip: bool,
+    /// White space after it belongs to it.
+    pub rstrip: bool,
+    /// It stands between no letters, digits or underscores.
+    pub single_word: bool,
+    /// It is looked for in what the tokens without this leave over.
+    pub second: bool,
 }
 
 /// A tokenizer.
@@ -135,6 +215,8 @@ pub struct Tokenizer {
     pub algorithm: Algorithm,
     /// The vocabulary by token id.
     pub tokens: Vec<Token>,
+    /// The tokens that are matched in a way of their own.
+    pub matching: BTreeMap<u32, Matching>,
     /// Begins a text.
     pub bos: Option<u32>,
     /// Ends a text.
@@ -170,7 +252,8 @@ impl Tokenizer {
         // What files that say nothing mean: llama.cpp's defaults.
         let (is_spm, adds_bos) = match &algorithm {
             Algorithm::Spm { .. } => (true, true),
-            Algorithm::Bpe { pre, .. } => (false, *pre == PreTokenizer::LlamaBpe),
+            Algorithm::Bpe { pre, .. } => (false, matches!(pre, PreTokenizer::LlamaBpe | PreTokenizer::Tekken)),
+            Algorithm::Characters { .. } => (false, false),
         };
         let special = |role: &str| special_token(metadata, role, tokens.len());
         let or = |id: u32| (is_spm && (id as usize) < tokens.len()).then_some(id);
@@ -180,7 +263,8 @@ impl Tokenizer {
         let add_bos = adds(metadata, "tokenizer.ggml.add_bos_token", bos, adds_bos)?;
         let add_eos = adds(metadata, "tokenizer.ggml.add_eos_token", eos, false)?;
         must_be_false(metadata, "tokenizer.ggml.add_sep_token", "no separator is added")?;
-        Ok(Tokenizer { algorithm, tokens, bos, eos, eot, ends: Vec::new(), pad, unk, add_bos, add_eos })
+        let matching = BTreeMap::new();
+        Ok(Tokenizer { algorithm, tokens, matching, bos, eos, eot, ends: Vec::new(), pad, unk, add_bos, add_eos })
     }
 }
 

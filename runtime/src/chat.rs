@@ -1,8 +1,8 @@
 //! Conversations into prompts, by the chat template that the model was trained with.
 //!
 //! A template is a Jinja program that puts messages between control tokens. It runs here as it does with the model's
-//! authors (Hugging Face's conventions: trimmed blocks, Python's string methods, `raise_exception`), with a limit on its
-//! work. The clock is not there (`strftime_now`): a prompt depends on its messages alone.
+//! authors ([`python`]: Hugging Face's conventions and Python's own), with a limit on its work. Some templates write the
+//! date (`strftime_now`): it is the machine's, in UTC, unless [`ChatTemplate::at`] fixes it.
 //!
 //! # What a user says stays text
 //!
@@ -10,14 +10,19 @@
 //! contains `<|im_end|>` must not end its own turn by that. So, before rendering, a guard character is put into each
 //! such text inside each message, after its first character, where no token can match it; after the search the guards
 //! are removed again, and what they guarded is encoded as plain text. Beginnings of control tokens at the end of a
-//! message and ends of them at its start are guarded too, or they might become whole beside the template's own text. The guard is a private-use character that appears in no message and not in the template. Everything else
-//! about a message is as it was, so templates may trim it, search it or cut it up.
+//! message and ends of them at its start are guarded too, or they might become whole beside the template's own text. The guard is a private-use
+//! character that appears in no message and not in the template. Tools and what else belongs to a message are guarded
+//! likewise. Everything else about a message is as it was, so templates may trim it, search it or cut it up.
+
+mod python;
+
+use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value};
+use minijinja::value::{Serde, Value, ValueKind};
 use minijinja::{Environment, ErrorKind, context};
 use serde::Serialize;
-use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
 use crate::tokenizer::{Control, Segment, Tokenizer};
 
@@ -47,13 +52,29 @@ pub struct Message {
     pub role: Role,
     /// What is said.
     pub content: String,
+    /// What else templates look at (`tool_calls`, `name`, `reasoning_content`, …).
+    #[serde(flatten)]
+    pub more: BTreeMap<String, Value>,
 }
 
 impl Message {
     /// A message.
     pub fn new(role: Role, content: impl Into<String>) -> Message {
-        Message { role, content: content.into() }
+        Message { role, content: content.into(), more: BTreeMap::new() }
     }
+}
+
+/// What a prompt is made of.
+#[derive(Clone, Debug, Default)]
+pub struct Conversation {
+    /// The turns.
+    pub messages: Vec<Message>,
+    /// Whether the assistant's next turn is opened at the end.
+    pub answer: bool,
+    /// Descriptions of the tools that the model may call: a list, in the order of the JSON that it is made of.
+    pub tools: Option<Value>,
+    /// Other names that the template may know (`enable_thinking`, `documents`, …).
+    pub options: BTreeMap<String, Value>,
 }
 
 /// Why a conversation makes no prompt.
@@ -82,6 +103,8 @@ pub struct ChatTemplate {
     /// The text of the BOS token, undefined where there is none.
     bos: Value,
     eos: Value,
+    /// Seconds since 1970 that are taken for now.
+    now: Option<u64>,
 }
 
 /// The name of the only template of an environment.
@@ -97,25 +120,42 @@ impl ChatTemplate {
         environment.set_fuel(Some(FUEL));
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
-        environment.add_filter("tojson", to_json);
-        environment.add_template_owned(NAME, source.to_owned()).map_err(|error| ChatError::Syntax(one_line(&error)))?;
+        python::extend(&mut environment);
+        let plain = python::without_generation_tags(source);
+        environment.add_template_owned(NAME, plain).map_err(|error| ChatError::Syntax(one_line(&error)))?;
         let text = |id: Option<u32>| {
             id.map_or(Value::UNDEFINED, |id| Value::from(String::from_utf8_lossy(tokenizer.bytes(id)).into_owned()))
         };
         let (bos, eos) = (text(tokenizer.tables().bos), text(tokenizer.tables().eos.first().copied()));
-        Ok(ChatTemplate { environment, source: source.to_owned(), bos, eos })
+        Ok(ChatTemplate { environment, source: source.to_owned(), bos, eos, now: None })
+    }
+
+    /// The same template at a fixed time, in seconds since the beginning of 1970.
+    #[must_use]
+    pub fn at(mut self, seconds: u64) -> ChatTemplate {
+        self.now = Some(seconds);
+        self
     }
 
     /// The prompt as text, for reading. `answer` opens the assistant's next turn at the end.
     pub fn render(&self, messages: &[Message], answer: bool) -> Result<String, ChatError> {
-        let result = self.environment.get_template(NAME).and_then(|template| {
-            template.render(context! {
-                messages => Serde(messages),
-                add_generation_prompt => answer,
-                bos_token => self.bos.clone(),
-                eos_token => self.eos.clone(),
-            })
-        });
+        self.render_conversation(&Conversation { messages: messages.to_vec(), answer, ..Conversation::default() })
+    }
+
+    /// The prompt of a conversation with all that belongs to it as text, for reading.
+    pub fn render_conversation(&self, conversation: &Conversation) -> Result<String, ChatError> {
+        let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        let now = self.now.unwrap_or_else(clock);
+        let values = context! {
+            messages => Serde(&conversation.messages),
+            add_generation_prompt => conversation.answer,
+            tools => conversation.tools.clone().unwrap_or(Value::from(())),
+            bos_token => self.bos.clone(),
+            eos_token => self.eos.clone(),
+            strftime_now => Value::from_function(move |format: &str| python::strftime(format, now)),
+            ..conversation.options.iter().map(|(name, value)| (name.clone(), value.clone())).collect::<Value>()
+        };
+        let result = self.environment.get_template(NAME).and_then(|template| template.render(values));
         result.map_err(|error| {
             // The template's own refusal travels as the detail of an error of this kind.
             let mut cause: Option<&dyn std::error::Error> = Some(&error);
@@ -131,24 +171,64 @@ impl ChatTemplate {
 
     /// The prompt as tokens. Control tokens come from the template only, never from a message.
     pub fn encode(&self, tokenizer: &Tokenizer, messages: &[Message], answer: bool) -> Result<Vec<u32>, ChatError> {
+        let conversation = Conversation { messages: messages.to_vec(), answer, ..Conversation::default() };
+        self.encode_conversation(tokenizer, &conversation)
+    }
+
+    /// The prompt of a conversation with all that belongs to it as tokens.
+    pub fn encode_conversation(
+        &self,
+        tokenizer: &Tokenizer,
+        conversation: &Conversation,
+    ) -> Result<Vec<u32>, ChatError> {
         let controls: Vec<&str> = tokenizer.control_texts().collect();
-        let texts = messages.iter().map(|message| &message.content).chain([&self.source]);
+        let mut texts = vec![self.source.clone()];
+        map_texts(conversation, &mut |text| {
+            texts.push(text.to_owned());
+            text.to_owned()
+        });
         let guard = ('\u{e000}'..='\u{f8ff}')
-            .find(|guard| !texts.clone().any(|text| text.contains(*guard)))
+            .find(|guard| !texts.iter().any(|text| text.contains(*guard)))
             .ok_or(ChatError::NoGuard)?;
-        let guarded: Vec<Message> = messages
-            .iter()
-            .map(|message| Message::new(message.role, put_guards(&message.content, &controls, guard)))
-            .collect();
-        let text = self.render(&guarded, answer)?;
+        let guarded = map_texts(conversation, &mut |text| put_guards(text, &controls, guard));
+        let text = self.render_conversation(&guarded)?;
         let mut tokens = Vec::new();
         for segment in tokenizer.segments(&text, Control::Recognize) {
             match segment {
                 Segment::Token(id) => tokens.push(id),
-                Segment::Text(text) => tokens.extend(tokenizer.encode(&text.replace(guard, ""), Control::AsText)),
+                Segment::Text(text) => tokenizer.encode_into(&text.replace(guard, ""), Control::AsText, &mut tokens),
             }
         }
         Ok(tokens)
+    }
+}
+
+/// The same conversation with every text that comes from outside replaced.
+fn map_texts(conversation: &Conversation, map: &mut dyn FnMut(&str) -> String) -> Conversation {
+    let mut mapped = conversation.clone();
+    for message in &mut mapped.messages {
+        message.content = map(&message.content);
+        message.more.values_mut().for_each(|value| *value = map_value(value, map));
+    }
+    mapped.tools = mapped.tools.map(|tools| map_value(&tools, map));
+    mapped.options.values_mut().for_each(|value| *value = map_value(value, map));
+    mapped
+}
+
+/// The same value with every text in it replaced, names in mappings too.
+fn map_value(value: &Value, map: &mut dyn FnMut(&str) -> String) -> Value {
+    let items = || value.try_iter().into_iter().flatten();
+    match value.kind() {
+        ValueKind::String => value.as_str().map_or_else(|| value.clone(), |text| Value::from(map(text))),
+        ValueKind::Seq => items().map(|item| map_value(&item, map)).collect(),
+        ValueKind::Map => {
+            let pair = |key: Value| {
+                let item = value.get_item(&key).unwrap_or_default();
+                (map_value(&key, map), map_value(&item, map))
+            };
+            items().map(pair).collect()
+        }
+        _ => value.clone(),
     }
 }
 
@@ -201,43 +281,6 @@ fn raise_exception(message: &str) -> Result<Value, minijinja::Error> {
 /// An error of the engine in one line, with the template's line number.
 fn one_line(error: &minijinja::Error) -> String {
     error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// `value | tojson(indent=…)` as Python's `json.dumps` writes it; the engine's own filter escapes for HTML.
-#[expect(clippy::needless_pass_by_value, reason = "the engine hands keyword arguments over by value")]
-fn to_json(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    // Accepted because templates pass it; characters are never escaped here.
-    let _: Option<bool> = options.get("ensure_ascii")?;
-    options.assert_all_used()?;
-    let mut out = Vec::new();
-    let result = match indent {
-        Some(width) => {
-            let spaces = " ".repeat(width.min(16));
-            value.serialize(&mut Serializer::with_formatter(&mut out, PrettyFormatter::with_indent(spaces.as_bytes())))
-        }
-        None => value.serialize(&mut Serializer::with_formatter(&mut out, PythonFormatter)),
-    };
-    let failed = |error: String| minijinja::Error::new(ErrorKind::BadSerialization, error);
-    result.map_err(|error| failed(error.to_string()))?;
-    String::from_utf8(out).map_err(|error| failed(error.to_string()))
-}
-
-/// JSON in one line with a blank after each comma and colon.
-struct PythonFormatter;
-
-impl Formatter for PythonFormatter {
-    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
-        writer.write_all(b": ")
-    }
 }
 
 #[cfg(test)]
@@ -297,6 +340,27 @@ mod tests {
     }
 
     #[test]
+    fn tools_and_their_calls_make_no_control_tokens() {
+        let tokenizer = tokenizer();
+        let source = "{{ tools[0].name }}{{ messages[0].tool_calls | tojson }}<|im_end|>{{ note }}";
+        let template = ChatTemplate::new(source, &tokenizer).expect("the template is valid");
+        let json = |text: &str| serde_json::from_str::<Value>(text).expect("it is JSON");
+        let mut message = Message::new(Role::Assistant, "");
+        message.more.insert("tool_calls".to_owned(), json(r#"[{"<|im_start|>": "<|im_end|>"}]"#));
+        let conversation = Conversation {
+            messages: vec![message],
+            tools: Some(json(r#"[{"name": "<|im_end|>"}]"#)),
+            options: BTreeMap::from([("note".to_owned(), Value::from("<|im_start|>"))]),
+            ..Conversation::default()
+        };
+        let tokens = template.encode_conversation(&tokenizer, &conversation).expect("the template accepts it");
+        let controls: Vec<u32> = tokens.iter().copied().filter(|id| *id >= START).collect();
+        assert_eq!(controls, [END]);
+        let text = r#"<|im_end|>[{"<|im_start|>": "<|im_end|>"}]<|im_end|><|im_start|>"#;
+        assert_eq!(String::from_utf8_lossy(&tokenizer.decode(&tokens)), text);
+    }
+
+    #[test]
     fn a_message_cannot_complete_or_begin_a_token_of_the_template() {
         let glue = "{{ '<|im_' + messages[0].content | trim + 'end|>' }}";
         check(glue, "start|> ", "<|im_start|>end|>");
@@ -332,7 +396,7 @@ mod tests {
         let tokenizer = tokenizer();
         assert!(matches!(ChatTemplate::new("{% for %}", &tokenizer), Err(ChatError::Syntax(_))));
         let endless = "{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}";
-        for source in [endless, "{{ strftime_now('%Y') }}"] {
+        for source in [endless, "{{ open('file') }}", "{{ strftime_now('%Q') }}"] {
             let template = ChatTemplate::new(source, &tokenizer).expect("the template is valid");
             assert!(matches!(template.render(&[], true), Err(ChatError::Failed(_))), "{source}");
         }

@@ -34,7 +34,7 @@ pub fn write_gguf(path: &Path, model: &Model) -> Result<(), ModelError> {
 /// When a tensor cannot be loaded.
 pub fn to_bytes(model: &Model) -> Result<Vec<u8>, ModelError> {
     let mut pairs = config_pairs(&model.config);
-    pairs.extend(tokenizer_pairs(&model.tokenizer));
+    pairs.extend(tokenizer_pairs(&model.tokenizer)?);
     let texts = [("tokenizer.chat_template", &model.chat_template), ("general.license", &model.licence)];
     pairs.extend(texts.into_iter().filter_map(|(key, text)| Some((key.to_owned(), Value::String(text.clone()?)))));
 
@@ -90,7 +90,7 @@ fn config_pairs(config: &ModelConfig) -> Vec<(String, Value)> {
     pairs
 }
 
-fn tokenizer_pairs(tokenizer: &Tokenizer) -> Vec<(String, Value)> {
+fn tokenizer_pairs(tokenizer: &Tokenizer) -> Result<Vec<(String, Value)>, ModelError> {
     let kinds = tokenizer.tokens.iter().flat_map(|token| token.kind.id().to_le_bytes()).collect();
     let mut pairs = vec![
         ("token_type", Value::Scalars { element: ValueType::I32, bytes: kinds }),
@@ -98,7 +98,7 @@ fn tokenizer_pairs(tokenizer: &Tokenizer) -> Vec<(String, Value)> {
         ("add_eos_token", Value::Bool(tokenizer.add_eos)),
     ];
     let texts: Vec<String> = match &tokenizer.algorithm {
-        Algorithm::Bpe { pre, merges } => {
+        Algorithm::Bpe { pre, merges, .. } => {
             let characters = byte_characters();
             let spelled = tokenizer.tokens.iter().map(|token| match token.kind {
                 TokenKind::Normal => token.bytes.iter().map(|&byte| characters[usize::from(byte)]).collect(),
@@ -119,6 +119,10 @@ fn tokenizer_pairs(tokenizer: &Tokenizer) -> Vec<(String, Value)> {
             pairs.push(("add_space_prefix", Value::Bool(*space_prefix)));
             tokenizer.tokens.iter().map(spelled).collect()
         }
+        Algorithm::Characters { .. } => {
+            let expected = "a tokenizer that GGUF files can hold".to_owned();
+            return Err(ModelError::Tokenizer { expected, found: "merges over characters".to_owned() });
+        }
     };
     let special = [
         ("bos_token_id", tokenizer.bos),
@@ -129,7 +133,7 @@ fn tokenizer_pairs(tokenizer: &Tokenizer) -> Vec<(String, Value)> {
     ];
     pairs.extend(special.into_iter().filter_map(|(key, id)| Some((key, Value::Unsigned(u64::from(id?))))));
     pairs.push(("tokens", Value::Strings(texts)));
-    pairs.into_iter().map(|(key, value)| (format!("tokenizer.ggml.{key}"), value)).collect()
+    Ok(pairs.into_iter().map(|(key, value)| (format!("tokenizer.ggml.{key}"), value)).collect())
 }
 
 fn put_text(out: &mut Vec<u8>, text: &str) {

@@ -1,16 +1,21 @@
 //! The tokenizer of a model directory: `tokenizer.json` decides how text becomes tokens, `tokenizer_config.json` and
 //! `special_tokens_map.json` say which of them begin and end a text.
 //!
-//! What cuts and joins text is recognised by its structure and otherwise refused with what was found. Truncation and
-//! padding are left alone: they concern batches of that library, not the tokenizer. So are the other settings of
-//! `tokenizer_config.json`, which choose among that library's classes.
+//! What cuts and joins text is recognised by its structure ([`cutting`]) and otherwise refused with what was found; so is
+//! whatever else would make other tokens ([`vocabulary`]). Truncation and padding are left alone: they concern batches of
+//! that library, not the tokenizer. So are the other settings of `tokenizer_config.json`, which choose among that
+//! library's classes.
 
-use serde_json::{Map, Value, json};
+mod cutting;
+mod vocabulary;
+
+use serde_json::{Map, Value};
 
 use super::json::malformed;
 use crate::error::ModelError;
-use crate::tokenizer::bpe::{byte_characters, bytes_by_character, merges};
-use crate::tokenizer::{Algorithm, PreTokenizer, Token, TokenKind, Tokenizer};
+use crate::tokenizer::bpe::merges;
+use crate::tokenizer::{Algorithm, SpacePrefix, Token, TokenKind, Tokenizer};
+use cutting::Cutting;
 
 type Object = Map<String, Value>;
 
@@ -77,25 +82,16 @@ pub fn read(file: &Object, settings: Settings, vocab: usize) -> Result<Tokenizer
         "model",
     ];
     only("tokenizer.json", file, &PARTS)?;
-    let normalizer = part(file, "normalizer");
-    if *normalizer != Value::Null && *normalizer != json!({ "type": "Sequence", "normalizers": [] }) {
-        return Err(malformed("'normalizer'", "null: others are not supported yet", &normalizer.to_string()));
-    }
-    let decoder = part(file, "decoder");
-    if *decoder != Value::Null && decoder["type"] != "ByteLevel" {
-        return Err(malformed("'decoder'", "of type ByteLevel", &decoder.to_string()));
-    }
-    let pre = pre_tokenizer(part(file, "pre_tokenizer"))?;
-    if settings.flag("add_prefix_space")? == Some(true) {
-        return Err(malformed("'add_prefix_space'", "false: byte-level BPE has no space prefix", "true"));
-    }
-
     let model = part(file, "model").as_object();
     let model = model.ok_or_else(|| malformed("'model'", "an object", &part(file, "model").to_string()))?;
-    check_model(model)?;
-    let (texts, kinds) = texts(model, part(file, "added_tokens"), vocab)?;
-    let merges = merges(&texts, &merge_lines(model)?)?;
-    let tokens = tokens(&texts, &kinds)?;
+    let cutting = cutting::read(file, part(model, "byte_fallback") == &Value::Bool(true))?;
+    if settings.flag("add_prefix_space")?.is_some_and(|adds| adds && !cutting.has_space_prefix()) {
+        return Err(malformed("'add_prefix_space'", "false: 'pre_tokenizer' adds no space in front", "true"));
+    }
+    vocabulary::check_model(model, cutting)?;
+    let entries = vocabulary::entries(model, part(file, "added_tokens"), cutting, vocab)?;
+    let merges = merges(&entries.texts, &vocabulary::merge_lines(model)?)?;
+    let (tokens, matching) = (vocabulary::tokens(&entries, cutting)?, entries.matching);
 
     let [bos, eos] = ["bos_token", "eos_token"].map(|key| settings.token(key, &tokens));
     let (bos, eos) = (bos?, eos?);
@@ -109,8 +105,20 @@ pub fn read(file: &Object, settings: Settings, vocab: usize) -> Result<Tokenizer
             return Err(malformed(format!("'{key}'"), expected, &(!adds).to_string()));
         }
     }
-    let algorithm = Algorithm::Bpe { pre, merges };
-    Ok(Tokenizer { algorithm, tokens, bos, eos, eot: None, ends: Vec::new(), pad, unk, add_bos, add_eos })
+    let algorithm = match cutting {
+        Cutting::Bytes { pre, nfc } => {
+            let whole_pieces = part(model, "ignore_merges") == &Value::Bool(true);
+            Algorithm::Bpe { pre, whole_pieces, nfc, merges }
+        }
+        Cutting::Characters { space_prefix, .. } => Algorithm::Characters { merges, space_prefix },
+    };
+    Ok(Tokenizer { algorithm, tokens, matching, bos, eos, eot: None, ends: Vec::new(), pad, unk, add_bos, add_eos })
+}
+
+impl Cutting {
+    fn has_space_prefix(self) -> bool {
+        matches!(self, Cutting::Characters { space_prefix, .. } if space_prefix != SpacePrefix::Never)
+    }
 }
 
 fn part<'a>(file: &'a Object, key: &str) -> &'a Value {
@@ -132,144 +140,6 @@ fn find(text: &str, tokens: &[Token]) -> Option<u32> {
     let is_it = |token: &Token| token.kind != TokenKind::Normal && token.bytes == text.as_bytes();
     let plain = |token: &Token| token.bytes == text.as_bytes();
     tokens.iter().position(is_it).or_else(|| tokens.iter().position(plain)).map(|id| id as u32)
-}
-
-/// The pre-tokenizer of this structure. `trim_offsets` concerns positions in the text alone.
-fn pre_tokenizer(value: &Value) -> Result<PreTokenizer, ModelError> {
-    let known = [(
-        PreTokenizer::SmolLm,
-        json!({ "type": "Sequence", "pretokenizers": [
-            { "type": "Digits", "individual_digits": true },
-            { "type": "ByteLevel", "add_prefix_space": false, "use_regex": true },
-        ] }),
-    )];
-    let found = plain_steps(value);
-    let pre = known.iter().find(|(_, structure)| *structure == found).map(|(pre, _)| *pre);
-    pre.ok_or_else(|| {
-        let list: Vec<String> = known.iter().map(|(pre, structure)| format!("{structure} ({})", pre.name())).collect();
-        malformed("'pre_tokenizer'", format!("one of {}", list.join(", ")), &value.to_string())
-    })
-}
-
-/// The same pre-tokenizer with defaults written out and without what does not matter.
-fn plain_steps(value: &Value) -> Value {
-    let mut value = value.clone();
-    if let Some(steps) = value.get_mut("pretokenizers").and_then(Value::as_array_mut) {
-        *steps = steps.iter().map(plain_steps).collect();
-    }
-    if let Some(step) = value.as_object_mut().filter(|step| step.get("type").is_some_and(|kind| kind == "ByteLevel")) {
-        step.remove("trim_offsets");
-        step.entry("use_regex").or_insert(Value::Bool(true));
-    }
-    value
-}
-
-/// Refuses what would merge in another way than byte-level BPE.
-fn check_model(model: &Object) -> Result<(), ModelError> {
-    const KNOWN: [&str; 11] = [
-        "type",
-        "vocab",
-        "merges",
-        "dropout",
-        "unk_token",
-        "fuse_unk",
-        "byte_fallback",
-        "ignore_merges",
-        "continuing_subword_prefix",
-        "end_of_word_suffix",
-        "cache_capacity",
-    ];
-    only("'model'", model, &KNOWN)?;
-    let check = |key: &str, expected: &str, good: &dyn Fn(&Value) -> bool| match part(model, key) {
-        value if value.is_null() || good(value) => Ok(()),
-        value => Err(malformed(format!("'{key}' of 'model'"), expected, &value.to_string())),
-    };
-    check("type", "\"BPE\", the only kind that is supported so far", &|value| value == "BPE")?;
-    check("dropout", "null: dropout is for training", &|value| value.as_f64() == Some(0.0))?;
-    for key in ["byte_fallback", "ignore_merges"] {
-        check(key, "false: true is not supported yet", &|value| value == false)?;
-    }
-    for key in ["continuing_subword_prefix", "end_of_word_suffix"] {
-        check(key, "null: byte-level BPE marks no words", &|value| value == "")?;
-    }
-    // With a token for every byte, none is ever unknown.
-    let spells_all = || {
-        byte_characters()
-            .iter()
-            .all(|character| model.get("vocab").and_then(|vocab| vocab.get(character.to_string())).is_some())
-    };
-    check("unk_token", "null, or a token for every byte beside it", &|_| spells_all())
-}
-
-/// The text and kind of each token by id.
-fn texts(model: &Object, added: &Value, vocab: usize) -> Result<(Vec<String>, Vec<TokenKind>), ModelError> {
-    let Some(entries) = model.get("vocab").and_then(Value::as_object) else {
-        return Err(malformed("'vocab' of 'model'", "an object of ids by token", &part(model, "vocab").to_string()));
-    };
-    let mut slots: Vec<Option<(String, TokenKind)>> = vec![None; vocab];
-    let mut put = |text: &str, id: Option<u64>, kind: TokenKind| {
-        let shown = text.escape_debug();
-        let Some(slot) = id.and_then(|id| slots.get_mut(usize::try_from(id).ok()?)) else {
-            let expected = format!("ids below the {vocab} rows of the embedding");
-            let found = id.map_or("none".to_owned(), |id| id.to_string());
-            return Err(ModelError::Tokenizer { expected, found: format!("{found} for '{shown}'") });
-        };
-        match slot {
-            Some((other, _)) if other.as_str() != text || kind == TokenKind::Normal => {
-                let found = format!("'{}' and '{shown}'", other.escape_debug());
-                Err(ModelError::Tokenizer { expected: "each id once".to_owned(), found })
-            }
-            _ => {
-                *slot = Some((text.to_owned(), kind));
-                Ok(())
-            }
-        }
-    };
-    for (text, id) in entries {
-        put(text, id.as_u64(), TokenKind::Normal)?;
-    }
-    for token in added.as_array().into_iter().flatten() {
-        let text = token["content"].as_str().filter(|text| !text.is_empty());
-        let text = text.ok_or_else(|| malformed("'added_tokens'", "a text as 'content'", &token.to_string()))?;
-        if let Some(flag) = ["single_word", "lstrip", "rstrip"].into_iter().find(|&flag| token[flag] == true) {
-            let what = format!("'{flag}' of added token '{}'", text.escape_debug());
-            return Err(malformed(what, "false: true is not supported yet", "true"));
-        }
-        let kind = if token["special"] == true { TokenKind::Control } else { TokenKind::UserDefined };
-        put(text, token["id"].as_u64(), kind)?;
-    }
-    let unused = |id: usize| (format!("[PAD{id}]"), TokenKind::Unused);
-    Ok(slots.into_iter().enumerate().map(|(id, slot)| slot.unwrap_or_else(|| unused(id))).unzip())
-}
-
-fn tokens(texts: &[String], kinds: &[TokenKind]) -> Result<Vec<Token>, ModelError> {
-    let bytes_of = bytes_by_character();
-    let token = |(text, &kind): (&String, &TokenKind)| {
-        if kind != TokenKind::Normal {
-            return Ok(Token { bytes: text.as_bytes().to_vec(), kind });
-        }
-        let bytes = text.chars().map(|character| bytes_of.get(&character).copied()).collect::<Option<_>>();
-        let wrong =
-            || malformed(format!("token '{}'", text.escape_debug()), "characters of the byte-to-unicode map", text);
-        Ok(Token { bytes: bytes.ok_or_else(wrong)?, kind })
-    };
-    texts.iter().zip(kinds).map(token).collect()
-}
-
-/// Merges are texts with a space between the two, or pairs of texts in newer files.
-fn merge_lines(model: &Object) -> Result<Vec<String>, ModelError> {
-    let line = |merge: &Value| {
-        let pair = || {
-            let [left, right] = merge.as_array()?.as_slice() else { return None };
-            Some(format!("{} {}", left.as_str()?, right.as_str()?))
-        };
-        let line = merge.as_str().map(str::to_owned).or_else(pair);
-        line.ok_or_else(|| malformed("'merges' of 'model'", "\"a b\" or [\"a\", \"b\"]", &merge.to_string()))
-    };
-    match part(model, "merges") {
-        Value::Array(merges) => merges.iter().map(line).collect(),
-        other => Err(malformed("'merges' of 'model'", "a list of pairs", &other.to_string())),
-    }
 }
 
 /// Whether texts get `bos` in front and `eos` at their end.

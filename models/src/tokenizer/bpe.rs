@@ -18,13 +18,13 @@ pub(super) fn read(
     let token = |(id, (text, &kind)): (usize, (&String, &TokenKind))| token(id, text, kind, &bytes_of);
     let tokens = texts.iter().zip(kinds).enumerate().map(token).collect::<Result<_, _>>()?;
     let merges = merges(texts, metadata.texts("tokenizer.ggml.merges")?)?;
-    Ok((Algorithm::Bpe { pre, merges }, tokens))
+    Ok((Algorithm::Bpe { pre, whole_pieces: pre.keeps_whole_pieces(), nfc: false, merges }, tokens))
 }
 
 fn pre_tokenizer(metadata: &Metadata) -> Result<PreTokenizer, ModelError> {
     let key = "tokenizer.ggml.pre";
     let name = metadata.text(key)?;
-    PreTokenizer::ALL.iter().copied().find(|pre| pre.name() == name).ok_or_else(|| {
+    PreTokenizer::named(name).ok_or_else(|| {
         let known: Vec<String> = PreTokenizer::ALL.iter().map(|pre| format!("'{}'", pre.name())).collect();
         let expected = format!("one of {} (others would cut text at other places)", known.join(", "));
         ModelError::Key { key: key.to_owned(), expected, found: format!("'{name}'") }

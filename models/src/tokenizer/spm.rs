@@ -5,7 +5,7 @@ use crate::config::Metadata;
 use crate::error::ModelError;
 
 /// What stands for a space in the file.
-const SPACE: char = '▁';
+pub(crate) const SPACE: char = '▁';
 
 /// Reads the scores and the bytes of the tokens.
 pub(super) fn read(
@@ -35,10 +35,7 @@ fn bytes(id: usize, text: &str, kind: TokenKind) -> Result<Vec<u8>, ModelError> 
     match kind {
         TokenKind::Normal => Ok(text.replace(SPACE, " ").into_bytes()),
         TokenKind::Byte => {
-            let digits = text.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
-            let byte = digits
-                .filter(|digits| digits.len() == 2 && !digits.starts_with('+'))
-                .and_then(|digits| u8::from_str_radix(digits, 16).ok());
+            let byte = byte(text);
             let found = || format!("'{}'", text.escape_debug());
             byte.map(|byte| vec![byte]).ok_or_else(|| wrong(format!("a byte such as <0x0A> as token {id}"), found()))
         }
@@ -46,6 +43,13 @@ fn bytes(id: usize, text: &str, kind: TokenKind) -> Result<Vec<u8>, ModelError> 
             Ok(text.as_bytes().to_vec())
         }
     }
+}
+
+/// The byte that a text such as `<0x0A>` stands for.
+pub(crate) fn byte(text: &str) -> Option<u8> {
+    let digits = text.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+    let digits = digits.filter(|digits| digits.len() == 2 && !digits.starts_with('+'))?;
+    u8::from_str_radix(digits, 16).ok()
 }
 
 /// A token's text as files spell it.

@@ -229,7 +229,9 @@ fn tokenizer(change: impl FnOnce(&mut Value), words: &[&str]) {
 
 #[test]
 fn a_tokenizer_that_works_in_another_way_is_refused() {
-    tokenizer(|file| file["normalizer"] = json!({ "type": "NFC" }), &["'normalizer'", "NFC"]);
+    tokenizer(|file| file["normalizer"] = json!({ "type": "NFKC" }), &["'normalizer'", "NFKC"]);
+    let lower = json!({ "type": "Sequence", "normalizers": [{ "type": "NFC" }, { "type": "Lowercase" }] });
+    tokenizer(|file| file["normalizer"] = lower, &["'normalizer'", "Lowercase"]);
     tokenizer(
         |file| file["pre_tokenizer"] = json!({ "type": "Whitespace" }),
         &["'pre_tokenizer'", "Whitespace", "smollm"],
@@ -244,17 +246,33 @@ fn a_tokenizer_that_works_in_another_way_is_refused() {
     let other = json!({ "type": "TemplateProcessing", "single": [{ "SpecialToken": { "id": "<|endoftext|>" } }, { "Sequence": { "id": "A" } }] });
     tokenizer(|file| file["post_processor"] = other, &["'post_processor'", "endoftext"]);
     tokenizer(|file| file["model"]["type"] = "Unigram".into(), &["'type' of 'model'", "Unigram"]);
-    for key in ["byte_fallback", "ignore_merges"] {
-        tokenizer(|file| file["model"][key] = true.into(), &[key, "true"]);
-    }
+    tokenizer(|file| file["model"]["byte_fallback"] = true.into(), &["'pre_tokenizer'", "byte_fallback"]);
+    tokenizer(|file| file["model"]["ignore_merges"] = 1.into(), &["ignore_merges", "1"]);
+    let split = |pattern: &str, behavior: &str| {
+        json!({ "type": "Sequence", "pretokenizers": [
+            { "type": "Split", "pattern": { "Regex": pattern }, "behavior": behavior, "invert": false },
+            { "type": "ByteLevel", "add_prefix_space": false, "use_regex": false },
+        ] })
+    };
+    tokenizer(|file| file["pre_tokenizer"] = split("\\s+", "Isolated"), &["'pre_tokenizer'", "s+", "qwen2"]);
+    let known = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
+    tokenizer(|file| file["pre_tokenizer"] = split(known, "Removed"), &["'pre_tokenizer'", "Removed"]);
+    let prefixed = json!({ "type": "ByteLevel", "add_prefix_space": true, "use_regex": true });
+    tokenizer(|file| file["pre_tokenizer"] = prefixed, &["'pre_tokenizer'", "add_prefix_space"]);
     tokenizer(|file| file["model"]["end_of_word_suffix"] = "</w>".into(), &["end_of_word_suffix", "</w>"]);
     tokenizer(|file| file["model"]["dropout"] = 0.1.into(), &["dropout", "0.1"]);
     tokenizer(|file| file["model"]["unk_token"] = "<|endoftext|>".into(), &["unk_token", "every byte"]);
     tokenizer(|file| file["model"]["seed"] = 1.into(), &["'seed'"]);
     tokenizer(|file| file["extra"] = 1.into(), &["'extra'"]);
-    for flag in ["lstrip", "rstrip", "single_word"] {
-        tokenizer(|file| file["added_tokens"][1][flag] = true.into(), &[flag, "<|im_start|>"]);
-    }
+    let composed = |file: &mut Value| {
+        file["normalizer"] = json!({ "type": "NFC" });
+        let entry = json!({ "id": 127, "content": "\u{e9}", "special": false, "normalized": true });
+        file["added_tokens"].as_array_mut().unwrap().push(entry);
+        let vocab = file["model"]["vocab"].as_object_mut().unwrap();
+        vocab.retain(|_, id| *id != 127);
+        file["model"]["merges"].as_array_mut().unwrap().pop();
+    };
+    tokenizer(composed, &["'normalized'", "\u{e9}"]);
 }
 
 #[test]

@@ -5,6 +5,8 @@
 //! written and writing it again gives the same bytes. No count is believed before that many of the smallest items fit
 //! into the bytes that remain, and bytes left over at the end are an error.
 
+use std::convert::Infallible;
+
 /// Why bytes could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
@@ -60,6 +62,12 @@ pub enum DecodeError {
     Inconsistent(String),
 }
 
+impl From<Infallible> for DecodeError {
+    fn from(never: Infallible) -> DecodeError {
+        match never {}
+    }
+}
+
 /// A value with a binary form.
 pub trait Codec: Sized {
     /// The fewest bytes that a value takes; never zero.
@@ -81,8 +89,16 @@ pub fn encode<T: Codec>(value: &T) -> Vec<u8> {
 
 /// The value that takes up all of `bytes`.
 pub fn decode<T: Codec>(bytes: &[u8]) -> Result<T, DecodeError> {
+    decode_all(bytes, T::decode)
+}
+
+/// What `read` makes of `bytes`, all of which it takes up.
+pub(crate) fn decode_all<T>(
+    bytes: &[u8],
+    read: impl FnOnce(&mut Decoder<'_>) -> Result<T, DecodeError>,
+) -> Result<T, DecodeError> {
     let mut input = Decoder { bytes, at: 0 };
-    let value = T::decode(&mut input)?;
+    let value = read(&mut input)?;
     match input.remaining() {
         0 => Ok(value),
         bytes => Err(DecodeError::Trailing { bytes }),

@@ -29,7 +29,7 @@ pub use format::{RUNTIME_ABI, Section, SectionKind};
 pub use manifest::Manifest;
 pub use program::*;
 pub use reader::{Code, Plan};
-pub use tokenizer::{Merge, TokenKind, TokenizerModel, TokenizerTables};
+pub use tokenizer::{Matching, Merge, PackedTokenizer, SpacePrefix, TokenKind, TokenizerModel, TokenizerTables};
 pub use violation::{Fault, Place, Violation};
 pub use weights::{LoadMode, Weights};
 pub use writer::PlanWriter;

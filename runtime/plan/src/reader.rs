@@ -9,7 +9,7 @@ use crate::format::{self, CHUNK, Digest, HEADER_BYTES, Head, Section, SectionKin
 use crate::manifest::Manifest;
 use crate::program::{CodeObject, Program};
 use crate::source::Source;
-use crate::tokenizer::TokenizerTables;
+use crate::tokenizer::PackedTokenizer;
 use crate::verify;
 use crate::weights::{self, Expected, LoadMode, Weights};
 
@@ -21,7 +21,7 @@ pub struct Plan {
     root: Digest,
     programs: Vec<Program>,
     codes: Vec<Code>,
-    tokenizer: Option<TokenizerTables>,
+    tokenizer: Option<PackedTokenizer>,
     chat_template: Option<String>,
     generation_config: Option<String>,
     licence: Option<String>,
@@ -106,13 +106,13 @@ impl Plan {
             if blake3::hash(&bytes) != section.digest {
                 return Err(PlanError::Digest { section: section.to_string() });
             }
-            self.keep(index, &bytes)
+            self.keep(index, bytes)
                 .map_err(|source| PlanError::Malformed { section: self.head.sections[index].to_string(), source })?;
         }
         Ok(())
     }
 
-    fn keep(&mut self, index: usize, bytes: &[u8]) -> Result<(), DecodeError> {
+    fn keep(&mut self, index: usize, bytes: Vec<u8>) -> Result<(), DecodeError> {
         let section = &self.head.sections[index];
         let named = |expected: &str| {
             let wrong = || DecodeError::Inconsistent(format!("it says that it is `{expected}`"));
@@ -120,23 +120,23 @@ impl Plan {
         };
         match section.kind {
             SectionKind::Program => {
-                let program: Program = codec::decode(bytes)?;
+                let program: Program = codec::decode(&bytes)?;
                 named(&program.name)?;
                 self.programs.push(program);
             }
             SectionKind::Code => {
-                let object: CodeObject = codec::decode(bytes)?;
+                let object: CodeObject = codec::decode(&bytes)?;
                 if object.target != section.target {
                     return Err(DecodeError::Inconsistent(format!("it is for target `{}`", object.target)));
                 }
                 self.codes.push(Code { program: section.name.clone(), layout: section.layout.clone(), object });
             }
-            SectionKind::Tokenizer => self.tokenizer = Some(codec::decode(bytes)?),
-            SectionKind::ChatTemplate => self.chat_template = Some(text(bytes)?),
-            SectionKind::GenerationConfig => self.generation_config = Some(text(bytes)?),
-            SectionKind::Licence => self.licence = Some(text(bytes)?),
-            SectionKind::Manifest => self.manifest = Some(Manifest::from_json(&text(bytes)?)?),
-            SectionKind::Report => self.reports.push((section.name.clone(), text(bytes)?)),
+            SectionKind::Tokenizer => self.tokenizer = Some(PackedTokenizer::from_bytes(bytes)?),
+            SectionKind::ChatTemplate => self.chat_template = Some(text(&bytes)?),
+            SectionKind::GenerationConfig => self.generation_config = Some(text(&bytes)?),
+            SectionKind::Licence => self.licence = Some(text(&bytes)?),
+            SectionKind::Manifest => self.manifest = Some(Manifest::from_json(&text(&bytes)?)?),
+            SectionKind::Report => self.reports.push((section.name.clone(), text(&bytes)?)),
             SectionKind::ChunkDigests => {
                 if !bytes.len().is_multiple_of(size_of::<Digest>()) {
                     return Err(DecodeError::Inconsistent(format!("{} bytes are no list of digests", bytes.len())));
@@ -157,7 +157,7 @@ impl Plan {
         self.head.sections.iter().try_for_each(|section| self.check_section(section))?;
         self.codes.iter().try_for_each(|code| self.check_code(code))?;
         for program in &self.programs {
-            let (most, found) = (program.vocabulary as usize, self.tokenizer.as_ref().map_or(0, TokenizerTables::len));
+            let (most, found) = (program.vocabulary as usize, self.tokenizer.as_ref().map_or(0, PackedTokenizer::len));
             if found > most {
                 let why = format!("expected at most the {most} tokens of program `{}`, found {found}", program.name);
                 return Err(mismatch(&SectionKind::Tokenizer, why));
@@ -289,7 +289,7 @@ impl Plan {
     }
 
     /// The tokenizer.
-    pub fn tokenizer(&self) -> Option<&TokenizerTables> {
+    pub fn tokenizer(&self) -> Option<&PackedTokenizer> {
         self.tokenizer.as_ref()
     }
 

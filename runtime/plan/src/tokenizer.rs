@@ -1,6 +1,17 @@
 //! The tokenizer as ready tables: no file format of any tokenizer library is read at run time.
+//!
+//! [`TokenizerTables`] is what the compiler fills in. [`PackedTokenizer`] is the same as it lies in a plan, with tables to
+//! look things up in, which are read where they are.
 
-use crate::codec::{Codec, DecodeError, Decoder, encode_bytes, fields, variants};
+mod hash;
+mod pack;
+mod packed;
+
+use std::collections::BTreeMap;
+
+use crate::codec::variants;
+
+pub use packed::{AddedToken, PackedTokenizer, Rule};
 
 /// How text becomes tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -11,6 +22,37 @@ pub enum TokenizerModel {
     /// `SentencePiece`'s byte-pair encoding over characters: of all neighbours whose joined text is a token, those of
     /// lowest rank become it first. A character without a token is spelled by byte tokens.
     Spm,
+    /// Byte-pair encoding over characters: merges in rank order over the whole text. A character without a token is
+    /// spelled by byte tokens, before merges apply.
+    Characters,
+}
+
+/// Where a text gets a space in front before it is encoded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SpacePrefix {
+    /// Nowhere.
+    #[default]
+    Never,
+    /// At its start and after each token that is matched whole.
+    Always,
+    /// In the same places, unless a space is there.
+    Missing,
+    /// At its start, unless a space is there.
+    MissingAtStart,
+}
+
+/// How a token that is matched whole is matched; by default wherever its text stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own in tokenizer files")]
+pub struct Matching {
+    /// White space before it belongs to it.
+    pub lstrip: bool,
+    /// White space after it belongs to it.
+    pub rstrip: bool,
+    /// It stands between no letters, digits or underscores.
+    pub single_word: bool,
+    /// It is looked for in what the tokens without this leave over.
+    pub second: bool,
 }
 
 /// What a token is for.
@@ -48,10 +90,12 @@ pub struct TokenizerTables {
     pub model: TokenizerModel,
     /// Which rule cuts text into pieces before [`TokenizerModel::Bpe`] merges (`smollm`, `gpt-2`, `qwen2`, …).
     pub pretokenizer: String,
+    /// Whether text is put into Unicode's normalization form C first.
+    pub nfc: bool,
     /// Whether a piece that is a token as a whole becomes that token, whatever the merges would make of it.
     pub whole_pieces: bool,
-    /// Whether a text gets a space in front, and so does what follows a token that is matched whole.
-    pub space_prefix: bool,
+    /// Where a text gets a space in front.
+    pub space_prefix: SpacePrefix,
     /// The tokens' bytes, one after the other: the text that a token stands for, not a library's spelling of it.
     pub pool: Vec<u8>,
     /// Token `i` is `pool[offsets[i]..offsets[i + 1]]`; one entry more than there are tokens.
@@ -63,6 +107,8 @@ pub struct TokenizerTables {
     /// For [`TokenizerModel::Spm`] one per token, for others none: a token of lower rank is made first, and of equal
     /// ranks the leftmost.
     pub ranks: Vec<u32>,
+    /// The tokens matched whole that are matched in a way of their own.
+    pub matching: BTreeMap<u32, Matching>,
     /// Stands for what no token spells.
     pub unk: Option<u32>,
     /// The token that starts a sequence.
@@ -71,6 +117,8 @@ pub struct TokenizerTables {
     pub eos: Vec<u32>,
     /// Whether a text is tokenized with `bos` in front.
     pub add_bos: bool,
+    /// The token that a whole document is tokenized with at its end.
+    pub add_eos: Option<u32>,
 }
 
 impl TokenizerTables {
@@ -101,56 +149,18 @@ impl TokenizerTables {
         self.offsets.push(self.pool.len() as u32);
         self.kinds.push(kind);
     }
-
-    /// Checks that the tables fit each other: offsets ascend over exactly the pool, ids name tokens, and a merged token
-    /// is its two parts joined.
-    pub fn validate(&self) -> Result<(), DecodeError> {
-        let wrong = |what: String| Err(DecodeError::Inconsistent(what));
-        let (tokens, offsets) = (self.kinds.len(), self.offsets.len());
-        if offsets != tokens + 1 {
-            return wrong(format!("{tokens} tokens need {} offsets, found {offsets}", tokens + 1));
-        }
-        if self.offsets[0] != 0 || self.offsets[tokens] as usize != self.pool.len() || !self.offsets.is_sorted() {
-            return wrong(format!("the offsets must ascend from 0 to the pool's {} bytes", self.pool.len()));
-        }
-        if let Some(id) = self.bos.iter().chain(&self.unk).chain(&self.eos).find(|&&id| id as usize >= tokens) {
-            return wrong(format!("special token {id} is none of the {tokens} tokens"));
-        }
-        if self.add_bos && self.bos.is_none() {
-            return wrong("texts start with a bos token, but none is named".to_owned());
-        }
-        let (ranks, wanted) = (self.ranks.len(), if self.model == TokenizerModel::Spm { tokens } else { 0 });
-        if ranks != wanted {
-            return wrong(format!("{tokens} tokens of this model need {wanted} ranks, found {ranks}"));
-        }
-        if self.model == TokenizerModel::Spm && !self.merges.is_empty() {
-            return wrong(format!("this model joins by rank and has no merges, found {}", self.merges.len()));
-        }
-        let is_broken = |&(id, kind): &(usize, &TokenKind)| {
-            *kind == TokenKind::Byte && self.offsets[id + 1] - self.offsets[id] != 1
-        };
-        if let Some((id, _)) = self.kinds.iter().enumerate().find(is_broken) {
-            return wrong(format!("byte token {id} must hold exactly one byte"));
-        }
-        for (rank, merge) in self.merges.iter().enumerate() {
-            let parts = self.token(merge.left).zip(self.token(merge.right));
-            let joined = parts
-                .zip(self.token(merge.merged))
-                .is_some_and(|((left, right), merged)| merged.strip_prefix(left) == Some(right));
-            if !joined {
-                let Merge { left, right, merged } = merge;
-                return wrong(format!("merge {rank}: token {merged} is not token {left} followed by token {right}"));
-            }
-        }
-        Ok(())
-    }
 }
-
-fields!(Merge { left: u32, right: u32, merged: u32 });
 
 variants!(TokenizerModel, "tokenizer model", {
     0 => Bpe {},
     1 => Spm {},
+    2 => Characters {},
+});
+variants!(SpacePrefix, "space prefix", {
+    0 => Never {},
+    1 => Always {},
+    2 => Missing {},
+    3 => MissingAtStart {},
 });
 variants!(TokenKind, "token kind", {
     0 => Normal {},
@@ -161,42 +171,29 @@ variants!(TokenKind, "token kind", {
     5 => Unused {},
 });
 
-impl Codec for TokenizerTables {
-    const MIN_BYTES: usize = TokenizerModel::MIN_BYTES + 7 * u64::MIN_BYTES + 5;
+impl Matching {
+    const LSTRIP: u8 = 1;
+    const RSTRIP: u8 = 2;
+    const SINGLE_WORD: u8 = 4;
+    const SECOND: u8 = 8;
 
-    fn encode(&self, out: &mut Vec<u8>) {
-        self.model.encode(out);
-        self.pretokenizer.encode(out);
-        self.whole_pieces.encode(out);
-        self.space_prefix.encode(out);
-        encode_bytes(&self.pool, out);
-        self.offsets.encode(out);
-        self.kinds.encode(out);
-        self.merges.encode(out);
-        self.ranks.encode(out);
-        self.unk.encode(out);
-        self.bos.encode(out);
-        self.eos.encode(out);
-        self.add_bos.encode(out);
+    /// One bit for each.
+    fn bits(self) -> u8 {
+        let bit = |set: bool, bit: u8| if set { bit } else { 0 };
+        bit(self.lstrip, Self::LSTRIP)
+            | bit(self.rstrip, Self::RSTRIP)
+            | bit(self.single_word, Self::SINGLE_WORD)
+            | bit(self.second, Self::SECOND)
     }
 
-    fn decode(input: &mut Decoder<'_>) -> Result<Self, DecodeError> {
-        let tables = TokenizerTables {
-            model: TokenizerModel::decode(input)?,
-            pretokenizer: String::decode(input)?,
-            whole_pieces: bool::decode(input)?,
-            space_prefix: bool::decode(input)?,
-            pool: input.byte_list()?.to_vec(),
-            offsets: Vec::decode(input)?,
-            kinds: Vec::decode(input)?,
-            merges: Vec::decode(input)?,
-            ranks: Vec::decode(input)?,
-            unk: Option::decode(input)?,
-            bos: Option::decode(input)?,
-            eos: Vec::decode(input)?,
-            add_bos: bool::decode(input)?,
+    fn from_bits(bits: u8) -> Option<Matching> {
+        let has = |bit: u8| bits & bit != 0;
+        let matching = Matching {
+            lstrip: has(Self::LSTRIP),
+            rstrip: has(Self::RSTRIP),
+            single_word: has(Self::SINGLE_WORD),
+            second: has(Self::SECOND),
         };
-        tables.validate()?;
-        Ok(tables)
+        (matching.bits() == bits).then_some(matching)
     }
 }

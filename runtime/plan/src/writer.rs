@@ -63,7 +63,7 @@ impl<'a> PlanWriter<'a> {
 
     /// Adds the tokenizer.
     pub fn tokenizer(&mut self, tables: &TokenizerTables) {
-        self.add(SectionKind::Tokenizer, [""; 3], codec::encode(tables));
+        self.add(SectionKind::Tokenizer, [""; 3], tables.to_bytes());
     }
 
     /// Adds the chat template.

@@ -164,7 +164,7 @@ impl Session<'_> {
             }
             None => {
                 let control = if self.args.control_tokens { Control::Recognize } else { Control::AsText };
-                self.model.tokenizer.encode_document(prompt, control)
+                self.model.tokenizer.encode_prompt(prompt, control)
             }
         };
         let answer = self.answer(tokens)?;

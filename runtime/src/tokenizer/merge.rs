@@ -4,70 +4,10 @@
 //! not.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::BinaryHeap;
 use std::ops::Range;
 
-use lathe_plan::Merge;
-
-/// What a pair becomes, and how early.
-#[derive(Clone, Copy, Debug)]
-pub struct Rule {
-    /// Rules of lower rank apply first.
-    pub rank: u32,
-    /// What the pair becomes.
-    pub merged: u32,
-}
-
-/// All merges by their pair.
-#[derive(Debug)]
-pub struct Merges {
-    rules: HashMap<u64, Rule, BuildHasherDefault<PairHasher>>,
-}
-
-impl Merges {
-    /// Merges in rank order; the first of two rules for one pair wins.
-    pub fn new(merges: &[Merge]) -> Merges {
-        let mut rules = HashMap::with_capacity_and_hasher(merges.len(), BuildHasherDefault::default());
-        for (rank, merge) in (0..).zip(merges) {
-            rules.entry(pair(merge.left, merge.right)).or_insert(Rule { rank, merged: merge.merged });
-        }
-        Merges { rules }
-    }
-
-    /// The rule for a pair.
-    pub fn rule(&self, left: u32, right: u32) -> Option<Rule> {
-        self.rules.get(&pair(left, right)).copied()
-    }
-}
-
-fn pair(left: u32, right: u32) -> u64 {
-    u64::from(left) << 32 | u64::from(right)
-}
-
-/// Spreads a pair by one multiplication. The keys come from the plan, so nobody can choose them to collide, and the
-/// standard hasher would take most of the time of loading and merging.
-#[derive(Debug, Default)]
-struct PairHasher(u64);
-
-impl Hasher for PairHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(u64::from(*byte));
-        }
-    }
-
-    fn write_u64(&mut self, key: u64) {
-        // The table takes its position from the low bits and its tag from the high ones, a product is good in the high
-        // ones only: fold it.
-        let product = u128::from(self.0 ^ key) * 0x9e37_79b9_7f4a_7c15;
-        self.0 = (product >> 64) as u64 ^ product as u64;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
+use lathe_plan::tokenizer::Rule;
 
 /// A token in the doubly linked list of its piece.
 #[derive(Clone, Copy, Debug)]
@@ -166,6 +106,8 @@ impl Merger {
 
 #[cfg(test)]
 mod tests {
+    use lathe_plan::Merge;
+
     use super::*;
 
     /// The definition, in quadratic time.
@@ -197,8 +139,11 @@ mod tests {
             let merges: Vec<Merge> =
                 (0..12).map(|_| Merge { left: random(8), right: random(8), merged: random(8) }).collect();
             let tokens: Vec<u32> = (0..random(40)).map(|_| random(8)).collect();
-            let (rules, mut merger) = (Merges::new(&merges), Merger::default());
-            merger.merge(tokens.iter().map(|token| (*token, 1)), |left, right, _| rules.rule(left, right));
+            let mut merger = Merger::default();
+            merger.merge(tokens.iter().map(|token| (*token, 1)), |left, right, _| {
+                let rank = merges.iter().position(|merge| (merge.left, merge.right) == (left, right))?;
+                Some(Rule { rank: rank as u32, merged: merges[rank].merged })
+            });
             let out: Vec<u32> = merger.tokens().map(|(token, _)| token).collect();
             merged_somewhere += usize::from(out.len() < tokens.len());
             assert_eq!(out, by_definition(&merges, tokens.clone()), "{merges:?} on {tokens:?}");

@@ -4,54 +4,26 @@
 //! hand: it runs in linear time on any input and needs no regex engine. A new one is a function and a line in
 //! [`SCANNERS`].
 
-use unicode_general_category::{GeneralCategory, get_general_category};
+use super::categories::{Class, class, is_lower, is_mark, is_upper, run};
 
 /// Length in bytes of the first piece of a text that is not empty: at least one character.
 pub type Scanner = fn(&str) -> usize;
 
 /// Every scanner by the name that model files give it.
-pub const SCANNERS: &[(&str, Scanner)] =
-    &[("default", default), ("gpt-2", gpt2), ("llama-bpe", llama_bpe), ("qwen2", qwen2), ("smollm", smollm)];
+pub const SCANNERS: &[(&str, Scanner)] = &[
+    ("dbrx", llama_bpe),
+    ("default", default),
+    ("gpt-2", gpt2),
+    ("gpt-4o", gpt4o),
+    ("llama-bpe", llama_bpe),
+    ("qwen2", qwen2),
+    ("smollm", smollm),
+    ("tekken", tekken),
+];
 
 /// The scanner of that name.
 pub fn scanner(name: &str) -> Option<Scanner> {
     SCANNERS.iter().find(|(known, _)| *known == name).map(|(_, scanner)| *scanner)
-}
-
-/// What the scanners tell apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Class {
-    /// `\p{L}`.
-    Letter,
-    /// `\p{N}`.
-    Number,
-    /// `\s`, the property `White_Space`.
-    Space,
-    /// `[^\s\p{L}\p{N}]`.
-    Other,
-}
-
-/// The class of a character. `char::is_alphabetic` would not do: it counts combining marks and letter numbers too.
-fn class(c: char) -> Class {
-    use GeneralCategory as G;
-    match c {
-        'a'..='z' | 'A'..='Z' => Class::Letter,
-        '0'..='9' => Class::Number,
-        c if c.is_whitespace() => Class::Space,
-        c if c.is_ascii() => Class::Other,
-        c => match get_general_category(c) {
-            G::UppercaseLetter | G::LowercaseLetter | G::TitlecaseLetter | G::ModifierLetter | G::OtherLetter => {
-                Class::Letter
-            }
-            G::DecimalNumber | G::LetterNumber | G::OtherNumber => Class::Number,
-            _ => Class::Other,
-        },
-    }
-}
-
-/// Bytes of the longest prefix whose characters all have this class.
-fn run(text: &str, wanted: Class) -> usize {
-    text.find(|c| class(c) != wanted).unwrap_or(text.len())
 }
 
 /// GPT-2: `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`.
@@ -91,19 +63,7 @@ fn default(text: &str) -> usize {
     }
 }
 
-/// `[\p{P}$+<=>^~|]`.
-fn is_mark(c: char) -> bool {
-    use GeneralCategory as G;
-    if c.is_ascii() {
-        return c.is_ascii_punctuation() && c != '`';
-    }
-    let category = get_general_category(c);
-    let brackets = [G::OpenPunctuation, G::ClosePunctuation, G::InitialPunctuation, G::FinalPunctuation];
-    let others = [G::ConnectorPunctuation, G::DashPunctuation, G::OtherPunctuation];
-    brackets.contains(&category) || others.contains(&category)
-}
-
-/// `Llama 3`: [`letters_and_lines`] with `\p{N}{1,3}`.
+/// `Llama 3` and GPT-4 (of which `dbrx` is a copy): [`letters_and_lines`] with `\p{N}{1,3}`.
 fn llama_bpe(text: &str) -> usize {
     letters_and_lines(text, 3)
 }
@@ -115,34 +75,101 @@ fn qwen2(text: &str) -> usize {
 
 const CONTRACTIONS: [&str; 7] = ["'s", "'t", "'re", "'ve", "'m", "'ll", "'d"];
 
+/// GPT-4o: [`cased_words`] with contractions at their end, `\p{N}{1,3}`.
+fn gpt4o(text: &str) -> usize {
+    cased_words(text, contraction, 3)
+}
+
+/// Mistral's `Tekken`: [`cased_words`] and `\p{N}`.
+fn tekken(text: &str) -> usize {
+    cased_words(text, |_| 0, 1)
+}
+
+/// Bytes of a contraction that the text starts with, in either case: `(?i:'s|'t|'re|'ve|'m|'ll|'d)`.
+fn contraction(text: &str) -> usize {
+    let is_next = |wanted: &&&str| text.get(..wanted.len()).is_some_and(|next| next.eq_ignore_ascii_case(wanted));
+    CONTRACTIONS.iter().find(is_next).map_or(0, |contraction| contraction.len())
+}
+
 /// `'s|'t|'re|'ve|'m|'ll|'d` in either case, then
 /// `[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,DIGITS}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`.
 fn letters_and_lines(text: &str, digits: usize) -> usize {
-    let is_next = |wanted: &&&str| text.get(..wanted.len()).is_some_and(|next| next.eq_ignore_ascii_case(wanted));
-    if let Some(contraction) = CONTRACTIONS.iter().find(is_next) {
-        return contraction.len();
+    let contraction = contraction(text);
+    if contraction > 0 {
+        return contraction;
     }
-    let is_line_end = |c| matches!(c, '\r' | '\n');
     let Some(first) = text.chars().next() else { return 0 };
     let kind = class(first);
     if kind == Class::Number {
-        let end = text.char_indices().take(digits).find(|(_, c)| class(*c) != Class::Number);
-        let most = || text.char_indices().nth(digits).map_or(text.len(), |(at, _)| at);
-        return end.map_or_else(most, |(at, _)| at);
+        return some_digits(text, digits);
     }
     let before = if kind == Class::Letter || is_line_end(first) { 0 } else { first.len_utf8() };
     let letters = run(&text[before..], Class::Letter);
     if letters > 0 {
         return before + letters;
     }
-    let blank = usize::from(first == ' ');
+    others_and_lines(text, is_line_end)
+}
+
+/// Words that change from capitals to small letters at most once, and end with `suffix`:
+/// `[^\r\n\p{L}\p{N}]?U*L+SUFFIX|[^\r\n\p{L}\p{N}]?U+L*SUFFIX|\p{N}{1,DIGITS}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+`
+/// with `U = [\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]` and `L = [\p{Ll}\p{Lm}\p{Lo}\p{M}]`.
+fn cased_words(text: &str, suffix: fn(&str) -> usize, digits: usize) -> usize {
+    let Some(first) = text.chars().next() else { return 0 };
+    let kind = class(first);
+    if kind == Class::Number {
+        return some_digits(text, digits);
+    }
+    // A character before the word goes with it; a mark may be that or part of the word.
+    let before = if kind == Class::Letter || is_line_end(first) { 0 } else { first.len_utf8() };
+    let starts = if before > 0 { &[before, 0][..] } else { &[0] };
+    for rule in [small_word, capital_word] {
+        for start in starts {
+            if let Some(word) = rule(&text[*start..]) {
+                let end = start + word;
+                return end + suffix(&text[end..]);
+            }
+        }
+    }
+    others_and_lines(text, |c| is_line_end(c) || c == '/')
+}
+
+/// `U*L+`: of what is both, as much as can be is taken for `U`.
+fn small_word(text: &str) -> Option<usize> {
+    let capitals = text.find(|c| !is_upper(c)).unwrap_or(text.len());
+    let small = text[capitals..].find(|c| !is_lower(c)).unwrap_or(text.len() - capitals);
+    if small > 0 {
+        return Some(capitals + small);
+    }
+    text[..capitals].char_indices().rfind(|(_, c)| is_lower(*c)).map(|(at, c)| at + c.len_utf8())
+}
+
+/// `U+L*` where `U*L+` does not match: nothing of `L` follows.
+fn capital_word(text: &str) -> Option<usize> {
+    Some(text.find(|c| !is_upper(c)).unwrap_or(text.len())).filter(|capitals| *capitals > 0)
+}
+
+/// ` ?[^\s\p{L}\p{N}]+[LINES]*|\s*[\r\n]+|\s+(?!\S)|\s+` where neither letters nor numbers come first.
+fn others_and_lines(text: &str, is_line: impl Fn(char) -> bool) -> usize {
+    let blank = usize::from(text.starts_with(' '));
     let others = run(&text[blank..], Class::Other);
     if others > 0 {
         let lines = &text[blank + others..];
-        return blank + others + lines.find(|c| !is_line_end(c)).unwrap_or(lines.len());
+        return blank + others + lines.find(|c| !is_line(c)).unwrap_or(lines.len());
     }
     let spaces = &text[..run(text, Class::Space)];
     spaces.rfind(is_line_end).map_or_else(|| blanks(text, |_| false), |at| at + 1)
+}
+
+/// `\p{N}{1,MOST}` where a number comes first.
+fn some_digits(text: &str, most: usize) -> usize {
+    let end = text.char_indices().take(most).find(|(_, c)| class(*c) != Class::Number);
+    let all = || text.char_indices().nth(most).map_or(text.len(), |(at, _)| at);
+    end.map_or_else(all, |(at, _)| at)
+}
+
+fn is_line_end(c: char) -> bool {
+    matches!(c, '\r' | '\n')
 }
 
 /// The pattern of GPT-2 on a text that ends before the first character for which `ends` holds.
@@ -230,6 +257,16 @@ mod tests {
         }
         check("llama-bpe", "12345½ 6", &["123", "45½", " ", "6"]);
         check("qwen2", "123½ 6", &["1", "2", "3", "½", " ", "6"]);
+    }
+
+    #[test]
+    fn cased_words_change_to_small_letters_once() {
+        check("tekken", "HelloWorld itsHTTPServer1234", &["Hello", "World", " its", "HTTPServer", "1", "2", "3", "4"]);
+        check("tekken", "I'LL a\u{301}B 中文A", &["I", "'LL", " a\u{301}", "B", " 中文", "A"]);
+        check("tekken", "x//\n/y !!/\n", &["x", "//\n/", "y", " !!/\n"]);
+        check("gpt-4o", "I'LL x's we'Ve 12345", &["I'LL", " x's", " we'Ve", " ", "123", "45"]);
+        check("gpt-4o", "\u{301}A ABC", &["\u{301}", "A", " ABC"]);
+        check("gpt-4o", "a\u{301}\u{301}. \u{301}", &["a\u{301}\u{301}", ".", " \u{301}"]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Encoding and decoding over small vocabularies, worked out by hand.
 
-use lathe_plan::Merge;
+use lathe_plan::{Merge, TokenizerTables};
 
 use super::*;
 
@@ -123,8 +123,16 @@ fn a_megabyte_without_a_break_is_encoded() {
 
 /// A `SentencePiece` vocabulary: unknown, control and user-defined tokens, all bytes, then `texts` with their scores.
 fn spm(space_prefix: bool, texts: &[(&str, u32)]) -> Tokenizer {
-    let mut tables =
-        TokenizerTables { model: TokenizerModel::Spm, space_prefix, unk: Some(0), ..TokenizerTables::default() };
+    Tokenizer::new(spm_tables(space_prefix, texts)).expect("the tables are sound")
+}
+
+fn spm_tables(space_prefix: bool, texts: &[(&str, u32)]) -> TokenizerTables {
+    let mut tables = TokenizerTables {
+        model: TokenizerModel::Spm,
+        space_prefix: if space_prefix { SpacePrefix::Always } else { SpacePrefix::Never },
+        unk: Some(0),
+        ..TokenizerTables::default()
+    };
     tables.push(b"<unk>", TokenKind::Unknown);
     tables.push(b"<s>", TokenKind::Control);
     tables.push(b"\n\n", TokenKind::UserDefined);
@@ -136,7 +144,7 @@ fn spm(space_prefix: bool, texts: &[(&str, u32)]) -> Tokenizer {
         tables.push(text.as_bytes(), TokenKind::Normal);
         tables.ranks.push(*rank);
     }
-    Tokenizer::new(tables).expect("the tables are sound")
+    tables
 }
 
 #[test]
@@ -166,7 +174,7 @@ fn what_no_token_spells_becomes_bytes() {
 
 #[test]
 fn a_character_is_unknown_where_a_byte_is_missing() {
-    let mut tables = spm(false, &[("a", 0)]).tables().clone();
+    let mut tables = spm_tables(false, &[("a", 0)]);
     tables.kinds[3 + 0xa9] = TokenKind::Unused;
     let tokenizer = Tokenizer::new(tables).expect("the tables are sound");
     assert_eq!(tokenizer.encode("a\u{e9}a", Control::AsText), [259, 0, 259]);
@@ -205,4 +213,56 @@ fn pieces_that_are_tokens_are_kept_whole_where_the_model_says_so() {
     let keeping = Tokenizer::new(tables).expect("the tables are sound");
     check(&keeping, "abc abc", &["abc", " ", "a", "bc"]);
     check(&keeping, "<x>", &["<", "x", ">"]);
+}
+
+/// A vocabulary that merges characters, with all bytes: `a`, `b`, space and what the merges make.
+fn characters(space_prefix: SpacePrefix, merges: &[(&str, &str)]) -> Tokenizer {
+    let mut tables = spm_tables(false, &[(" ", 0), ("a", 0), ("b", 0)]);
+    (tables.model, tables.ranks, tables.space_prefix) = (TokenizerModel::Characters, Vec::new(), space_prefix);
+    for (left, right) in merges {
+        let find = |text: &str| (3 + 256..tables.len() as u32).find(|&id| tables.token(id) == Some(text.as_bytes()));
+        let (Some(left_id), Some(right_id)) = (find(left), find(right)) else { panic!("{left} or {right}") };
+        tables.merges.push(Merge { left: left_id, right: right_id, merged: tables.len() as u32 });
+        tables.push(format!("{left}{right}").as_bytes(), TokenKind::Normal);
+    }
+    Tokenizer::new(tables).expect("the tables are sound")
+}
+
+#[test]
+fn characters_merge_by_rank_and_others_are_spelled_before() {
+    let tokenizer = characters(SpacePrefix::Never, &[("a", "b"), ("b", "a"), (" ", "ab")]);
+    check(&tokenizer, "aba bab", &["ab", "a", " ", "b", "ab"]);
+    check(&tokenizer, "ab ab", &["ab", " ab"]);
+    assert_eq!(tokenizer.encode("\u{e9}a", Control::AsText), [3 + 0xc3, 3 + 0xa9, 260]);
+}
+
+#[test]
+fn a_space_goes_in_front_where_the_model_says() {
+    let texts = |prefix: SpacePrefix, text: &str| -> Vec<String> {
+        let tokenizer = characters(prefix, &[(" ", "a")]);
+        let tokens = tokenizer.encode(text, Control::Recognize);
+        tokens.iter().map(|id| String::from_utf8_lossy(tokenizer.bytes(*id)).into_owned()).collect()
+    };
+    assert_eq!(texts(SpacePrefix::Never, "a<s>a"), ["a", "<s>", "a"]);
+    assert_eq!(texts(SpacePrefix::Always, "a<s> a"), [" a", "<s>", " ", " a"]);
+    assert_eq!(texts(SpacePrefix::Missing, " a<s>a"), [" a", "<s>", " a"]);
+    assert_eq!(texts(SpacePrefix::MissingAtStart, "a<s>a"), [" a", "<s>", "a"]);
+    assert_eq!(texts(SpacePrefix::MissingAtStart, "<s>a"), ["<s>", "a"]);
+}
+
+#[test]
+fn text_is_composed_where_the_model_says_so() {
+    let mut tables = tables(&[]);
+    check(&Tokenizer::new(tables.clone()).expect("the tables are sound"), "e\u{301}", &["e", "\u{fffd}", "\u{fffd}"]);
+    tables.nfc = true;
+    let tokenizer = Tokenizer::new(tables).expect("the tables are sound");
+    assert_eq!(tokenizer.decode(&tokenizer.encode("e\u{301}\u{2126}", Control::AsText)), "\u{e9}\u{3a9}".as_bytes());
+}
+
+#[test]
+fn a_document_may_end_with_a_token_and_a_prompt_does_not() {
+    let with_ends = TokenizerTables { bos: Some(END), add_bos: true, add_eos: Some(THINK), ..tables(&[]) };
+    let tokenizer = Tokenizer::new(with_ends).expect("the tables are sound");
+    assert_eq!(tokenizer.encode_document("a", Control::AsText), [END, 97, THINK]);
+    assert_eq!(tokenizer.encode_prompt("a", Control::AsText), [END, 97]);
 }

@@ -1,7 +1,10 @@
 //! Tokenizers against llama.cpp's, on real vocabularies: each pre-tokenizer over each vocabulary that merges by rank,
-//! and `SentencePiece`'s scores.
+//! and `SentencePiece`'s scores; and against Hugging Face's library on tokenizer.json files of the published kinds ([`hub`]).
 //!
 //! Where the models or the Python package are missing, `cargo xtask setup` says what it brings.
+
+mod hub;
+mod templates;
 
 use std::io::Write;
 use std::path::Path;
@@ -10,6 +13,7 @@ use std::thread;
 
 use lathe_models::config::Metadata;
 use lathe_models::gguf::{Header, Value};
+use lathe_plan::PackedTokenizer;
 use lathe_runtime::tokenizer::{Control, Tokenizer};
 use lathe_tests::{CORPUS, gemma3, python, qwen2, root, smollm2};
 
@@ -21,9 +25,13 @@ fn tokenizer(path: &Path, pre: &str) -> Tokenizer {
         metadata.insert("tokenizer.ggml.pre".to_owned(), Value::String(pre.to_owned()));
     }
     let tokenizer = lathe_models::tokenizer::Tokenizer::read(&Metadata::new(&metadata)).expect("it is supported");
-    let tables = lathe_compiler::emit::tokenizer(&tokenizer);
-    let bytes = lathe_plan::codec::encode(&tables);
-    Tokenizer::new(lathe_plan::codec::decode(&bytes).expect("the section reads back")).expect("the tables are sound")
+    emitted(&tokenizer)
+}
+
+/// The runtime's tokenizer by way of a plan's bytes.
+fn emitted(tokenizer: &lathe_models::tokenizer::Tokenizer) -> Tokenizer {
+    let bytes = lathe_compiler::emit::tokenizer(tokenizer).to_bytes();
+    Tokenizer::new(PackedTokenizer::from_bytes(bytes).expect("the section reads back")).expect("the tables are sound")
 }
 
 /// What llama.cpp makes of the texts.
@@ -72,7 +80,7 @@ fn texts(tokenizer: &Tokenizer) -> Vec<(String, Control)> {
     for _ in 0..3000 {
         texts.push((0..random(24)).map(|_| PARTS[random(PARTS.len())]).collect());
     }
-    for _ in 0..300 {
+    for _ in 0..2000 {
         let bytes: Vec<u8> = (0..random(200)).map(|_| random(256) as u8).collect();
         texts.push(String::from_utf8_lossy(&bytes).into_owned());
     }
@@ -200,7 +208,7 @@ fn other_pretokenizers_over_a_vocabulary_of_all_bytes() {
 }
 
 fn others(path: &Path) {
-    for pre in ["gpt-2", "llama-bpe", "default"] {
+    for pre in ["gpt-2", "llama-bpe", "default", "dbrx", "starcoder", "stablelm2"] {
         check(path, pre);
     }
 }

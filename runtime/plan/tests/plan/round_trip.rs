@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use lathe_plan::{LoadMode, Plan, PlanError, PlanWriter, RUNTIME_ABI, SectionKind};
+use lathe_plan::{LoadMode, PackedTokenizer, Plan, PlanError, PlanWriter, RUNTIME_ABI, SectionKind};
 
 use crate::sample::{self, LAYOUT, bytes, load, weight_byte};
 
@@ -14,7 +14,7 @@ fn every_section_comes_back() {
     let codes: Vec<_> = plan.codes("main").map(|code| (code.layout.as_str(), code.object.clone())).collect();
     assert_eq!(codes, [(LAYOUT, sample::code())]);
     assert_eq!(plan.codes("draft").count(), 0);
-    assert_eq!(plan.tokenizer(), Some(&sample::tokenizer()));
+    check_tokenizer(plan.tokenizer().unwrap());
     assert_eq!(plan.manifest(), Some(&sample::manifest()));
     assert_eq!(plan.chat_template(), Some("{{ messages }}"));
     assert_eq!(plan.generation_config(), Some("{}"));
@@ -155,4 +155,22 @@ fn what_is_known_after_the_weights_makes_the_same_file() {
         writer.to_bytes().unwrap()
     };
     assert!(plan(true) == plan(false));
+}
+
+/// Compares what a plan's tokenizer gives to what was written.
+fn check_tokenizer(packed: &PackedTokenizer) {
+    let tables = sample::tokenizer();
+    assert_eq!((packed.model, packed.pretokenizer.as_str()), (tables.model, "smollm"));
+    assert_eq!(
+        (packed.bos, &packed.eos, packed.add_bos, packed.unk),
+        (tables.bos, &tables.eos, tables.add_bos, tables.unk)
+    );
+    for id in 0..=tables.len() as u32 {
+        assert_eq!((packed.token(id), packed.kind(id)), (tables.token(id), tables.kinds.get(id as usize).copied()));
+    }
+    assert_eq!(packed.merges().collect::<Vec<_>>(), tables.merges);
+    let rule = |left, right| packed.rule(left, right).map(|rule| (rule.rank, rule.merged));
+    assert_eq!((rule(1, 2), rule(3, 1), rule(2, 1)), (Some((0, 3)), Some((1, 4)), None));
+    let added = packed.added(0).unwrap();
+    assert_eq!((packed.added_count(), added.id, added.text, added.is_control), (1, 0, "<end>", true));
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use lathe_plan::{
-    Affine, Bucket, CacheGroup, Launch, Manifest, Plan, Program, Retention, Share, StepSize, TokenKind, TokenizerTables,
+    Affine, Bucket, CacheGroup, Launch, Manifest, PackedTokenizer, Plan, Program, Retention, Share, StepSize, TokenKind,
 };
 use serde::Serialize;
 
@@ -338,7 +338,7 @@ pub fn affine(amount: Affine) -> String {
 }
 
 impl TokenizerStory {
-    fn of(tables: &TokenizerTables) -> TokenizerStory {
+    fn of(tables: &PackedTokenizer) -> TokenizerStory {
         let token = |id: u32| {
             let text = String::from_utf8_lossy(tables.token(id).unwrap_or_default()).into_owned();
             TokenStory { id, text }
@@ -347,8 +347,8 @@ impl TokenizerStory {
             model: format!("{:?}", tables.model).to_lowercase(),
             pretokenizer: tables.pretokenizer.clone(),
             tokens: tables.len(),
-            control_tokens: tables.kinds.iter().filter(|kind| **kind == TokenKind::Control).count(),
-            merges: tables.merges.len(),
+            control_tokens: tables.kinds().filter(|kind| *kind == TokenKind::Control).count(),
+            merges: tables.merge_count(),
             bos: tables.bos.map(token),
             eos: tables.eos.iter().map(|id| token(*id)).collect(),
             add_bos: tables.add_bos,
