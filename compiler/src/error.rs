@@ -81,14 +81,6 @@ pub enum CompileError {
         /// The target.
         target: String,
     },
-    /// Plans for GPUs are not written yet.
-    #[error("no plan can be written for {target} yet; {}", missing_kernels(missing))]
-    NoGpuPlan {
-        /// The target.
-        target: String,
-        /// Kernels without a generator.
-        missing: Vec<String>,
-    },
     /// The plan could not be written.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -98,13 +90,6 @@ pub enum CompileError {
         /// The weight.
         weight: String,
     },
-}
-
-fn missing_kernels(missing: &[String]) -> String {
-    match missing {
-        [] => "its runtime device is missing".to_owned(),
-        _ => format!("these kernels are missing: {}", missing.join(", ")),
-    }
 }
 
 /// Exit codes of `lathe-compile`.
@@ -132,8 +117,7 @@ impl CompileError {
             CompileError::Model(_) | CompileError::Read { .. } => exit::MODEL,
             CompileError::Target(TargetError::Native { .. })
             | CompileError::Schedule(_)
-            | CompileError::Kernel(KernelError::Unsupported { .. })
-            | CompileError::NoGpuPlan { .. } => exit::UNSUPPORTED,
+            | CompileError::Kernel(KernelError::Unsupported { .. }) => exit::UNSUPPORTED,
             CompileError::Pass { .. }
             | CompileError::Verify { .. }
             | CompileError::Kernel(KernelError::Internal { .. })

@@ -143,7 +143,7 @@ pub fn compile(model: Model, goal: Goal<'_>, options: &Options) -> Result<Outcom
         return Ok(clock.text(fused));
     }
 
-    let schedule = schedule::build(&graph, max_context)?;
+    let schedule = schedule::build(&graph, max_context, options.targets[0].machine)?;
     clock.lap("schedule");
     match goal {
         Goal::Text(Level::Schedule) => return Ok(clock.text(schedule::print::schedule(&schedule))),
@@ -161,7 +161,6 @@ pub fn compile(model: Model, goal: Goal<'_>, options: &Options) -> Result<Outcom
         }
         Goal::Text(level) => return kernel_texts(&kernels, level, &options.targets, clock),
     };
-    refuse_gpu(&kernels, options.targets[0])?;
     // The digest needs the whole file and one core, code generation another one.
     let (source, objects) = std::thread::scope(|scope| {
         let source = scope.spawn(|| digest(&model));
@@ -251,17 +250,6 @@ fn text_level(level: Level, target: &Target) -> Result<TextLevel, CompileError> 
         (Level::Ptx, _) => Err(mistake("ptx", "an sm target")),
         _ => Ok(TextLevel::Llvm),
     }
-}
-
-/// Refuses a GPU target with the names of the kernels that have no generator.
-fn refuse_gpu(kernels: &[KernelSpec], target: &'static Target) -> Result<(), CompileError> {
-    if target.machine == Machine::X86 {
-        return Ok(());
-    }
-    let generated =
-        |kernel: &&KernelSpec| lathe_kernels::text(std::slice::from_ref(kernel), target, TextLevel::Llvm).is_err();
-    let missing = kernels.iter().filter(generated).map(KernelSpec::to_string).collect();
-    Err(CompileError::NoGpuPlan { target: target.to_string(), missing })
 }
 
 /// Times of the stages.

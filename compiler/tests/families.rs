@@ -2,7 +2,7 @@
 
 use lathe_compiler::pass::{self, PassOptions, Selection};
 use lathe_ir::parse::parse;
-use lathe_kernels::targets::TARGETS;
+use lathe_kernels::targets::{Machine, TARGETS};
 
 /// Runs every pass on a graph of bf16 weights and compares with the text that is expected.
 fn check(before: &str, after: &str) {
@@ -70,7 +70,7 @@ fn a_window_has_a_cache_group_and_a_reason() {
 }
 "#;
     let graph = parse(text).unwrap_or_else(|error| panic!("{error}"));
-    let schedule = lathe_compiler::schedule::build(&graph, 512).expect("the graph schedules");
+    let schedule = lathe_compiler::schedule::build(&graph, 512, Machine::X86).expect("the graph schedules");
     let groups: Vec<(&str, Option<usize>)> =
         schedule.groups.iter().map(|group| (group.name.as_str(), group.window)).collect();
     assert_eq!(groups, [("kv.window.40", Some(40)), ("kv", None)]);
@@ -272,7 +272,7 @@ fn a_norm_that_products_share_is_quantized_in_its_own_launch() {
 }
 "#;
     let graph = parse(text).unwrap_or_else(|error| panic!("{error}"));
-    let schedule = lathe_compiler::schedule::build(&graph, 512).expect("the graph schedules");
+    let schedule = lathe_compiler::schedule::build(&graph, 512, Machine::X86).expect("the graph schedules");
     let kernels: Vec<String> = schedule.buckets[0].launches.iter().map(|launch| launch.kernel.to_string()).collect();
     let rows: Vec<&String> = kernels.iter().filter(|kernel| kernel.starts_with("rows")).collect();
     assert_eq!(rows, ["rows[rms_norm(1e-5), quantize(int8 g32)]"]);

@@ -9,6 +9,7 @@ use lathe_compiler::pipeline::{Goal, Level, Options, compile};
 use lathe_ir::scheme::Scheme;
 use lathe_kernels::targets::Target;
 use lathe_models::seeded::{small_llama, small_tokenizer};
+use lathe_plan::Plan;
 
 /// A folder that is removed with its contents.
 struct Folder(PathBuf);
@@ -109,14 +110,22 @@ fn wrong_options_are_sentences() {
 }
 
 #[test]
-fn a_plan_for_a_gpu_is_refused_by_name() {
+fn a_plan_for_a_gpu_holds_its_kernels_as_ptx() {
     let folder = Folder::new("gpu");
     let path = folder.file("model.plan");
-    let error =
-        refused(Goal::Plan(&path), |options| options.targets = vec![Target::parse("sm_80").expect("it is known")]);
-    assert_eq!(error.exit_code(), exit::UNSUPPORTED);
-    assert!(error.to_string().contains("attention["), "{error}");
-    assert!(!path.exists());
+    let mut options = crate::common::options();
+    options.targets = vec![Target::parse("sm_80").expect("it is known")];
+    compile(crate::common::model(Scheme::INT4), Goal::Plan(&path), &options).expect("every kernel has a generator");
+    let plan = Plan::open(&path).expect("the plan is sound");
+    let program = plan.program("main").expect("it has a program");
+    let [code] = &plan.codes("main").collect::<Vec<_>>()[..] else { panic!("one code object") };
+    assert_eq!((code.object.target.as_str(), code.object.entries.len()), ("sm_80", program.kernels.len()));
+    let text = std::str::from_utf8(&code.object.code).expect("PTX is text");
+    assert!(text.contains(".target sm_80"), "{}", &text[..200]);
+    for (index, &at) in code.object.entries.iter().enumerate() {
+        assert!(text[at as usize..].starts_with(&format!("kernel{index}(")), "kernel {index} starts at {at}");
+    }
+    assert!(program.buckets.iter().all(|bucket| bucket.scratch_bytes == 0), "a GPU's kernels have no scratch");
 }
 
 #[test]

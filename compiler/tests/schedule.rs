@@ -9,6 +9,7 @@ use lathe_ir::graph::{Graph, StepInput};
 use lathe_ir::scheme::Scheme;
 use lathe_ir::types::{DType, Dim, StepSize};
 use lathe_kernels::spec::{Access, KernelSpec, MapOp};
+use lathe_kernels::targets::Machine;
 use proptest::prelude::*;
 
 /// What a launch touches: arena bytes or a cache, and whether it writes.
@@ -117,7 +118,7 @@ fn check_contents(bucket: &Bucket) {
 }
 
 fn build(graph: &Graph) -> Schedule {
-    schedule::build(graph, 512).unwrap_or_else(|error| panic!("{error}"))
+    schedule::build(graph, 512, Machine::X86).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Checks every bucket here, and the whole program by the plan's own verifier.

@@ -13,12 +13,12 @@ mod templates;
 use spec::KernelSpec;
 use targets::Target;
 
-/// Machine code of a list of kernels.
+/// The code of a list of kernels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Object {
-    /// Offset of each kernel's entry in `code`, in the order of the specs.
+    /// Offset of each kernel in `code`, in the order of the specs: of its entry for a CPU, of its name for a GPU.
     pub entries: Vec<u64>,
-    /// Position-independent code and constants, no relocations left.
+    /// Position-independent code and constants without relocations for a CPU, the text of a PTX module for a GPU.
     pub code: Vec<u8>,
 }
 
@@ -54,7 +54,7 @@ pub enum KernelError {
     },
 }
 
-/// Machine code for all specs on an x86-64 target.
+/// Code for all specs on a target.
 ///
 /// # Errors
 /// Names the specs that have no generator on the target.

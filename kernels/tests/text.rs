@@ -28,6 +28,14 @@ fn portable() -> Vec<KernelSpec> {
     let factors = |factor: f32| vec![factor; 48];
     let longrope =
         Scaling::LongRope { original: 4096, attention_factor: 1.25, short: factors(1.0), long: factors(2.0) };
+    let attention = |group, head_dim, window, softcap| KernelSpec::Attention {
+        group,
+        head_dim,
+        dtype: DType::F16,
+        scale: 0.125,
+        window,
+        softcap,
+    };
     let mut specs = vec![
         KernelSpec::Embed { scheme: Scheme::INT8 },
         KernelSpec::Rows { gather: true, norm: Some(Norm::Rms { eps: 1e-5 }), add: false, quantize: true },
@@ -41,6 +49,8 @@ fn portable() -> Vec<KernelSpec> {
         KernelSpec::HeadNorm { head_dim: 128, eps: 1e-6 },
         KernelSpec::Rows { gather: false, norm: Some(Norm::Layer { eps: 1e-5 }), add: false, quantize: true },
         KernelSpec::Append { head_dim: 64, dtype: DType::F16 },
+        attention(3, 64, None, None),
+        attention(4, 256, Some(512), Some(50.0)),
         KernelSpec::AppendQkv { head_dim: 64, dtype: DType::F32 },
         linear(Scheme::INT4, Activation::Int8, stream, qkv),
         linear(Scheme::INT4, Activation::Int8, stream, vec![Stage::Glu(Function::Silu)]),
@@ -104,20 +114,10 @@ fn ptxas_accepts_every_portable_kernel_without_spills() {
 
 #[test]
 fn kernels_without_a_gpu_generator_are_refused_by_name() {
-    let spec = KernelSpec::Attention {
-        group: 3,
-        head_dim: 64,
-        dtype: DType::F16,
-        scale: 0.125,
-        window: Some(512),
-        softcap: None,
-    };
-    let error = text(&[spec], target("sm_80"), TextLevel::Assembly).expect_err("attention has no PTX yet");
+    let spec = linear(Scheme::INT4, Activation::Int8, Tile::Unpack { tokens: 4 }, vec![]);
+    let error = text(&[spec], target("sm_80"), TextLevel::Assembly).expect_err("strips are unpacked on CPUs only");
     assert!(matches!(error, KernelError::Unsupported { .. }), "{error}");
-    assert!(
-        error.to_string().starts_with("no kernel for attention[3x64 f16, scale=0.125, window=512] on sm_80"),
-        "{error}"
-    );
+    assert!(error.to_string().starts_with("no kernel for linear[int4:g32+min x int8, unpack 4] on sm_80"), "{error}");
 }
 
 #[test]

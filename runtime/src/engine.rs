@@ -11,7 +11,7 @@ use crate::{
     batcher::{BatchOptions, Batcher, Counters, Event, Gauges, Request, RequestId},
     device::{
         Device, Limits, Step, StepOutput,
-        cpu::{CpuDevice, CpuOptions},
+        choice::{self, DeviceChoice, DeviceOptions},
     },
     error::Result,
 };
@@ -19,7 +19,9 @@ use crate::{
 /// How an engine uses its machine. None of it changes a token.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EngineOptions {
-    /// Worker threads; by default one per physical core that the process may use.
+    /// Which device runs the plan.
+    pub device: DeviceChoice,
+    /// Worker threads of a CPU; by default one per physical core that the process may use.
     pub threads: Option<usize>,
     /// Positions that the cache holds for all requests together; by default one request's full context, at most 8192.
     pub cache_tokens: Option<usize>,
@@ -62,22 +64,23 @@ pub struct StepTime {
 }
 
 impl Engine {
-    /// Opens a plan file and loads its main program onto this machine's CPU.
+    /// Opens a plan file and loads its main program onto a device.
     pub fn open(path: impl AsRef<Path>, options: &EngineOptions) -> Result<Engine> {
         Engine::load(&Plan::open(path.as_ref())?, options)
     }
 
-    /// Loads a plan's main program onto this machine's CPU.
+    /// Loads a plan's main program onto a device.
     pub fn load(plan: &Plan, options: &EngineOptions) -> Result<Engine> {
-        let cpu = CpuOptions {
+        let machine = DeviceOptions {
+            device: options.device,
             threads: options.threads,
             cache_tokens: options.cache_tokens,
             load: options.load,
-            pin: !options.unpinned,
+            unpinned: options.unpinned,
             poison: options.poison,
             target: options.target.clone(),
         };
-        Ok(Engine::with_device(Box::new(CpuDevice::load(plan, &cpu)?), options))
+        Ok(Engine::with_device(choice::load(plan, &machine)?.device, options))
     }
 
     /// An engine on any device.

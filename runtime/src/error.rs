@@ -38,6 +38,53 @@ pub enum Error {
     #[error("the plan holds no x86-64 code; recompile with --target native")]
     NoCode,
 
+    /// The plan holds no code for GPUs.
+    #[error("the plan holds no PTX; recompile with --target sm_80, or run it with --device cpu")]
+    NoPtx,
+
+    /// No CUDA driver can be loaded.
+    #[error("no CUDA driver was found (libcuda.so); install NVIDIA's driver, or run a plan for CPUs with --device cpu")]
+    NoDriver,
+
+    /// There is no such GPU.
+    #[error("there is no GPU {ordinal}: the CUDA driver shows {found}, counted from 0")]
+    NoGpu {
+        /// The GPU that was asked for.
+        ordinal: usize,
+        /// How many there are.
+        found: usize,
+    },
+
+    /// The GPU is older than the plan's code.
+    #[error(
+        "this GPU is of compute capability sm_{found}, the plan's PTX needs at least sm_{needed}; recompile with a \
+         target that the GPU has"
+    )]
+    Capability {
+        /// The least that the plan's code needs.
+        needed: u32,
+        /// The GPU's.
+        found: u32,
+    },
+
+    /// The GPU has no more memory.
+    #[error("the GPU has no {bytes} bytes left for {what}; lower --cache-tokens, or free memory of the GPU")]
+    DeviceMemory {
+        /// What the memory was for.
+        what: &'static str,
+        /// How much.
+        bytes: usize,
+    },
+
+    /// A call of the CUDA driver failed.
+    #[error("the CUDA driver's {call} failed with {error}; the device must be loaded again")]
+    Driver {
+        /// The function.
+        call: &'static str,
+        /// What the driver calls the error.
+        error: String,
+    },
+
     /// The program contradicts itself. The plan's verifier should have refused it, so this is Lathe's mistake.
     #[error("the plan's program is inconsistent: {0}; this is a bug in Lathe, recompile the model and report it")]
     Program(String),

@@ -207,5 +207,28 @@ fn place(program: &Program, bucket: &Bucket, buffer: Buffer, scratch: &mut u64) 
     }
 }
 
+/// Lays out areas one after the other.
+#[derive(Debug, Default)]
+pub struct Layout {
+    bytes: usize,
+}
+
+impl Layout {
+    /// How long all areas are together.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Adds `count` elements and returns their offset.
+    pub fn add(&mut self, count: usize, bytes: usize) -> Result<usize> {
+        let offset = self.bytes;
+        let end = count.checked_mul(bytes).and_then(|bytes| bytes.checked_add(offset));
+        let end = end.and_then(|end| end.checked_next_multiple_of(ALIGNMENT));
+        self.bytes =
+            end.ok_or_else(|| Error::Program(format!("{count} times {bytes} bytes exceed the address space")))?;
+        Ok(offset)
+    }
+}
+
 #[cfg(test)]
 mod tests;

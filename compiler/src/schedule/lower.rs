@@ -16,6 +16,7 @@ use lathe_ir::scheme::Scheme;
 use lathe_ir::types::{CacheType, DType, Dim, Elem, StepSize, Type};
 use lathe_kernels::packing::packed_bytes;
 use lathe_kernels::spec::{Activation, BLOCK_ROWS, GROUP, KernelSpec, MapOp, Norm, Stage};
+use lathe_kernels::targets::Machine;
 
 use super::{
     ArenaBuffer, Bucket, Buffer, CacheGroup, Launch, ScheduleError, ScheduledCache, ScheduledWeight, Share, cost, tile,
@@ -116,12 +117,19 @@ fn check_multiple(weight: &str, what: &'static str, found: usize, expected: usiz
 }
 
 /// The launches of one bucket; barriers and places are still to come.
-pub fn bucket(graph: &Graph, program: &Program, max: StepSize, pages: usize) -> Result<Bucket, ScheduleError> {
+pub fn bucket(
+    graph: &Graph,
+    program: &Program,
+    max: StepSize,
+    pages: usize,
+    machine: Machine,
+) -> Result<Bucket, ScheduleError> {
     let mut lowering = Lowering {
         graph,
         program,
         max,
         pages: Dim::of(pages),
+        machine,
         values: HashMap::new(),
         newest: BTreeMap::new(),
         buffers: Vec::new(),
@@ -150,6 +158,7 @@ struct Lowering<'g> {
     program: &'g Program,
     max: StepSize,
     pages: Dim,
+    machine: Machine,
     // Where each value lies.
     values: HashMap<Value, Buffer>,
     // The newest state of each cache, by its index: pages change in place, so an older state is gone.
@@ -324,7 +333,7 @@ impl Lowering<'_> {
         if appended.is_some() {
             params.extend([Dim::S, self.pages]);
         }
-        let kernel = KernelSpec::Linear { scheme, act, tile: tile(rows, self.max), epilogue };
+        let kernel = KernelSpec::Linear { scheme, act, tile: tile(rows, self.max, self.machine), epilogue };
         let strips = Dim::of(n.c / strip_rows);
         let out = self.launch(label, kernel, &buffers, params, strips, Share::Even)?;
         self.values.insert(Value { node: id, result: 0 }, out);

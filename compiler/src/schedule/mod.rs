@@ -13,6 +13,7 @@ pub mod print;
 use lathe_ir::graph::{Graph, NodeId, StepInput, Weight};
 use lathe_ir::types::{CacheType, Dim, StepSize, Type};
 use lathe_kernels::spec::{Access, KernelSpec, PAGE_TOKENS, Tile};
+use lathe_kernels::targets::Machine;
 
 /// Rows of activations that a streaming kernel multiplies by each decoded weight: four rows of accumulators fit the 32
 /// vector registers beside the weights and their scales.
@@ -220,15 +221,15 @@ pub enum ScheduleError {
     },
 }
 
-/// Lowers the graph to launches for every bucket.
+/// Lowers the graph to launches for every bucket on a kind of machine.
 ///
 /// # Errors
 /// When a weight has a shape that kernels cannot walk, or no kernel computes an op.
-pub fn build(graph: &Graph, max_context: usize) -> Result<Schedule, ScheduleError> {
+pub fn build(graph: &Graph, max_context: usize, machine: Machine) -> Result<Schedule, ScheduleError> {
     let program = lower::Program::of(graph)?;
     let mut buckets = Vec::new();
     for max in [DECODE, PREFILL] {
-        let mut bucket = lower::bucket(graph, &program, max, pages(max_context))?;
+        let mut bucket = lower::bucket(graph, &program, max, pages(max_context), machine)?;
         let phases = barriers::place(&mut bucket.launches);
         arena::place(&mut bucket, &phases);
         buckets.push(bucket);
@@ -238,9 +239,9 @@ pub fn build(graph: &Graph, max_context: usize) -> Result<Schedule, ScheduleErro
 }
 
 /// The tile for a product over at most `rows` rows of activations. Rows whose logits are wanted are few even where
-/// tokens are many.
-fn tile(rows: Dim, max: StepSize) -> Tile {
-    if rows.t == 0 || rows.eval(max) <= STREAM_MAX_ROWS {
+/// tokens are many. A GPU has no kernel over unpacked strips: a strip would take more than its shared memory.
+fn tile(rows: Dim, max: StepSize, machine: Machine) -> Tile {
+    if machine == Machine::Nvptx || rows.t == 0 || rows.eval(max) <= STREAM_MAX_ROWS {
         Tile::Stream { tokens: STREAM_ROWS }
     } else {
         Tile::Unpack { tokens: UNPACK_ROWS }

@@ -305,13 +305,7 @@ impl<'c> Builder<'c> {
     /// The value of the lane at XOR distance `distance`.
     pub fn butterfly(&self, value: Val<'c>, distance: u64) -> Val<'c> {
         if self.lane.is_some() {
-            // The two halves of a warp may be at different units, so only this half takes part.
-            let tid = self.intrinsic("llvm.nvvm.read.ptx.sreg.tid.x", &[], &[]);
-            let half = self.and(tid, self.int32(16));
-            let mask = self.shl(self.int32(0xffff), half);
-            let name = if value.0.is_float_value() { "f32" } else { "i32" };
-            let args = [mask, value, self.int32(distance as i32), self.int32(31)];
-            return self.intrinsic(&format!("llvm.nvvm.shfl.sync.bfly.{name}"), &[], &args);
+            return self.shuffle("bfly", value, self.int32(distance as i32));
         }
         let i32_type = self.context.i32_type();
         let order: Vec<_> = (0..LANES as u64).map(|i| i32_type.const_int(i ^ distance, false)).collect();
@@ -320,13 +314,16 @@ impl<'c> Builder<'c> {
         Val(ok(self.llvm.build_shuffle_vector(vector, vector.get_type().get_poison(), mask, "")).into())
     }
 
-    /// The value of lane `from` of this half warp; PTX only.
-    pub(super) fn shuffle(&self, value: Val<'c>, from: Val<'c>) -> Val<'c> {
+    /// A warp shuffle among the 16 threads of a unit; NVPTX only. The two halves of a warp may be at different units, so
+    /// only this half takes part, and a lane index counts within it.
+    pub(super) fn shuffle(&self, mode: &str, value: Val<'c>, lane: Val<'c>) -> Val<'c> {
         let tid = self.intrinsic("llvm.nvvm.read.ptx.sreg.tid.x", &[], &[]);
         let half = self.and(tid, self.int32(16));
         let mask = self.shl(self.int32(0xffff), half);
-        let args = [mask, value, self.or(half, from), self.int32(31)];
-        self.intrinsic("llvm.nvvm.shfl.sync.idx.f32", &[], &args)
+        let name = if value.0.is_float_value() { "f32" } else { "i32" };
+        // Segments of 16 threads (PTX ISA, `shfl.sync`: the segment mask in bits 8 to 12, the clamp below).
+        let args = [mask, value, lane, self.int32(0x101f)];
+        self.intrinsic(&format!("llvm.nvvm.shfl.sync.{mode}.{name}"), &[], &args)
     }
 
     /// Lanes `first .. first + 16` of two vectors; x86 only.

@@ -134,7 +134,7 @@ impl<'c> Builder<'c> {
             // Both values move by the same distance around the half warp; each lane then takes the one that it needs.
             let from = self.and(self.add(self.trunc(lane, Kind::I32), self.int32(first as i32)), self.int32(15));
             let wraps = self.icmp(IntPredicate::ULT, from, self.int32(first as i32));
-            return self.select(wraps, self.shuffle(high, from), self.shuffle(low, from));
+            return self.select(wraps, self.shuffle("idx", high, from), self.shuffle("idx", low, from));
         }
         self.pick(low, high, first)
     }

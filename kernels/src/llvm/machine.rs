@@ -76,20 +76,36 @@ fn optimize(module: &Module<'_>, machine: &TargetMachine) -> Result<(), KernelEr
     module.run_passes(PASSES, machine, options).map_err(|error| internal("module", &error))
 }
 
-/// All kernels as one position-independent code object.
+/// All kernels as one code object: position-independent code for a CPU, the text of one PTX module for a GPU.
 pub fn object(specs: &[KernelSpec], target: &'static Target) -> Result<Object, KernelError> {
-    if target.machine != Machine::X86 {
-        let reason = "GPU code is printed, not packed into plans, so far".to_string();
-        return Err(KernelError::Unsupported { spec: "a plan".into(), target: target.to_string(), reason });
-    }
     let machine = machine(target)?;
     let context = Context::create();
     let indexed: Vec<(usize, &KernelSpec)> = specs.iter().enumerate().collect();
     let module = build(&context, target, &machine, &indexed)?;
     optimize(&module, &machine)?;
-    let elf = machine.write_to_memory_buffer(&module, FileType::Object).map_err(|error| internal("module", &error))?;
+    let file = match target.machine {
+        Machine::X86 => FileType::Object,
+        Machine::Nvptx => FileType::Assembly,
+    };
+    let output = machine.write_to_memory_buffer(&module, file).map_err(|error| internal("module", &error))?;
     let symbols: Vec<String> = (0..specs.len()).map(symbol).collect();
-    link(elf.as_slice(), &symbols).map_err(|message| internal("module", &message))
+    let object = match target.machine {
+        Machine::X86 => link(output.as_slice(), &symbols),
+        Machine::Nvptx => ptx(output.as_slice(), &symbols),
+    };
+    object.map_err(|message| internal("module", &message))
+}
+
+/// A PTX module as a code object: its text, and where each kernel's name stands in it.
+fn ptx(text: &[u8], symbols: &[String]) -> Result<Object, String> {
+    let text = std::str::from_utf8(text).map_err(|error| error.to_string())?.trim_end_matches('\0');
+    let entry = |name: &String| {
+        let head = format!(".entry {name}(");
+        let at = text.find(&head).ok_or_else(|| format!("kernel '{name}' is missing"))?;
+        Ok((at + ".entry ".len()) as u64)
+    };
+    let entries = symbols.iter().map(entry).collect::<Result<Vec<u64>, String>>()?;
+    Ok(Object { entries, code: text.as_bytes().to_vec() })
 }
 
 /// The text of each kernel, one module each, headed by its spec.

@@ -13,7 +13,33 @@ pub struct Var<'c> {
     ty: BasicTypeEnum<'c>,
 }
 
+/// A lane value whose lanes are wanted one by one, as uniform values.
+#[derive(Clone, Copy, Debug)]
+pub enum Spread<'c> {
+    /// In memory, one f32 after the other.
+    Memory(PointerValue<'c>),
+    /// In the threads' registers.
+    Threads(Val<'c>),
+}
+
 impl<'c> Builder<'c> {
+    /// Makes the lanes of an f32 lane value readable by index. A vector goes to `frame`, which has room for it.
+    pub fn spread(&self, frame: PointerValue<'c>, value: Val<'c>) -> Spread<'c> {
+        if self.lane.is_some() {
+            return Spread::Threads(value);
+        }
+        self.store_lanes(Kind::F32, frame, value);
+        Spread::Memory(frame)
+    }
+
+    /// Lane `index`, a uniform i64, as a uniform value.
+    pub fn lane(&self, spread: Spread<'c>, index: Val<'c>) -> Val<'c> {
+        match spread {
+            Spread::Memory(frame) => self.load(Kind::F32, self.element(frame, index, 4)),
+            Spread::Threads(value) => self.shuffle("idx", value, self.trunc(index, Kind::I32)),
+        }
+    }
+
     /// `base + bytes`.
     #[expect(unsafe_code, reason = "LLVM's pointer arithmetic; it runs in the generated kernel, not here")]
     pub fn offset(&self, base: PointerValue<'c>, bytes: Val<'c>) -> PointerValue<'c> {

@@ -11,7 +11,7 @@ use lathe_ir::recipe::ATTENTION_SPLIT;
 use lathe_ir::types::DType;
 
 use crate::llvm::builder::{Builder, Kind, LANES, Val};
-use crate::llvm::memory::Var;
+use crate::llvm::memory::{Spread, Var};
 use crate::spec::{PAGE_TOKENS, page_bytes};
 
 /// Sums of values that are kept in registers at once. 24 measured 4 % slower and 8 up to 24 % slower over heads of 64 to
@@ -75,6 +75,7 @@ pub fn attention<'c>(b: &Builder<'c>, group: usize, head_dim: usize, dtype: DTyp
                 });
                 let lane = |index: Val<'c>| b.splat(b.trunc(index, Kind::I32));
                 let dots = score(b, query, base, group, head_dim, dtype);
+                let mut spread = Vec::with_capacity(group);
                 for (i, (state, dot)) in partial.iter().zip(dots).enumerate() {
                     let visible = b.icmp(IntPredicate::SLE, b.lane_index(), lane(last));
                     let visible = hidden.map_or(visible, |hidden| {
@@ -84,11 +85,11 @@ pub fn attention<'c>(b: &Builder<'c>, group: usize, head_dim: usize, dtype: DTyp
                     let capped = scores.softcap.map_or(scaled, |cap| b.softcap(scaled, cap));
                     let masked = b.select(visible, capped, b.float_lanes(f32::NEG_INFINITY));
                     let slots = b.offset(weights, b.int((4 * PAGE_TOKENS * i) as i64));
-                    weigh(b, state, masked, slots);
+                    spread.push(b.spread(slots, weigh(b, state, masked)));
                 }
                 let values = b.offset(base, b.int((PAGE_TOKENS * head_dim * dtype.bytes()) as i64));
                 let count = b.overloaded("llvm.smin", &[b.add(last, b.int(1)), b.int(PAGE_TOKENS as i64)]);
-                add_values(b, &partial, weights, values, [hidden.unwrap_or(b.int(0)), count], dtype);
+                add_values(b, &partial, &spread, values, [hidden.unwrap_or(b.int(0)), count], dtype);
             });
             for (total, partial) in total.iter().zip(&partial) {
                 merge(b, total, partial);
@@ -130,45 +131,49 @@ fn score<'c>(
     head_dim: usize,
     dtype: DType,
 ) -> Vec<Val<'c>> {
-    let mut dots = vec![b.float_lanes(0.0); group];
-    for d in 0..head_dim {
-        let key = load(b, b.offset(keys, b.int((d * PAGE_TOKENS * dtype.bytes()) as i64)), dtype);
-        for (i, dot) in dots.iter_mut().enumerate() {
-            let q = b.load(Kind::F32, b.offset(query, b.int((4 * (i * head_dim + d)) as i64)));
-            *dot = b.fma(b.splat(q), key, *dot);
+    let dots: Vec<Var<'c>> = (0..group).map(|_| b.var(b.float_lanes(0.0))).collect();
+    let add = |d: Val<'c>| {
+        let key = load(b, b.element(keys, d, PAGE_TOKENS * dtype.bytes()), dtype);
+        for (i, &dot) in dots.iter().enumerate() {
+            let q = b.load(Kind::F32, b.offset(b.element(query, d, 4), b.int((4 * i * head_dim) as i64)));
+            b.set(dot, b.fma(b.splat(q), key, b.get(dot)));
         }
+    };
+    if b.is_vector() {
+        (0..head_dim).for_each(|d| add(b.int(d as i64)));
+    } else {
+        // A loop, so that a thread does not keep the whole query in registers.
+        b.for_range(b.int(0), b.int(head_dim as i64), b.int(1), add);
     }
-    dots
+    dots.into_iter().map(|dot| b.get(dot)).collect()
 }
 
-/// Turns scores into weights relative to the new maximum, rescales what was summed before, and leaves the weights in
-/// `slots`.
-fn weigh<'c>(b: &Builder<'c>, state: &State<'c>, scores: Val<'c>, slots: PointerValue<'c>) {
+/// Turns scores into weights relative to the new maximum, and rescales what was summed before.
+fn weigh<'c>(b: &Builder<'c>, state: &State<'c>, scores: Val<'c>) -> Val<'c> {
     let old = b.get(state.max);
     let new = b.fmax(old, b.max(scores));
     let correction = b.splat(b.exp_uniform(b.fsub(old, new)));
     let weights = b.exp(b.fsub(scores, b.splat(new)));
-    b.store_lanes(Kind::F32, slots, weights);
     b.set(state.max, new);
     b.set(state.sum, b.fma(b.get(state.sum), correction, weights));
     for &value in &state.values {
         b.set(value, b.fmul(b.get(value), correction));
     }
+    weights
 }
 
 /// Adds the weighted values of some tokens of a page, as many heads at a time as have their sums in registers.
 fn add_values<'c>(
     b: &Builder<'c>,
     states: &[State<'c>],
-    weights: PointerValue<'c>,
+    weights: &[Spread<'c>],
     values: PointerValue<'c>,
     [begin, end]: [Val<'c>; 2],
     dtype: DType,
 ) {
     let blocks = states[0].values.len();
     let heads = (SUMS / blocks).max(1);
-    for (chunk, states) in states.chunks(heads).enumerate() {
-        let weights = b.offset(weights, b.int((4 * PAGE_TOKENS * heads * chunk) as i64));
+    for (states, weights) in states.chunks(heads).zip(weights.chunks(heads)) {
         add_values_of(b, states, weights, values, [begin, end], dtype);
     }
 }
@@ -176,7 +181,7 @@ fn add_values<'c>(
 fn add_values_of<'c>(
     b: &Builder<'c>,
     states: &[State<'c>],
-    weights: PointerValue<'c>,
+    weights: &[Spread<'c>],
     values: PointerValue<'c>,
     [begin, end]: [Val<'c>; 2],
     dtype: DType,
@@ -187,9 +192,8 @@ fn add_values_of<'c>(
         let vector: Vec<Val<'c>> = (0..states[0].values.len())
             .map(|block| load(b, b.offset(row, b.int((block * LANES * dtype.bytes()) as i64)), dtype))
             .collect();
-        for (i, state) in states.iter().enumerate() {
-            let slots = b.offset(weights, b.int((4 * PAGE_TOKENS * i) as i64));
-            let weight = b.splat(b.load(Kind::F32, b.element(slots, token, 4)));
+        for (state, &weights) in states.iter().zip(weights) {
+            let weight = b.splat(b.lane(weights, token));
             for (&sum, &value) in state.values.iter().zip(&vector) {
                 b.set(sum, b.fma(weight, value, b.get(sum)));
             }

@@ -17,7 +17,6 @@ use crate::spec::{KernelSpec, Tile};
 pub fn missing(spec: &KernelSpec, vector: bool) -> Option<&'static str> {
     match spec {
         _ if vector => None,
-        KernelSpec::Attention { .. } => Some("attention is generated for CPUs only so far"),
         KernelSpec::Linear { tile: Tile::Unpack { .. }, .. } => {
             Some("the linear kernel for many tokens is generated for CPUs only so far")
         }

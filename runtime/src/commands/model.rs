@@ -5,7 +5,7 @@ use std::thread;
 
 use anyhow::anyhow;
 use lathe_plan::{LoadMode, Plan};
-use lathe_runtime::device::cpu::{CpuDevice, CpuOptions};
+use lathe_runtime::device::choice::{self, DeviceChoice, DeviceOptions, Loaded};
 use lathe_runtime::tokenizer::Tokenizer;
 use lathe_runtime::{Engine, EngineOptions};
 
@@ -13,6 +13,9 @@ use lathe_runtime::{Engine, EngineOptions};
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Machine")]
 pub struct MachineArgs {
+    /// What runs the plan: auto (what it was compiled for), cpu, cuda, cuda:N
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    pub device: DeviceChoice,
     /// Worker threads [default: one per physical core]
     #[arg(short, long, value_name = "N", value_parser = positive)]
     pub threads: Option<usize>,
@@ -56,6 +59,8 @@ pub struct Model {
     pub tokenizer: Tokenizer,
     /// Its main program on this machine.
     pub engine: Engine,
+    /// What runs it: `CPU`, or the name of a GPU.
+    pub device: String,
     /// Worker threads.
     pub threads: usize,
 }
@@ -69,7 +74,8 @@ impl Model {
             tables.ok_or_else(|| anyhow!("the plan holds no tokenizer; compile it from a checkpoint with one"))?;
         // The weights take longer than the tokenizer, which is ready by the time they are.
         let tokenizer = thread::spawn(move || Tokenizer::new(tables));
-        let cpu = CpuOptions {
+        let load = DeviceOptions {
+            device: machine.device,
             threads: machine.threads,
             cache_tokens: machine.cache_tokens,
             load: match machine.load {
@@ -77,14 +83,13 @@ impl Model {
                 Load::Mmap => LoadMode::Map,
             },
             target: machine.cpu.clone(),
-            ..CpuOptions::default()
+            ..DeviceOptions::default()
         };
-        let device = CpuDevice::load(&plan, &cpu)?;
-        let threads = device.workers();
+        let Loaded { device, name, threads } = choice::load(&plan, &load)?;
         let options = EngineOptions { prefill_chunk: machine.prefill_chunk, ..EngineOptions::default() };
-        let engine = Engine::with_device(Box::new(device), &options);
+        let engine = Engine::with_device(device, &options);
         let tokenizer =
             tokenizer.join().map_err(|_| anyhow!("building the tokenizer panicked; this is a bug in Lathe"))??;
-        Ok(Model { plan, tokenizer, engine, threads })
+        Ok(Model { plan, tokenizer, engine, device: name, threads })
     }
 }

@@ -5,17 +5,23 @@
 //! prefill chunks and decodes, each token with its logical position and its sequence. A token may be named as "what that
 //! row of that step samples", so the host can prepare a step while the one before it still runs.
 //!
+//! [`choice`] loads the one that a plan and a user ask for:
+//!
 //! - [`cpu`]: pinned workers that run the plan's x86-64 code.
+//! - [`cuda`]: an NVIDIA GPU that runs the plan's PTX.
 //! - [`null`]: no arithmetic at all; a stand-in for simulations of everything above the device.
 
+pub mod choice;
 pub mod cpu;
+pub mod cuda;
 pub mod null;
+mod tickets;
 
-use lathe_plan::program::StepSize;
+use lathe_plan::program::{Program, Retention, StepSize};
 
 use crate::{
     error::{Error, Result},
-    math,
+    exec, math,
     sample::{NoiseKey, SampleParams, Sampler},
 };
 
@@ -51,6 +57,32 @@ pub struct Limits {
     /// The cache groups, in the program's order.
     pub groups: Vec<GroupLimits>,
 }
+
+impl Limits {
+    /// What a device takes for a program, with a cache for so many positions.
+    pub(crate) fn of(program: &Program, cache_tokens: Option<usize>) -> Limits {
+        let tokens = cache_tokens.unwrap_or(DEFAULT_CACHE_TOKENS.min(program.max_context as usize));
+        let max = exec::largest_step(program);
+        let groups = program.cache_groups.iter().map(|group| {
+            let window = match group.retention {
+                Retention::All => None,
+                Retention::Window { tokens } => Some(tokens),
+            };
+            // With a window, no more is ever held than every sequence's window and what a step adds to it.
+            let reach = |window: u32| (max.sequences as usize).saturating_mul(window as usize + max.tokens as usize);
+            let tokens = window.map_or(tokens, |window| tokens.min(reach(window)));
+            GroupLimits {
+                page_tokens: group.page_tokens,
+                pages: u32::try_from(tokens.div_ceil(group.page_tokens.max(1) as usize)).unwrap_or(u32::MAX).max(1),
+                window,
+            }
+        });
+        Limits { max, vocabulary: program.vocabulary, max_context: program.max_context, groups: groups.collect() }
+    }
+}
+
+/// Positions that the cache holds unless told otherwise, if the model's context is not smaller.
+const DEFAULT_CACHE_TOKENS: usize = 8192;
 
 /// The pages of a cache group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     device::{PageCopy, Step},
     error::{Error, Result},
-    exec::{self, ALIGNMENT, Numbers, Place, Prepared},
+    exec::{self, Layout, Numbers, Place, Prepared},
 };
 
 /// The bytes of the weight section.
@@ -95,7 +95,7 @@ impl Machine {
         for &input in &program.inputs {
             input_offsets.push(layout.add(exec::input_len(program, input)?, size_of::<i32>())?);
         }
-        let input = Region::new("step inputs", layout.bytes)?;
+        let input = Region::new("step inputs", layout.bytes())?;
         let mut layout = Layout::default();
         let mut groups = Vec::new();
         for (index, (group, &pages)) in program.cache_groups.iter().zip(pages).enumerate() {
@@ -115,7 +115,7 @@ impl Machine {
             arena: Region::huge("intermediate results", most(|bucket| bucket.arena_bytes) as usize)?,
             input,
             input_offsets,
-            cache: Region::new("the cache", layout.bytes)?,
+            cache: Region::new("the cache", layout.bytes())?,
             scratch: Vec::new(),
             buffers: Vec::new(),
             claims: Vec::new(),
@@ -253,23 +253,5 @@ impl Machine {
         // SAFETY: the logits of the largest step lie inside the arena at an aligned offset, the arena starts out zeroed, and
         // any bits are an f32.
         unsafe { slice::from_raw_parts(start, self.vocabulary) }
-    }
-}
-
-/// Lays out areas one after the other.
-#[derive(Default)]
-struct Layout {
-    bytes: usize,
-}
-
-impl Layout {
-    /// Adds `count` elements and returns their offset.
-    fn add(&mut self, count: usize, bytes: usize) -> Result<usize> {
-        let offset = self.bytes;
-        let end = count.checked_mul(bytes).and_then(|bytes| bytes.checked_add(offset));
-        let end = end.and_then(|end| end.checked_next_multiple_of(ALIGNMENT));
-        self.bytes =
-            end.ok_or_else(|| Error::Program(format!("{count} times {bytes} bytes exceed the address space")))?;
-        Ok(offset)
     }
 }

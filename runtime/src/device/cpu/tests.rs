@@ -9,6 +9,7 @@ use lathe_plan::program::{
 };
 
 use super::*;
+use crate::device::StepToken;
 use crate::{
     device::{PageCopy, Pick, Row},
     sample::{NoiseKey, SampleParams},

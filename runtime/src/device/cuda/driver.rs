@@ -1,0 +1,345 @@
+//! The CUDA driver, loaded when the device is: contexts, memory, modules, streams and events that free themselves.
+//!
+//! cudarc panics where the library or one of its functions is missing, so [`Context::open`] looks for the library first,
+//! and nothing here is called before it has succeeded. Every handle keeps its context alive and makes it current where the
+//! driver asks for that.
+
+#![expect(unsafe_code, reason = "calls of the driver's C functions")]
+
+use std::{
+    ffi::{CString, c_void},
+    fmt, ptr,
+    sync::Arc,
+};
+
+use cudarc::driver::{result, sys};
+
+use crate::error::{Error, Result};
+
+/// A device's primary context.
+pub struct Context {
+    device: sys::CUdevice,
+    raw: sys::CUcontext,
+    /// What the driver calls the device.
+    pub name: String,
+    /// Compute capability, times ten: 80 for `sm_80`.
+    pub capability: u32,
+}
+
+// SAFETY: the driver's handles may be used from any thread on which the context is current.
+unsafe impl Send for Context {}
+// SAFETY: as above; the driver locks where it must.
+unsafe impl Sync for Context {}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (sm_{})", self.name, self.capability)
+    }
+}
+
+/// Turns the driver's answer into a result that names the call.
+fn ask<T>(call: &'static str, answer: Result<T, result::DriverError>) -> Result<T> {
+    answer.map_err(|error| {
+        let name = error.error_name().map_or_else(|_| format!("{:?}", error.0), |name| name.to_string_lossy().into());
+        Error::Driver { call, error: name }
+    })
+}
+
+impl Context {
+    /// The context of device `ordinal`, counted from 0.
+    pub fn open(ordinal: usize) -> Result<Arc<Context>> {
+        // SAFETY: this only tries to load the library.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(Error::NoDriver);
+        }
+        ask("cuInit", result::init())?;
+        let found = ask("cuDeviceGetCount", result::device::get_count())?;
+        let index = i32::try_from(ordinal).ok().filter(|&index| index < found);
+        let index = index.ok_or(Error::NoGpu { ordinal, found: found.max(0) as usize })?;
+        let device = ask("cuDeviceGet", result::device::get(index))?;
+        let name = ask("cuDeviceGetName", result::device::get_name(device))?;
+        let attribute = |attribute| {
+            // SAFETY: the device is one that the driver gave.
+            ask("cuDeviceGetAttribute", unsafe { result::device::get_attribute(device, attribute) })
+        };
+        let major = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        // SAFETY: the device is one that the driver gave; the context is released once, when this is dropped.
+        let raw = ask("cuDevicePrimaryCtxRetain", unsafe { result::primary_ctx::retain(device) })?;
+        let capability = (major * 10 + minor) as u32;
+        Ok(Arc::new(Context { device, raw, name, capability }))
+    }
+
+    /// Makes the context current on this thread.
+    pub fn enter(&self) -> Result<()> {
+        // SAFETY: the context is retained as long as this lives.
+        ask("cuCtxSetCurrent", unsafe { result::ctx::set_current(self.raw) })
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: it was retained once, and nothing that needs it is left. What a driver says that is going away is of no
+        // use to anyone.
+        let _ = unsafe { result::primary_ctx::release(self.device) };
+    }
+}
+
+/// Memory of the device.
+#[derive(Debug)]
+pub struct Memory {
+    context: Arc<Context>,
+    address: u64,
+    bytes: usize,
+}
+
+impl Memory {
+    /// Allocates memory, at least 1 byte, aligned to 256.
+    pub fn new(context: &Arc<Context>, what: &'static str, bytes: usize) -> Result<Memory> {
+        context.enter()?;
+        // SAFETY: the memory is freed once, when this is dropped.
+        let address = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|error| match error.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::DeviceMemory { what, bytes },
+            _ => Error::Driver { call: "cuMemAlloc", error: format!("{:?}", error.0) },
+        })?;
+        Ok(Memory { context: Arc::clone(context), address, bytes: bytes.max(1) })
+    }
+
+    /// Where it starts on the device.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// How long it is.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Copies bytes to the start of the memory and waits until they are there.
+    pub fn fill(&self, from: &[u8]) -> Result<()> {
+        assert!(from.len() <= self.bytes, "{} bytes do not fit {}", from.len(), self.bytes);
+        self.context.enter()?;
+        // SAFETY: the range lies inside the memory; the call returns when the bytes have been read.
+        ask("cuMemcpyHtoD", unsafe { result::memcpy_htod_sync(self.address, from) })
+    }
+
+    /// Sets every byte and waits.
+    pub fn set(&self, byte: u8) -> Result<()> {
+        self.context.enter()?;
+        // SAFETY: the range is the memory.
+        ask("cuMemsetD8", unsafe { result::memset_d8_sync(self.address, byte, self.bytes) })
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let entered = self.context.enter();
+        // SAFETY: the memory is ours and freed once; the driver waits for work that uses it.
+        let _ = entered.map(|()| unsafe { result::free_sync(self.address) });
+    }
+}
+
+/// Memory of the host that the device copies from and to on its own, as 32-bit words.
+#[derive(Debug)]
+pub struct Pinned {
+    context: Arc<Context>,
+    start: *mut u32,
+    words: usize,
+}
+
+// SAFETY: the memory belongs to this value alone; see `Stream` for the copies.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    /// Allocates zeroed memory, at least one word.
+    pub fn new(context: &Arc<Context>, words: usize) -> Result<Pinned> {
+        context.enter()?;
+        let words = words.max(1);
+        // SAFETY: the memory is freed once, when this is dropped.
+        let start = ask("cuMemHostAlloc", unsafe { result::malloc_host(words * size_of::<u32>(), 0) })?.cast::<u32>();
+        // SAFETY: the range is the memory, which the driver aligns to pages.
+        unsafe { start.write_bytes(0, words) };
+        Ok(Pinned { context: Arc::clone(context), start, words })
+    }
+
+    /// The words. No copy that writes or reads them may be under way.
+    pub fn words(&mut self) -> &mut [u32] {
+        // SAFETY: the memory is initialized, ours, and borrowed for as long as the slice.
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.words) }
+    }
+
+    /// The words as floats. No copy that writes them may be under way.
+    pub fn floats(&self) -> &[f32] {
+        // SAFETY: as above; any bits are an f32.
+        unsafe { std::slice::from_raw_parts(self.start.cast::<f32>(), self.words) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let entered = self.context.enter();
+        // SAFETY: the memory is ours and freed once.
+        let _ = entered.map(|()| unsafe { result::free_host(self.start.cast::<c_void>()) });
+    }
+}
+
+/// A PTX module on the device, with its kernels.
+#[derive(Debug)]
+pub struct Module {
+    context: Arc<Context>,
+    raw: sys::CUmodule,
+    kernels: Vec<sys::CUfunction>,
+}
+
+// SAFETY: see `Context`.
+unsafe impl Send for Module {}
+
+impl Module {
+    /// Hands PTX to the driver and finds the kernels of these names.
+    pub fn load(context: &Arc<Context>, ptx: &str, names: &[&str]) -> Result<Module> {
+        context.enter()?;
+        let text = CString::new(ptx).map_err(|_| Error::Program("its PTX holds a zero byte".into()))?;
+        // SAFETY: the text ends with a zero byte and lives through the call; the module is unloaded once.
+        let raw = ask("cuModuleLoadData", unsafe { result::module::load_data(text.as_ptr().cast()) })?;
+        let mut module = Module { context: Arc::clone(context), raw, kernels: Vec::with_capacity(names.len()) };
+        for name in names {
+            let name = CString::new(*name).map_err(|_| Error::Program("a kernel's name holds a zero byte".into()))?;
+            // SAFETY: the module is loaded.
+            let kernel = ask("cuModuleGetFunction", unsafe { result::module::get_function(raw, name) })?;
+            module.kernels.push(kernel);
+        }
+        Ok(module)
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        let entered = self.context.enter();
+        // SAFETY: the module is loaded, and unloaded once.
+        let _ = entered.map(|()| unsafe { result::module::unload(self.raw) });
+    }
+}
+
+/// Work that the device does in order.
+#[derive(Debug)]
+pub struct Stream {
+    context: Arc<Context>,
+    raw: sys::CUstream,
+}
+
+// SAFETY: see `Context`.
+unsafe impl Send for Stream {}
+
+impl Stream {
+    /// A stream of its own.
+    pub fn new(context: &Arc<Context>) -> Result<Stream> {
+        context.enter()?;
+        let raw = ask("cuStreamCreate", result::stream::create(result::stream::StreamKind::NonBlocking))?;
+        Ok(Stream { context: Arc::clone(context), raw })
+    }
+
+    /// Copies the first `words` words to the device.
+    ///
+    /// # Safety
+    /// The words stay unchanged until the stream has got there, and `to` has room for them.
+    pub unsafe fn upload(&self, from: &Pinned, words: usize, to: u64) -> Result<()> {
+        assert!(words <= from.words, "{words} words of {}", from.words);
+        // SAFETY: as the caller promises.
+        let answer = unsafe {
+            let from = std::slice::from_raw_parts(from.start, words);
+            result::memcpy_htod_async(to, from, self.raw)
+        };
+        ask("cuMemcpyHtoDAsync", answer)
+    }
+
+    /// Copies words from the device into the first ones of `to`.
+    ///
+    /// # Safety
+    /// `to` is neither read nor written until the stream has got there, and `from` has that many words.
+    pub unsafe fn download(&self, from: u64, words: usize, to: &mut Pinned) -> Result<()> {
+        assert!(words <= to.words, "{words} words of {}", to.words);
+        // SAFETY: as the caller promises.
+        let answer = unsafe { result::memcpy_dtoh_async(&mut to.words()[..words], from, self.raw) };
+        ask("cuMemcpyDtoHAsync", answer)
+    }
+
+    /// Copies bytes within the device. The ranges do not overlap unless they are equal.
+    ///
+    /// # Safety
+    /// Both ranges lie inside memory that outlives the work of the stream.
+    pub unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        // SAFETY: as the caller promises.
+        ask("cuMemcpyDtoDAsync", unsafe { result::memcpy_dtod_async(to, from, bytes, self.raw) })
+    }
+
+    /// Starts kernel `index` of a module on `blocks` blocks of `threads` threads.
+    ///
+    /// # Safety
+    /// `arguments` are what the kernel takes, 8 bytes each, and what it does with them is sound.
+    pub unsafe fn launch(
+        &self,
+        module: &Module,
+        index: usize,
+        blocks: u32,
+        threads: u32,
+        arguments: &mut [u64],
+        pointers: &mut Vec<*mut c_void>,
+    ) -> Result<()> {
+        pointers.clear();
+        pointers.extend(arguments.iter_mut().map(|argument| ptr::from_mut(argument).cast::<c_void>()));
+        let kernel = module.kernels[index];
+        // SAFETY: as the caller promises; the driver copies the arguments before it returns.
+        let answer = unsafe { result::launch_kernel(kernel, (blocks, 1, 1), (threads, 1, 1), 0, self.raw, pointers) };
+        ask("cuLaunchKernel", answer)
+    }
+
+    /// Marks the end of the work so far.
+    pub fn record(&self, event: &Event) -> Result<()> {
+        // SAFETY: both are alive.
+        ask("cuEventRecord", unsafe { result::event::record(event.raw, self.raw) })
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let entered = self.context.enter();
+        // SAFETY: the stream is ours and destroyed once, after its work.
+        let _ = entered.map(|()| unsafe {
+            let _ = result::stream::synchronize(self.raw);
+            result::stream::destroy(self.raw)
+        });
+    }
+}
+
+/// A mark in a stream.
+#[derive(Debug)]
+pub struct Event {
+    context: Arc<Context>,
+    raw: sys::CUevent,
+}
+
+// SAFETY: see `Context`.
+unsafe impl Send for Event {}
+
+impl Event {
+    /// An event that is not recorded yet.
+    pub fn new(context: &Arc<Context>) -> Result<Event> {
+        context.enter()?;
+        let raw = ask("cuEventCreate", result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING))?;
+        Ok(Event { context: Arc::clone(context), raw })
+    }
+
+    /// Waits until the stream has got there.
+    pub fn wait(&self) -> Result<()> {
+        // SAFETY: the event is alive.
+        ask("cuEventSynchronize", unsafe { result::event::synchronize(self.raw) })
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        let entered = self.context.enter();
+        // SAFETY: the event is ours and destroyed once.
+        let _ = entered.map(|()| unsafe { result::event::destroy(self.raw) });
+    }
+}

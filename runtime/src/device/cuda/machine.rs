@@ -1,0 +1,222 @@
+//! The memory of a loaded program on a GPU, and the launches of its steps. Everything is allocated, and every address
+//! resolved, when the program is loaded.
+
+#![expect(unsafe_code, reason = "launches work on the device's memory")]
+
+use std::{ffi::c_void, sync::Arc};
+
+use lathe_plan::program::{Bucket, Input, Program};
+
+use super::driver::{Context, Memory, Module, Pinned, Stream};
+use crate::{
+    device::{PageCopy, Step},
+    error::{Error, Result},
+    exec::{self, Layout, Numbers, Place, Prepared},
+};
+
+/// Threads that compute one unit of a launch: the lanes of the kernels.
+const UNIT_THREADS: u64 = 16;
+/// Threads of a block.
+const BLOCK_THREADS: u32 = 128;
+/// Most blocks of a launch; kernels walk over what is more.
+const MOST_BLOCKS: u64 = 65_535;
+
+/// A loaded program.
+#[derive(Debug)]
+pub struct Machine {
+    vocabulary: usize,
+    buckets: Vec<Prepared>,
+    addresses: Vec<Vec<u64>>, // [buckets][places]
+    inputs: Vec<Input>,
+    input_words: Vec<usize>, // [inputs] where each starts in the upload
+    groups: Vec<Group>,
+    module: Module,
+    stream: Stream,
+    input: Memory,
+    arena: Memory,
+    arguments: Vec<u64>,
+    pointers: Vec<*mut c_void>,
+    // Held because the addresses above point into them.
+    cache: Memory,
+    _weights: Memory,
+}
+
+// SAFETY: the pointers are only used while a launch is handed over.
+unsafe impl Send for Machine {}
+
+/// A cache group in memory.
+#[derive(Debug)]
+struct Group {
+    stride: usize,                // entries of a block table per sequence
+    tensors: Vec<(usize, usize)>, // offset in the cache, bytes of a page
+}
+
+impl Machine {
+    /// Allocates everything that a program needs, with so many pages in each cache group.
+    pub fn new(
+        context: &Arc<Context>,
+        program: &Program,
+        module: Module,
+        weights: &[u8],
+        pages: &[u32],
+    ) -> Result<Machine> {
+        let buckets = exec::prepare(program)?;
+        for span in &program.weights {
+            if span.offset.checked_add(span.bytes).is_none_or(|end| end > weights.len() as u64) {
+                return Err(Error::Program(format!("the weight `{}` lies outside the weight section", span.name)));
+            }
+        }
+        let mut layout = Layout::default();
+        let mut input_words = Vec::new();
+        for &input in &program.inputs {
+            input_words.push(layout.add(exec::input_len(program, input)?, size_of::<u32>())? / size_of::<u32>());
+        }
+        let input = Memory::new(context, "step inputs", layout.bytes())?;
+        let mut layout = Layout::default();
+        let mut groups = Vec::new();
+        for (index, (group, &pages)) in program.cache_groups.iter().zip(pages).enumerate() {
+            let mut tensors = Vec::new();
+            for tensor in &group.tensors {
+                let page_bytes = usize::try_from(tensor.page_bytes).unwrap_or(usize::MAX);
+                tensors.push((layout.add(pages as usize, page_bytes)?, page_bytes));
+            }
+            groups.push(Group { stride: exec::table_stride(program, index as u32)?, tensors });
+        }
+        let cache = Memory::new(context, "the cache", layout.bytes())?;
+        cache.set(0)?;
+        let arena_bytes = program.buckets.iter().map(|bucket: &Bucket| bucket.arena_bytes).max().unwrap_or(0);
+        let arena = Memory::new(context, "intermediate results", arena_bytes as usize)?;
+        let device_weights = Memory::new(context, "weights", weights.len())?;
+        device_weights.fill(weights)?;
+        let address = |place: Place| match place {
+            Place::Arena(offset) => arena.address() + offset as u64,
+            Place::Weight(offset) => device_weights.address() + offset as u64,
+            Place::Input(index) => input.address() + (input_words[index] * size_of::<u32>()) as u64,
+            Place::Cache { group, tensor } => cache.address() + groups[group].tensors[tensor].0 as u64,
+            // Checked below: there are no bytes of it to touch.
+            Place::Scratch(_) => 0,
+        };
+        if program.buckets.iter().any(|bucket| bucket.scratch_bytes > 0) {
+            return Err(Error::Program("a kernel for a GPU wants a worker's scratch".into()));
+        }
+        let of_bucket = |bucket: &Prepared| bucket.places.iter().map(|&place| address(place)).collect();
+        Ok(Machine {
+            vocabulary: program.vocabulary as usize,
+            addresses: buckets.iter().map(of_bucket).collect(),
+            inputs: program.inputs.clone(),
+            module,
+            stream: Stream::new(context)?,
+            arguments: Vec::new(),
+            pointers: Vec::new(),
+            _weights: device_weights,
+            buckets,
+            input_words,
+            groups,
+            input,
+            arena,
+            cache,
+        })
+    }
+
+    /// The program's buckets.
+    pub fn buckets(&self) -> &[Prepared] {
+        &self.buckets
+    }
+
+    /// The stream of all work.
+    pub fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    /// Words of the step inputs.
+    pub fn input_words(&self) -> usize {
+        self.input.bytes() / size_of::<u32>()
+    }
+
+    /// Fills intermediate results with NaNs.
+    pub fn poison(&self) -> Result<()> {
+        self.arena.set(0xff)
+    }
+
+    /// Hands a step to the device: page copies, inputs, launches, and the logits on their way back.
+    ///
+    /// The step has passed [`Step::check`] for this program's limits and pages, `tokens` has an id below the vocabulary
+    /// for each of its tokens, and the device is done with `staging` and `logits`, which stay untouched until it is so
+    /// again.
+    pub fn run(
+        &mut self,
+        step: &Step,
+        tokens: &[u32],
+        numbers: &Numbers,
+        staging: &mut Pinned,
+        logits: &mut Pinned,
+    ) -> Result<()> {
+        for copy in &step.copies {
+            self.copy_page(*copy)?;
+        }
+        let words = self.write_inputs(step, tokens, staging.words());
+        // SAFETY: the staging words stay as they are until the step is done; the input is as large as they are.
+        unsafe { self.stream.upload(staging, words, self.input.address())? };
+        for index in 0..self.buckets[numbers.bucket].launches.len() {
+            self.launch(numbers, index)?;
+        }
+        let from = self.arena.address() + self.buckets[numbers.bucket].logits as u64;
+        let words = step.rows.len() * self.vocabulary;
+        // SAFETY: the logits lie inside the arena, and nobody uses the host's copy until the step is done.
+        unsafe { self.stream.download(from, words, logits) }
+    }
+
+    fn copy_page(&self, copy: PageCopy) -> Result<()> {
+        for &(offset, page_bytes) in &self.groups[copy.group as usize].tensors {
+            let page = |page: u32| self.cache.address() + (offset + page as usize * page_bytes) as u64;
+            if copy.from != copy.to {
+                // SAFETY: both pages exist, since the step was checked.
+                unsafe { self.stream.copy(page(copy.from), page(copy.to), page_bytes)? };
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a step's inputs and returns how many words of them there are up to the last one used.
+    fn write_inputs(&self, step: &Step, tokens: &[u32], words: &mut [u32]) -> usize {
+        let mut end = 0;
+        for (&input, &start) in self.inputs.iter().zip(&self.input_words) {
+            let mut write = |at: usize, values: &[u32]| {
+                words[start + at..start + at + values.len()].copy_from_slice(values);
+                end = end.max(start + at + values.len());
+            };
+            match input {
+                Input::Tokens => write(0, tokens),
+                Input::Positions => write(0, &step.positions),
+                Input::Sequences => write(0, &step.sequences),
+                Input::Rows => step.rows.iter().enumerate().for_each(|(index, row)| write(index, &[row.token])),
+                Input::BlockTable { group } => {
+                    let stride = self.groups[group as usize].stride;
+                    let tables = step.block_tables[group as usize].iter();
+                    tables.enumerate().for_each(|(sequence, table)| write(sequence * stride, table));
+                }
+            }
+        }
+        end
+    }
+
+    /// Starts a launch: the kernel's buffers, its parameters, and how many units there are.
+    fn launch(&mut self, numbers: &Numbers, index: usize) -> Result<()> {
+        let launch = &self.buckets[numbers.bucket].launches[index];
+        let units = numbers.units[index];
+        if units == 0 {
+            return Ok(());
+        }
+        self.arguments.clear();
+        self.arguments.extend_from_slice(&self.addresses[numbers.bucket][launch.places.clone()]);
+        self.arguments.extend(numbers.params[launch.params.clone()].iter().map(|&param| param as u64));
+        self.arguments.push(units);
+        let blocks = (units * UNIT_THREADS).div_ceil(u64::from(BLOCK_THREADS)).min(MOST_BLOCKS) as u32;
+        // SAFETY: the plan's verifier has checked that what the kernel touches with these parameters lies inside its
+        // buffers, which are allocated in full; launches run in order, so each finds the results of those before it.
+        unsafe {
+            let (arguments, pointers) = (&mut self.arguments, &mut self.pointers);
+            self.stream.launch(&self.module, launch.kernel, blocks, BLOCK_THREADS, arguments, pointers)
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! The CUDA device: runs a plan's PTX on an NVIDIA GPU through its driver, which is loaded when the device is.
+//!
+//! `driver` wraps the driver's handles, `machine` holds a loaded program and launches its kernels. The host samples: the
+//! logits of the wanted rows come back after each step. Work is handed over without waiting, and steps run in the order
+//! of one stream.
+
+mod driver;
+mod machine;
+
+use std::sync::Arc;
+
+use lathe_plan::{LoadMode, Plan, PlanError, program::CodeObject};
+
+use self::{
+    driver::{Context, Event, Module, Pinned},
+    machine::Machine,
+};
+use super::{Device, IN_FLIGHT, Limits, RowOutput, Step, StepOutput, StepToken, Ticket, tickets::Tickets};
+use crate::{
+    error::{Error, Result},
+    exec::Numbers,
+    sample::Sampler,
+};
+
+/// How the CUDA device uses its machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CudaOptions {
+    /// Which GPU, in the driver's order.
+    pub ordinal: usize,
+    /// Positions that the cache holds; by default the program's maximal context, at most 8192.
+    pub cache_tokens: Option<usize>,
+    /// Where the weights are kept on their way to the GPU.
+    pub load: LoadMode,
+    /// Whether memory is filled with NaNs before each step, to find what is read before it is written.
+    pub poison: bool,
+}
+
+/// Runs the PTX of a plan.
+#[derive(Debug)]
+pub struct CudaDevice {
+    limits: Limits,
+    poison: bool,
+    context: Arc<Context>,
+    machine: Machine,
+    numbers: Numbers,
+    tokens: Vec<u32>,
+    sampler: Sampler,
+    tickets: Tickets,
+    slots: [Slot; IN_FLIGHT], // of ticket t: t mod IN_FLIGHT
+}
+
+/// A step in flight.
+#[derive(Debug)]
+struct Slot {
+    step: Step,
+    staging: Pinned,
+    logits: Pinned, // [R, V] f32
+    done: Event,
+    state: State,
+    sampled: Vec<u32>, // [R] the tokens of its rows, once they are picked
+    output: StepOutput,
+}
+
+/// How far a step has got.
+#[derive(Debug)]
+enum State {
+    /// The device may still be working on it.
+    Running,
+    /// Its rows are picked.
+    Picked,
+    /// It has failed; the error is still to be collected, once.
+    Failed(Option<Error>),
+}
+
+/// The prefix of the targets that are GPUs, before their compute capability.
+const TARGET_PREFIX: &str = "sm_";
+
+/// Whether a plan has code for GPUs.
+pub fn has_code(plan: &Plan) -> bool {
+    plan.codes("main").any(|code| code.object.target.starts_with(TARGET_PREFIX))
+}
+
+/// The compute capability, times ten, that a code object needs; `None` when it is for no GPU.
+fn capability(object: &CodeObject) -> Option<u32> {
+    object.target.strip_prefix(TARGET_PREFIX)?.parse().ok()
+}
+
+/// The code object for the newest GPU among those that run on one of this capability.
+fn choose<'a>(objects: impl Iterator<Item = &'a CodeObject>, found: u32) -> Result<&'a CodeObject> {
+    let mut objects: Vec<(u32, &CodeObject)> = objects.filter_map(|o| Some((capability(o)?, o))).collect();
+    objects.sort_by_key(|&(capability, _)| capability);
+    let least = objects.first().map(|&(capability, _)| capability).ok_or(Error::NoPtx)?;
+    match objects.into_iter().rfind(|&(capability, _)| capability <= found) {
+        Some((_, object)) => Ok(object),
+        None => Err(Error::Capability { needed: least, found }),
+    }
+}
+
+/// The kernels' names, from where they stand in the PTX.
+fn names(object: &CodeObject) -> Result<(&str, Vec<&str>)> {
+    let wrong = |what: &str| Error::Program(format!("its PTX {what}"));
+    let text = std::str::from_utf8(&object.code).map_err(|_| wrong("is no text"))?;
+    let name = |&at: &u64| {
+        let from = usize::try_from(at).ok().and_then(|at| text.get(at..)).ok_or_else(|| wrong("lacks a kernel"))?;
+        let end = from.find('(').ok_or_else(|| wrong("has a kernel without parameters"))?;
+        Ok(&from[..end])
+    };
+    Ok((text, object.entries.iter().map(name).collect::<Result<Vec<&str>>>()?))
+}
+
+impl CudaDevice {
+    /// Loads a plan's main program.
+    pub fn load(plan: &Plan, options: &CudaOptions) -> Result<CudaDevice> {
+        let missing = |what: &str| Error::Plan(PlanError::Missing { what: what.to_owned() });
+        let program = plan.program("main").ok_or_else(|| missing("program `main`"))?;
+        if !has_code(plan) {
+            return Err(Error::NoPtx);
+        }
+        let context = Context::open(options.ordinal)?;
+        // The target is checked before any code is handed to the driver.
+        let object = choose(plan.codes("main").map(|code| &code.object), context.capability)?;
+        let code = plan.codes("main").find(|code| std::ptr::eq(&raw const code.object, object));
+        let layout = code.map_or("", |code| &code.layout);
+        let (ptx, names) = names(object)?;
+        if names.len() != program.kernels.len() {
+            return Err(Error::Program("its code lacks kernels".into()));
+        }
+        let module = Module::load(&context, ptx, &names)?;
+        let readers = std::thread::available_parallelism().map_or(1, usize::from);
+        let weights = plan.load_weights("main", layout, options.load, readers)?;
+        let limits = Limits::of(program, options.cache_tokens);
+        let pages: Vec<u32> = limits.groups.iter().map(|group| group.pages).collect();
+        let machine = Machine::new(&context, program, module, &weights, &pages)?;
+        let logits = limits.max.rows as usize * limits.vocabulary as usize;
+        let slot = || -> Result<Slot> {
+            Ok(Slot {
+                step: Step::default(),
+                staging: Pinned::new(&context, machine.input_words())?,
+                logits: Pinned::new(&context, logits)?,
+                done: Event::new(&context)?,
+                state: State::Picked,
+                sampled: Vec::new(),
+                output: StepOutput::default(),
+            })
+        };
+        Ok(CudaDevice {
+            poison: options.poison,
+            slots: [slot()?, slot()?],
+            sampler: Sampler::new(limits.vocabulary as usize),
+            numbers: Numbers::default(),
+            tokens: Vec::new(),
+            tickets: Tickets::default(),
+            limits,
+            machine,
+            context,
+        })
+    }
+
+    /// What the driver calls the GPU.
+    pub fn name(&self) -> &str {
+        &self.context.name
+    }
+
+    /// Waits for a step of the last [`IN_FLIGHT`] and picks its rows, if that is still to be done.
+    fn settle(&mut self, ticket: u64) {
+        let slot = &mut self.slots[ticket as usize % IN_FLIGHT];
+        if !matches!(slot.state, State::Running) {
+            return;
+        }
+        slot.state = match slot.done.wait() {
+            Err(error) => State::Failed(Some(error)),
+            Ok(()) => match pick(slot, self.limits.vocabulary as usize, &mut self.sampler) {
+                Ok(()) => State::Picked,
+                Err(error) => State::Failed(Some(error)),
+            },
+        };
+    }
+
+    /// The id of a token.
+    fn resolve(&mut self, token: StepToken) -> Result<u32> {
+        match token {
+            StepToken::Known(id) => Ok(id),
+            StepToken::SampledBy(ticket, row) => {
+                self.settle(ticket.0);
+                let sampled = self.slots[ticket.0 as usize % IN_FLIGHT].sampled.get(row as usize).copied();
+                sampled.ok_or_else(|| {
+                    Error::Step(format!("step {}, which samples one of its tokens, has failed", ticket.0))
+                })
+            }
+        }
+    }
+
+    /// Resolves a step's tokens and hands it to the machine.
+    fn start(&mut self, ticket: u64, step: &Step) -> Result<()> {
+        self.tokens.clear();
+        for &token in &step.tokens {
+            let id = self.resolve(token)?;
+            self.tokens.push(id);
+        }
+        self.numbers.evaluate(self.machine.buckets(), step.size())?;
+        if self.poison {
+            self.machine.poison()?;
+        }
+        let slot = &mut self.slots[ticket as usize % IN_FLIGHT];
+        slot.step.clone_from(step);
+        slot.sampled.clear();
+        let Slot { staging, logits, done, .. } = slot;
+        self.machine.run(step, &self.tokens, &self.numbers, staging, logits)?;
+        self.machine.stream().record(done)
+    }
+}
+
+/// Picks the rows of a finished step.
+fn pick(slot: &mut Slot, vocabulary: usize, sampler: &mut Sampler) -> Result<()> {
+    let Slot { step, logits, output, sampled, .. } = slot;
+    output.rows.resize_with(step.rows.len(), RowOutput::default);
+    let logits = logits.floats().chunks_exact(vocabulary);
+    for (index, ((row, logits), output)) in step.rows.iter().zip(logits).zip(&mut output.rows).enumerate() {
+        if !row.pick(logits, sampler, output) {
+            return Err(Error::NotFinite { row: index });
+        }
+    }
+    sampled.extend(output.rows.iter().map(|row| row.token));
+    Ok(())
+}
+
+impl Device for CudaDevice {
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn submit(&mut self, step: &Step) -> Result<Ticket> {
+        step.check(&self.limits)?;
+        self.tickets.admit(step)?;
+        self.context.enter()?;
+        let ticket = self.tickets.next();
+        let started = self.start(ticket, step);
+        self.slots[ticket as usize % IN_FLIGHT].state = match started {
+            Ok(()) => State::Running,
+            Err(error) => State::Failed(Some(error)),
+        };
+        Ok(Ticket(self.tickets.issue(step.rows.len())))
+    }
+
+    fn collect(&mut self, ticket: Ticket, output: &mut StepOutput) -> Result<()> {
+        self.tickets.redeem(ticket)?;
+        self.context.enter()?;
+        self.settle(ticket.0);
+        let slot = &mut self.slots[ticket.0 as usize % IN_FLIGHT];
+        if let State::Failed(error) = &mut slot.state {
+            return Err(error.take().unwrap_or_else(|| Error::DeviceLost("the step has failed".into())));
+        }
+        std::mem::swap(&mut slot.output, output);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(target: &str, code: &str, entries: &[u64]) -> CodeObject {
+        let (target, code, entries) = (target.into(), code.as_bytes().to_vec(), entries.to_vec());
+        CodeObject { target, code, entries, ..CodeObject::default() }
+    }
+
+    #[test]
+    fn the_newest_code_that_the_gpu_runs_is_chosen() {
+        let objects = [object("sm_90", "", &[]), object("x86-64-v4", "", &[]), object("sm_80", "", &[])];
+        let chosen = |found| choose(objects.iter(), found).map(|object| object.target.as_str());
+        assert_eq!(chosen(80).unwrap(), "sm_80");
+        assert_eq!(chosen(89).unwrap(), "sm_80");
+        assert_eq!(chosen(120).unwrap(), "sm_90");
+        let error = chosen(75).unwrap_err().to_string();
+        assert!(error.contains("sm_80") && error.contains("sm_75"), "{error}");
+        assert!(matches!(choose(objects[1..2].iter(), 90), Err(Error::NoPtx)));
+    }
+
+    #[test]
+    fn kernels_are_named_by_where_they_stand() {
+        let text = ".visible .entry kernel0(\n.visible .entry kernel1(";
+        let at = |name: &str| text.find(name).unwrap() as u64;
+        let found = object("sm_80", text, &[at("kernel0"), at("kernel1")]);
+        assert_eq!(names(&found).unwrap().1, ["kernel0", "kernel1"]);
+        assert!(names(&object("sm_80", text, &[1000])).is_err());
+        assert!(names(&object("sm_80", "kernel0", &[0])).is_err());
+    }
+}
