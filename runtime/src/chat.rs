@@ -10,9 +10,10 @@
 //! contains `<|im_end|>` must not end its own turn by that. So, before rendering, a guard character is put into each
 //! such text inside each message, after its first character, where no token can match it; after the search the guards
 //! are removed again, and what they guarded is encoded as plain text. Beginnings of control tokens at the end of a
-//! message and ends of them at its start are guarded too, or they might become whole beside the template's own text. The guard is a private-use
-//! character that appears in no message and not in the template. Tools and what else belongs to a message are guarded
-//! likewise. Everything else about a message is as it was, so templates may trim it, search it or cut it up.
+//! message and ends of them at its start are guarded too, or they might become whole beside the template's own text. The
+//! guard is a private-use character that appears in no message and not in the template. Tools and what else belongs to
+//! a message are guarded likewise. Everything else about a message is as it was, so templates may trim it, search it or
+//! cut it up.
 
 mod python;
 
@@ -153,7 +154,7 @@ impl ChatTemplate {
             bos_token => self.bos.clone(),
             eos_token => self.eos.clone(),
             strftime_now => Value::from_function(move |format: &str| python::strftime(format, now)),
-            ..conversation.options.iter().map(|(name, value)| (name.clone(), value.clone())).collect::<Value>()
+            ..Value::from_pairs(conversation.options.iter().map(|(name, value)| (name.clone(), value.clone())))
         };
         let result = self.environment.get_template(NAME).and_then(|template| template.render(values));
         result.map_err(|error| {
@@ -226,7 +227,7 @@ fn map_value(value: &Value, map: &mut dyn FnMut(&str) -> String) -> Value {
                 let item = value.get_item(&key).unwrap_or_default();
                 (map_value(&key, map), map_value(&item, map))
             };
-            items().map(pair).collect()
+            Value::from_pairs(items().map(pair))
         }
         _ => value.clone(),
     }

@@ -107,7 +107,7 @@ fn with_sorted_keys(value: &Value) -> Value {
                 let item = with_sorted_keys(&value.get_item(&key).unwrap_or_default());
                 (key, item)
             };
-            keys.into_iter().map(pair).collect()
+            Value::from_pairs(keys.into_iter().map(pair))
         }
         _ => value.clone(),
     }
