@@ -261,7 +261,7 @@ pub fn manifest(
         max_context: schedule.max_context as u64,
         vocabulary: model.config.vocab as u64,
         targets: options.targets.iter().map(|target| target.name.to_owned()).collect(),
-        quantization: options.passes.quantize.name().to_owned(),
+        quantization: options.passes.formats.to_string(),
         activations: options.passes.activations.name().to_owned(),
         licence: model.licence.clone(),
         compiler: COMPILER.to_owned(),

@@ -111,6 +111,7 @@ impl CompileError {
     pub fn exit_code(&self) -> u8 {
         match self {
             CompileError::UnknownPass { .. }
+            | CompileError::Pass { source: PassError::NoSuchWeight { .. }, .. }
             | CompileError::Context { .. }
             | CompileError::Level { .. }
             | CompileError::Target(TargetError::Unknown { .. } | TargetError::Mixed { .. }) => exit::USAGE,

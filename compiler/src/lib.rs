@@ -13,6 +13,7 @@ pub mod error;
 pub mod pass;
 pub mod passes;
 pub mod pipeline;
+pub mod quantize;
 pub mod report;
 pub mod schedule;
 pub mod weights;

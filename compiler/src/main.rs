@@ -8,8 +8,9 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use lathe_compiler::CompileError;
 use lathe_compiler::error::exit;
-use lathe_compiler::pass::{Activations, PassOptions, Quantize, Selection};
+use lathe_compiler::pass::{Activations, PassOptions, Selection};
 use lathe_compiler::pipeline::{self, Goal, Level, Options, Outcome};
+use lathe_compiler::quantize::Formats;
 use lathe_compiler::report;
 use lathe_ir::types::DType;
 use lathe_kernels::targets::{TARGETS, Target};
@@ -18,6 +19,7 @@ const AFTER_HELP: &str = "\
 Examples:
   lathe-compile model.gguf -o model.plan
   lathe-compile model.gguf -o small.plan --quantize int4 --max-context 2048
+  lathe-compile model.gguf -o mixed.plan --quantize int4,head=int6,layers.0-1.down=int8
   lathe-compile hf://org/name -o model.plan
   lathe-compile model.gguf --emit fused
   lathe-compile model.gguf --stop-after merge_qkv
@@ -44,9 +46,10 @@ struct Arguments {
     /// The machines that the plan is for
     #[arg(long, value_name = "TARGET,…", default_value = "native", help = targets())]
     target: String,
-    /// How weights are stored
-    #[arg(long, value_enum, default_value_t)]
-    quantize: Quantize,
+    /// How weights are stored: source, f32, bf16, f16, int8, int6, int5, int4 or a scheme that `lathe inspect` names; then
+    /// others for matrices by name (embed, head, q, k, v, o, gate, up, down) or layer
+    #[arg(long, value_name = "FORM[,NAME=FORM...]", default_value_t)]
+    quantize: Formats,
     /// How activations enter matrix products with integer weights
     #[arg(long, value_enum, default_value_t)]
     activations: Activations,
@@ -137,7 +140,7 @@ fn options(arguments: &Arguments) -> Result<Options, CompileError> {
     let all_cores = || std::thread::available_parallelism().map_or(1, usize::from);
     Ok(Options {
         targets: Target::parse_list(&arguments.target)?,
-        passes: PassOptions { quantize: arguments.quantize, activations: arguments.activations },
+        passes: PassOptions { formats: arguments.quantize.clone(), activations: arguments.activations },
         selection: Selection {
             disabled: arguments.disable_pass.clone(),
             stop_after: arguments.stop_after.clone(),

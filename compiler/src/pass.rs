@@ -14,21 +14,8 @@ use lathe_ir::verify;
 use lathe_kernels::targets::Target;
 
 use crate::error::CompileError;
+use crate::quantize::Formats;
 use crate::report;
-
-/// How weights are stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Quantize {
-    /// The smallest scheme that holds the file's own values.
-    #[default]
-    Source,
-    /// bfloat16.
-    Bf16,
-    /// 8 bits, groups of 32.
-    Int8,
-    /// 4 bits, groups of 32; embedding and head keep 8.
-    Int4,
-}
 
 /// How activations enter matrix products.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -38,18 +25,6 @@ pub enum Activations {
     Int8,
     /// Single precision.
     F32,
-}
-
-impl Quantize {
-    /// The spelling on the command line and in the manifest.
-    pub fn name(self) -> &'static str {
-        match self {
-            Quantize::Source => "source",
-            Quantize::Bf16 => "bf16",
-            Quantize::Int8 => "int8",
-            Quantize::Int4 => "int4",
-        }
-    }
 }
 
 impl Activations {
@@ -63,10 +38,10 @@ impl Activations {
 }
 
 /// The choices that passes read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PassOptions {
     /// How weights are stored.
-    pub quantize: Quantize,
+    pub formats: Formats,
     /// How activations enter matrix products.
     pub activations: Activations,
 }
@@ -104,6 +79,12 @@ pub enum PassError {
     /// A rewritten op refused its operands.
     #[error("a rewritten op refuses its operands: {0}; this is a mistake in Lathe, please report it")]
     Op(#[from] OpError),
+    /// The user's: a choice for matrices that are not there.
+    #[error("--quantize says '{entry}', but the model has no such matrix; --emit graph shows their names")]
+    NoSuchWeight {
+        /// The entry.
+        entry: String,
+    },
 }
 
 /// A pass of the table.
@@ -128,9 +109,9 @@ macro_rules! passes {
 passes! {
     remove_dead: "removes nodes that no output needs",
     fuse_bias: "moves the bias of a projection into its linear",
+    choose_weight_format: "chooses the scheme in which each matrix is stored",
     merge_qkv: "computes query, key and value by one product and appends from its result",
     merge_gate_up: "computes gate and up by one product, and activation and mul of them by one glu",
-    choose_weight_format: "chooses the scheme in which each matrix is stored",
     quantize_activations: "quantizes the activations of products with integer weights",
     fuse_norm: "moves gather, norm and quantization into the one linear that they feed",
     fuse_rope_append: "moves head norms, rope and cache append into the linear before them",
@@ -170,7 +151,7 @@ pub struct Record {
 pub fn run(
     graph: &mut Graph,
     target: &'static Target,
-    options: PassOptions,
+    options: &PassOptions,
     selection: &Selection,
 ) -> Result<Vec<Record>, CompileError> {
     for name in selection.disabled.iter().chain(&selection.stop_after) {
@@ -185,7 +166,7 @@ pub fn run(
         let mut record = Record { name: pass.name, changed: None, took: Duration::ZERO, notes: Vec::new() };
         if !selection.disabled.iter().any(|name| name == pass.name) {
             let started = Instant::now();
-            let mut context = PassContext::new(target, options);
+            let mut context = PassContext::new(target, options.clone());
             let changed =
                 (pass.run)(graph, &mut context).map_err(|source| CompileError::Pass { pass: pass.name, source })?;
             if changed {

@@ -91,8 +91,8 @@ impl Options {
     pub fn flags(&self) -> Vec<String> {
         let defaults = Options::new(self.targets[0]);
         let mut flags = Vec::new();
-        if self.passes.quantize != defaults.passes.quantize {
-            flags.push(format!("--quantize {}", self.passes.quantize.name()));
+        if self.passes.formats != defaults.passes.formats {
+            flags.push(format!("--quantize {}", self.passes.formats));
         }
         if self.passes.activations != defaults.passes.activations {
             flags.push(format!("--activations {}", self.passes.activations.name()));
@@ -136,7 +136,7 @@ pub fn compile(model: Model, goal: Goal<'_>, options: &Options) -> Result<Outcom
         return Ok(clock.text(unfused));
     }
 
-    let passes = pass::run(&mut graph, options.targets[0], options.passes, &options.selection)?;
+    let passes = pass::run(&mut graph, options.targets[0], &options.passes, &options.selection)?;
     clock.lap("passes");
     let fused = graph.to_string();
     if goal == Goal::Text(Level::Fused) {

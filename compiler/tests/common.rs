@@ -32,7 +32,7 @@ pub fn weight(checkpoint: &dyn Checkpoint, weight: &Weight, ty: &Type) -> Result
 }
 
 /// The model's graph after all passes but the disabled ones.
-pub fn fused(model: &Model, options: PassOptions, disabled: &[&str]) -> Graph {
+pub fn fused(model: &Model, options: &PassOptions, disabled: &[&str]) -> Graph {
     let mut graph = model.graph.clone();
     let disabled = disabled.iter().map(|&name| name.to_owned()).collect();
     let selection = Selection { disabled, ..Selection::default() };

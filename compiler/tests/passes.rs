@@ -97,7 +97,7 @@ fn passes_keep_a_model_of_int4() {
 
 #[test]
 fn every_fusing_pass_fires_on_the_small_model() {
-    let graph = crate::common::fused(&crate::common::model(Scheme::INT4), PassOptions::default(), &[]);
+    let graph = crate::common::fused(&crate::common::model(Scheme::INT4), &PassOptions::default(), &[]);
     let names: Vec<&str> = graph.order().iter().filter_map(|&id| Some(graph.as_op(id)?.name())).collect();
     for fused in ["rms_norm", "rope", "append", "append_qkv", "silu", "mul", "glu", "add", "gather"] {
         assert!(!names.contains(&fused), "{fused} is left as a node of its own");

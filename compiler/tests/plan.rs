@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use lathe_compiler::CompileError;
 use lathe_compiler::error::exit;
-use lathe_compiler::pass::Quantize;
 use lathe_compiler::pipeline::{Goal, Level, Options, compile};
+use lathe_compiler::quantize::Quantize;
 use lathe_ir::scheme::Scheme;
 use lathe_kernels::targets::Target;
 use lathe_models::seeded::{small_llama, small_tokenizer};
@@ -51,7 +51,7 @@ fn threads_change_no_byte() {
 fn a_plan_opens_and_says_what_it_is() {
     let folder = Folder::new("opens");
     let mut options = crate::common::options();
-    options.passes.quantize = Quantize::Int4;
+    options.passes.formats.base = Quantize::Int4;
     options.max_context = Some(100);
     write(&folder.file("model.plan"), &options);
     let plan = lathe_plan::Plan::open(&folder.file("model.plan")).expect("the plan opens");
@@ -62,7 +62,8 @@ fn a_plan_opens_and_says_what_it_is() {
     assert_eq!((embed.source.as_str(), embed.scheme.as_str()), ("int4:g32+min", "int8:g32"));
     assert!(embed.error.is_some_and(|error| error > 0.0 && error < 0.02));
     let qkv = manifest.tensors.iter().find(|tensor| tensor.name == "layers.0.qkv").expect("qkv is merged");
-    assert_eq!(qkv.error, Some(0.0));
+    assert_eq!(qkv.scheme, "iq4:g32");
+    assert!(qkv.error.is_some_and(|error| error > 0.0 && error < 0.1));
 }
 
 #[test]
@@ -87,7 +88,7 @@ fn dumps_tell_the_story() {
         .map(|entry| entry.expect("the folder reads").file_name().to_string_lossy().into_owned())
         .collect();
     names.sort();
-    assert_eq!(names, ["0000.source.ir", "0003.after_merge_qkv.ir", "0004.after_merge_gate_up.ir", "times.txt"]);
+    assert_eq!(names, ["0000.source.ir", "0004.after_merge_qkv.ir", "0005.after_merge_gate_up.ir", "times.txt"]);
 }
 
 fn refused(goal: Goal<'_>, change: impl FnOnce(&mut Options)) -> CompileError {
@@ -137,4 +138,23 @@ fn a_width_that_kernels_cannot_walk_is_refused_by_name() {
     let error = compile(model, goal, &crate::common::options()).expect_err("80 is no multiple of 32");
     assert_eq!(error.exit_code(), exit::UNSUPPORTED);
     assert!(error.to_string().contains("'layers.0.down' has 80 columns"), "{error}");
+}
+
+#[test]
+fn some_matrices_take_another_form() {
+    let schemes = |quantize: &str| {
+        let mut options = crate::common::options();
+        options.passes.formats = quantize.parse().expect("it is well formed");
+        let outcome = compile(crate::common::model(Scheme::INT4), Goal::Text(Level::Manifest), &options)?;
+        let manifest = lathe_plan::Manifest::from_json(&outcome.text).expect("a manifest");
+        Ok(manifest.tensors.into_iter().map(|tensor| (tensor.name, tensor.scheme)).collect::<Vec<_>>())
+    };
+    let mixed = schemes("int5,head=f16,layers.1.down=bf16,q=int8").expect("these are all there");
+    let of = |name: &str| mixed.iter().find(|tensor| tensor.0 == name).map(|tensor| tensor.1.as_str());
+    assert_eq!((of("embed"), of("layers.0.down"), of("layers.1.down")), (Some("f16"), Some("int5:g32"), Some("bf16")));
+    // Another form of q alone keeps the three projections apart.
+    assert_eq!((of("layers.0.qkv"), of("layers.0.q"), of("layers.0.k")), (None, Some("int8:g32"), Some("int5:g32")));
+    let error: CompileError = schemes("int4,layers.7-9.down=int8").expect_err("there are two layers");
+    assert_eq!(error.exit_code(), exit::USAGE);
+    assert!(error.to_string().contains("'layers.7-9.down=int8', but the model has no such matrix"), "{error}");
 }

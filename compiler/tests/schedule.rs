@@ -3,7 +3,8 @@
 //! scheduler.
 
 use lathe_compiler::emit;
-use lathe_compiler::pass::{Activations, PASSES, PassOptions, Quantize};
+use lathe_compiler::pass::{Activations, PASSES, PassOptions};
+use lathe_compiler::quantize::{Formats, Quantize};
 use lathe_compiler::schedule::{self, ArenaBuffer, Bucket, Buffer, Launch, Schedule, Share, arena, barriers};
 use lathe_ir::graph::{Graph, StepInput};
 use lathe_ir::scheme::Scheme;
@@ -136,9 +137,9 @@ fn schedules_with_any_one_pass_disabled() {
     for scheme in [Scheme::INT4, Scheme::BF16] {
         let model = crate::common::model(scheme);
         let options = PassOptions::default();
-        check(&crate::common::fused(&model, options, &[]), model.config.vocab);
+        check(&crate::common::fused(&model, &options, &[]), model.config.vocab);
         for pass in PASSES {
-            check(&crate::common::fused(&model, options, &[pass.name]), model.config.vocab);
+            check(&crate::common::fused(&model, &options, &[pass.name]), model.config.vocab);
         }
     }
 }
@@ -148,7 +149,7 @@ fn schedules_with_all_passes_disabled_but_one() {
     let model = crate::common::model(Scheme::INT8);
     for kept in PASSES {
         let disabled: Vec<&str> = PASSES.iter().map(|pass| pass.name).filter(|&name| name != kept.name).collect();
-        check(&crate::common::fused(&model, PassOptions::default(), &disabled), model.config.vocab);
+        check(&crate::common::fused(&model, &PassOptions::default(), &disabled), model.config.vocab);
     }
 }
 
@@ -156,10 +157,10 @@ fn schedules_with_all_passes_disabled_but_one() {
 fn schedules_with_every_choice_of_formats() {
     for scheme in Scheme::ALL {
         let model = crate::common::model(scheme);
-        for quantize in [Quantize::Source, Quantize::Bf16, Quantize::Int8, Quantize::Int4] {
+        for quantize in [Quantize::Source, Quantize::F16, Quantize::Int6, Quantize::Int5, Quantize::Int4] {
             for activations in [Activations::Int8, Activations::F32] {
-                let options = PassOptions { quantize, activations };
-                check(&crate::common::fused(&model, options, &[]), model.config.vocab);
+                let options = PassOptions { formats: Formats { base: quantize, overrides: Vec::new() }, activations };
+                check(&crate::common::fused(&model, &options, &[]), model.config.vocab);
             }
         }
     }
@@ -169,7 +170,7 @@ fn schedules_with_every_choice_of_formats() {
 fn a_weight_shared_by_embedding_and_head_is_stored_once() {
     let model = crate::common::model(Scheme::INT8);
     assert!(model.config.tied_head);
-    let schedule = build(&crate::common::fused(&model, PassOptions::default(), &[]));
+    let schedule = build(&crate::common::fused(&model, &PassOptions::default(), &[]));
     let embeds = schedule.weights.iter().filter(|weight| weight.weight.name == "embed").count();
     assert_eq!(embeds, 1);
     let vocabulary = model.config.vocab;
@@ -180,7 +181,7 @@ fn a_weight_shared_by_embedding_and_head_is_stored_once() {
 
 #[test]
 fn kernels_of_both_buckets_are_listed_once() {
-    let schedule = build(&crate::common::fused(&crate::common::model(Scheme::INT4), PassOptions::default(), &[]));
+    let schedule = build(&crate::common::fused(&crate::common::model(Scheme::INT4), &PassOptions::default(), &[]));
     let names: Vec<String> = schedule.kernels().iter().map(ToString::to_string).collect();
     let distinct: std::collections::BTreeSet<&String> = names.iter().collect();
     assert_eq!(names.len(), distinct.len());

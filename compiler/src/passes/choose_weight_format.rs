@@ -1,5 +1,6 @@
 //! Chooses the scheme in which each matrix is stored, by `--quantize`: `source` takes the smallest scheme that holds the
-//! file's own values, so integer schemes and f16 stay and other floats become bf16; `bf16`, `int8` and `int4` take that scheme.
+//! file's own values, so integer schemes and f16 stay and other floats become bf16; other forms take the first of their
+//! schemes whose groups divide the rows. It runs before matrices are merged, because those of one product share a scheme.
 //!
 //! Before:
 //! ```text
@@ -31,26 +32,40 @@
 //!   return logits = %4
 //! }
 //! ```
-//! With `int4`, the embedding and the head keep at least 8 bits, because every token passes through them alone. A matrix
-//! whose rows are no whole groups cannot be of integers and becomes bf16. Vectors stay f32. Each choice is noted with
-//! its reason. It never errs.
+//! With `int5` and `int4`, the embedding and the head keep 8 bits, because every token passes through them alone; what the
+//! user says of a matrix by name goes before all. A matrix whose rows are no whole groups cannot be of integers and becomes
+//! bf16. Vectors stay f32. Each choice is noted with its reason. It errs when something is said of matrices that the model
+//! does not have.
 
 use lathe_ir::graph::{Graph, NodeId, NodeKind, Value};
 use lathe_ir::op::Op;
 use lathe_ir::scheme::{Code, Scheme};
 use lathe_ir::types::{DType, Elem, Type};
 
-use crate::pass::{Note, PassContext, PassError, Quantize};
+use crate::pass::{Note, PassContext, PassError};
+use crate::quantize::Quantize;
 
 /// Runs the pass; see the module.
 pub fn run(graph: &mut Graph, context: &mut PassContext) -> Result<bool, PassError> {
     let mut changed = false;
+    let formats = context.options.formats.clone();
+    let mut used = vec![false; formats.overrides.len()];
     for id in graph.order() {
         let node = graph.node(id);
         let NodeKind::Weight(weight) = &node.kind else { continue };
         let Type::Tensor { elem: Elem::Weight(source), shape } = &node.results[0] else { continue };
         let width = shape.last().and_then(|k| k.constant()).unwrap_or(0);
-        let (scheme, reason) = choose(*source, context.options.quantize, is_edge(graph, id), width);
+        let place = place(graph, id);
+        let mut wanted = None;
+        for (of, used) in formats.overrides.iter().zip(&mut used) {
+            if of.matches(&weight.name, place == Place::Head) {
+                (wanted, *used) = (Some(of), true);
+            }
+        }
+        let (scheme, reason) = match wanted {
+            Some(of) => choose(*source, of.form, Place::Inside, width, &format!("--quantize {of}")),
+            None => choose(*source, formats.base, place, width, &format!("--quantize {}", formats.base)),
+        };
         context.notes.push(Note { subject: weight.name.clone(), reason: format!("{scheme}: {reason}") });
         if scheme != *source {
             let ty = Type::Tensor { elem: Elem::Weight(scheme), shape: shape.clone() };
@@ -58,56 +73,118 @@ pub fn run(graph: &mut Graph, context: &mut PassContext) -> Result<bool, PassErr
             changed = true;
         }
     }
-    Ok(changed)
+    match formats.overrides.iter().zip(used).find(|(_, used)| !used) {
+        None => Ok(changed),
+        Some((of, _)) => Err(PassError::NoSuchWeight { entry: of.to_string() }),
+    }
 }
 
-/// Whether a weight is the embedding or the head.
-fn is_edge(graph: &Graph, weight: NodeId) -> bool {
-    graph.users(weight).into_iter().any(|user| match graph.as_op(user) {
-        Some(Op::Embed(_)) => true,
-        Some(Op::Linear(_)) => graph.uses(Value { node: user, result: 0 }).1,
-        _ => false,
-    })
+/// Where a weight stands in the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// In a layer.
+    Inside,
+    /// It is an embedding table and nothing else.
+    Embedding,
+    /// Its product is an output.
+    Head,
+}
+
+fn place(graph: &Graph, weight: NodeId) -> Place {
+    let users = graph.users(weight);
+    let embeds = users.iter().any(|&user| matches!(graph.as_op(user), Some(Op::Embed(_))));
+    if users.iter().any(|&user| leads_out(graph, user)) {
+        return Place::Head;
+    }
+    if embeds { Place::Embedding } else { Place::Inside }
+}
+
+/// Whether a linear's result is an output, perhaps after ops on its elements.
+fn leads_out(graph: &Graph, linear: NodeId) -> bool {
+    let mut node = linear;
+    if !matches!(graph.as_op(node), Some(Op::Linear(_))) {
+        return false;
+    }
+    loop {
+        let (users, is_output) = graph.uses(Value { node, result: 0 });
+        match users[..] {
+            _ if is_output => return true,
+            [user] if !matches!(graph.as_op(user), Some(Op::Linear(_) | Op::Append(_) | Op::Attention(_))) => {
+                node = user;
+            }
+            _ => return false,
+        }
+    }
+}
+
+/// The schemes of a form, the best first; the others are for rows that its groups do not divide.
+fn schemes(form: Quantize) -> &'static [Scheme] {
+    match form {
+        Quantize::Source | Quantize::Scheme(_) => &[],
+        Quantize::F32 => &[Scheme::F32],
+        Quantize::Bf16 => &[Scheme::BF16],
+        Quantize::F16 => &[Scheme::F16],
+        Quantize::Int8 => &[Scheme::INT8],
+        Quantize::Int6 => &[Scheme::INT6_SUPER, Scheme::INT8],
+        Quantize::Int5 => &[Scheme::INT5_SUPER, Scheme::INT5_SYMMETRIC],
+        Quantize::Int4 => &[Scheme::INT4_SUPER, Scheme::IQ4],
+    }
 }
 
 /// The scheme of a matrix stored as `source`, and why.
-fn choose(source: Scheme, quantize: Quantize, edge: bool, width: usize) -> (Scheme, &'static str) {
-    let (scheme, reason) = match quantize {
+fn choose(source: Scheme, form: Quantize, place: Place, width: usize, asked: &str) -> (Scheme, String) {
+    let divides = |scheme: Scheme| !scheme.is_integer() || width.is_multiple_of(scheme.span());
+    let (scheme, reason) = match form {
         Quantize::Source => match source.code {
-            Code::Uniform { .. } | Code::Table => (source, "holds the file's own codes and scales"),
-            Code::Float(DType::F16) => (source, "holds the file's own values"),
-            Code::Float(_) => (Scheme::BF16, "the smallest scheme for a file of floats"),
+            Code::Uniform { .. } | Code::Table => (source, "holds the file's own codes and scales".to_owned()),
+            Code::Float(DType::F16) => (source, "holds the file's own values".to_owned()),
+            Code::Float(_) => (Scheme::BF16, "the smallest scheme for a file of floats".to_owned()),
         },
-        Quantize::Bf16 => (Scheme::BF16, "--quantize bf16"),
-        Quantize::Int8 => (Scheme::INT8, "--quantize int8"),
-        Quantize::Int4 if edge => (Scheme::INT8, "--quantize int4, but embedding and head keep 8 bits"),
-        Quantize::Int4 => (Scheme::INT4, "--quantize int4"),
+        Quantize::Scheme(scheme) => (scheme, asked.to_owned()),
+        Quantize::Int5 | Quantize::Int4 if place != Place::Inside => {
+            (Scheme::INT8, format!("{asked}, but embedding and head keep 8 bits"))
+        }
+        _ => {
+            let known = schemes(form);
+            let fitting = known.iter().copied().find(|&scheme| divides(scheme)).unwrap_or(Scheme::BF16);
+            let reason = match known.first() {
+                Some(best) if *best != fitting && fitting.is_integer() => {
+                    format!("{asked}, in groups that divide rows of {width}")
+                }
+                _ => asked.to_owned(),
+            };
+            (fitting, reason)
+        }
     };
-    if scheme.is_integer() && !width.is_multiple_of(scheme.span()) {
-        return (Scheme::BF16, "its rows are no whole groups");
-    }
-    (scheme, reason)
+    if divides(scheme) { (scheme, reason) } else { (Scheme::BF16, "its rows are no whole groups".to_owned()) }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Quantize, Scheme, choose};
+    use super::{Place, Quantize, Scheme, choose};
 
     #[test]
     fn each_choice() {
-        let check = |source, quantize, edge, width, expected| {
-            assert_eq!(choose(source, quantize, edge, width).0, expected);
+        let check = |source, quantize, place, width, expected| {
+            assert_eq!(choose(source, quantize, place, width, "").0, expected);
         };
-        check(Scheme::INT4, Quantize::Source, false, 64, Scheme::INT4);
-        check(Scheme::INT8, Quantize::Source, true, 64, Scheme::INT8);
-        check(Scheme::F32, Quantize::Source, false, 64, Scheme::BF16);
-        check(Scheme::F16, Quantize::Source, false, 48, Scheme::F16);
-        check(Scheme::IQ4_SUPER, Quantize::Source, false, 512, Scheme::IQ4_SUPER);
-        check(Scheme::INT6_SUPER, Quantize::Source, true, 384, Scheme::BF16);
-        check(Scheme::INT8, Quantize::Bf16, false, 64, Scheme::BF16);
-        check(Scheme::INT4, Quantize::Int8, false, 64, Scheme::INT8);
-        check(Scheme::BF16, Quantize::Int4, false, 64, Scheme::INT4);
-        check(Scheme::BF16, Quantize::Int4, true, 64, Scheme::INT8);
-        check(Scheme::BF16, Quantize::Int4, false, 48, Scheme::BF16);
+        check(Scheme::INT4, Quantize::Source, Place::Inside, 64, Scheme::INT4);
+        check(Scheme::INT8, Quantize::Source, Place::Head, 64, Scheme::INT8);
+        check(Scheme::F32, Quantize::Source, Place::Inside, 64, Scheme::BF16);
+        check(Scheme::F16, Quantize::Source, Place::Inside, 48, Scheme::F16);
+        check(Scheme::IQ4_SUPER, Quantize::Source, Place::Inside, 512, Scheme::IQ4_SUPER);
+        check(Scheme::INT6_SUPER, Quantize::Source, Place::Head, 384, Scheme::BF16);
+        check(Scheme::INT8, Quantize::Bf16, Place::Inside, 64, Scheme::BF16);
+        check(Scheme::INT8, Quantize::F32, Place::Inside, 48, Scheme::F32);
+        check(Scheme::INT4, Quantize::Int8, Place::Inside, 64, Scheme::INT8);
+        check(Scheme::BF16, Quantize::Int6, Place::Head, 512, Scheme::INT6_SUPER);
+        check(Scheme::BF16, Quantize::Int6, Place::Inside, 576, Scheme::INT8);
+        check(Scheme::BF16, Quantize::Int5, Place::Inside, 576, Scheme::INT5_SYMMETRIC);
+        check(Scheme::BF16, Quantize::Int4, Place::Inside, 512, Scheme::INT4_SUPER);
+        check(Scheme::BF16, Quantize::Int4, Place::Inside, 64, Scheme::IQ4);
+        check(Scheme::BF16, Quantize::Int4, Place::Head, 64, Scheme::INT8);
+        check(Scheme::BF16, Quantize::Int4, Place::Embedding, 64, Scheme::INT8);
+        check(Scheme::BF16, Quantize::Int4, Place::Inside, 48, Scheme::BF16);
+        check(Scheme::BF16, Quantize::Scheme(Scheme::INT5_SUPER), Place::Inside, 64, Scheme::BF16);
     }
 }

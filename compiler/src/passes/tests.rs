@@ -14,9 +14,9 @@ macro_rules! pages {
 const PAGES: [(&str, &str); 11] = pages![
     remove_dead,
     fuse_bias,
+    choose_weight_format,
     merge_qkv,
     merge_gate_up,
-    choose_weight_format,
     quantize_activations,
     fuse_norm,
     fuse_rope_append,

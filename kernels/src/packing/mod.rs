@@ -6,12 +6,13 @@
 //! integers of 3, 5 and 6 bits lie as two pieces, low bits first. `f32`, `bf16` and `f16` have lines only.
 
 mod quantize;
+pub mod search;
 
 use half::{bf16, f16};
 use lathe_ir::scheme::{Code, Matrix, MatrixData, Scales, Scheme, pieces};
 use lathe_ir::types::DType;
 
-pub use quantize::quantize;
+pub use quantize::{Method, quantize, quantize_by};
 
 use crate::spec::{BLOCK_ROWS, GROUP};
 

@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::process::Command;
 
-use lathe_compiler::pass::{Activations, Quantize};
+use lathe_compiler::pass::Activations;
 use lathe_compiler::pipeline::{Goal, Options, compile, digest};
+use lathe_compiler::quantize::Quantize;
 use lathe_kernels::targets::Target;
 use lathe_models::open;
 use lathe_plan::Plan;
@@ -20,7 +21,7 @@ const TOKENS: usize = 80;
 fn plan(model: &Path, quantize: Quantize, path: &Path) -> Plan {
     let model = open(model).expect("the model opens");
     let mut options = Options::new(Target::parse("native").expect("this CPU has a target"));
-    options.passes.quantize = quantize;
+    options.passes.formats.base = quantize;
     options.passes.activations = Activations::F32;
     options.threads = 2;
     compile(model, Goal::Plan(path), &options).expect("the model compiles");
