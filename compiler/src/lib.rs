@@ -8,6 +8,7 @@
 //! Nothing here runs at serving time, and nothing of the runtime is known here beyond the plan's types.
 
 pub mod ahead;
+pub mod dry_run;
 pub mod emit;
 pub mod error;
 pub mod pass;

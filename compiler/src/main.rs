@@ -14,6 +14,7 @@ use lathe_compiler::quantize::Formats;
 use lathe_compiler::report;
 use lathe_ir::types::DType;
 use lathe_kernels::targets::{TARGETS, Target};
+use lathe_models::shapes;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -21,6 +22,7 @@ Examples:
   lathe-compile model.gguf -o small.plan --quantize int4 --max-context 2048
   lathe-compile model.gguf -o mixed.plan --quantize int4,head=int6,layers.0-1.down=int8
   lathe-compile hf://org/name -o model.plan
+  lathe-compile llama-3.1-8b --dry-run --quantize int4 --target native,sm_80
   lathe-compile model.gguf --emit fused
   lathe-compile model.gguf --stop-after merge_qkv
   lathe-compile model.gguf -o any.plan --target x86-64-v3,x86-64-v4+vnni+bf16
@@ -33,15 +35,21 @@ Exit codes:
   3  the model cannot be read or is damaged
   4  the target, or something that the model needs, is not supported";
 
+fn after_help() -> String {
+    let names: Vec<&str> = shapes::SHAPES.iter().map(|shape| shape.0).collect();
+    format!("{AFTER_HELP}\n\nShapes for --dry-run:\n  {}", names.join(", "))
+}
+
 /// Compiles a model into one plan file that the lathe runtime executes.
 #[derive(Debug, Parser)]
-#[command(name = "lathe-compile", version, after_help = AFTER_HELP)]
+#[command(name = "lathe-compile", version, after_help = after_help())]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 struct Arguments {
     /// The model: a GGUF file, a Hugging Face directory, or the name of one in the hub's local cache (see below)
     #[arg(required_unless_present = "list_passes")]
     model: Option<PathBuf>,
     /// The plan to write
-    #[arg(short, long, value_name = "PLAN", required_unless_present_any = ["emit", "stop_after", "list_passes"])]
+    #[arg(short, long, value_name = "PLAN", required_unless_present_any = ["emit", "stop_after", "dry_run", "list_passes"])]
     output: Option<PathBuf>,
     /// The machines that the plan is for
     #[arg(long, value_name = "TARGET,…", default_value = "native", help = targets())]
@@ -62,6 +70,10 @@ struct Arguments {
     /// Print a level of representation to stdout instead of writing a plan
     #[arg(long, value_enum, value_name = "LEVEL", conflicts_with = "output")]
     emit: Option<Level>,
+    /// Print sizes, schedule and predicted times instead of writing a plan; MODEL may be a config.json without weights, or
+    /// one of the shapes below
+    #[arg(long, conflicts_with_all = ["output", "emit", "stop_after"])]
+    dry_run: bool,
     /// Print the graph after this pass instead of writing a plan
     #[arg(long, value_name = "PASS", conflicts_with_all = ["output", "emit"])]
     stop_after: Option<String>,
@@ -119,6 +131,13 @@ fn run(arguments: &Arguments) -> Result<(), CompileError> {
     let Some(model) = arguments.model.as_deref().filter(|_| !arguments.list_passes) else {
         return print(&report::pass_list());
     };
+    if arguments.dry_run {
+        let options = options(arguments)?;
+        // A file of weights says more than the name of a shape, for example in which types they are stored.
+        let is_shape = !model.is_file() || model.extension().is_some_and(|extension| extension == "json");
+        let model = if is_shape { shapes::open(model)? } else { lathe_models::open(model)? };
+        return print(&pipeline::compile(model, Goal::DryRun, &options)?.text);
+    }
     let goal = match (&arguments.output, arguments.emit) {
         (Some(path), None) => Goal::Plan(path),
         (_, level) => Goal::Text(level.unwrap_or(Level::Fused)),

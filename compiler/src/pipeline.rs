@@ -16,7 +16,7 @@ use crate::ahead::ahead;
 use crate::error::CompileError;
 use crate::pass::{self, PassOptions, Selection};
 use crate::weights::ErrorSum;
-use crate::{emit, schedule};
+use crate::{dry_run, emit, schedule};
 
 /// Bytes of a file that are digested at once.
 const DIGEST_BUFFER: usize = 1 << 20;
@@ -49,6 +49,8 @@ pub enum Goal<'a> {
     Plan(&'a Path),
     /// The text of a level.
     Text(Level),
+    /// What a plan would need and how long its steps would take; no weight is read and no code generated.
+    DryRun,
 }
 
 /// The choices of a compile.
@@ -148,6 +150,7 @@ pub fn compile(model: Model, goal: Goal<'_>, options: &Options) -> Result<Outcom
     match goal {
         Goal::Text(Level::Schedule) => return Ok(clock.text(schedule::print::schedule(&schedule))),
         Goal::Text(Level::Memory) => return Ok(clock.text(schedule::print::memory(&schedule))),
+        Goal::DryRun => return Ok(clock.text(dry_run::text(&model, &schedule, &options.targets))),
         _ => {}
     }
 
@@ -160,6 +163,7 @@ pub fn compile(model: Model, goal: Goal<'_>, options: &Options) -> Result<Outcom
             return Ok(clock.text(manifest.to_json() + "\n"));
         }
         Goal::Text(level) => return kernel_texts(&kernels, level, &options.targets, clock),
+        Goal::DryRun => return Ok(clock.text(String::new())),
     };
     // The digest needs the whole file and one core, code generation another one.
     let (source, objects) = std::thread::scope(|scope| {

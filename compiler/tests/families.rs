@@ -8,7 +8,7 @@ use lathe_kernels::targets::{Machine, TARGETS};
 fn check(before: &str, after: &str) {
     let mut graph = parse(before).unwrap_or_else(|error| panic!("{error}"));
     let selection = Selection::default();
-    pass::run(&mut graph, &TARGETS[0], PassOptions::default(), &selection).expect("the passes run");
+    pass::run(&mut graph, &TARGETS[0], &PassOptions::default(), &selection).expect("the passes run");
     assert_eq!(graph.to_string(), after);
 }
 

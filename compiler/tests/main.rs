@@ -3,6 +3,7 @@
 
 mod cli;
 mod common;
+mod dry_run;
 mod families;
 mod passes;
 mod plan;

@@ -18,6 +18,14 @@ pub enum ModelError {
         /// What the system says.
         error: std::io::Error,
     },
+    /// A dry run of something that is not there.
+    #[error("expected a config.json, a directory with one, or one of the shapes {known}; found {found}")]
+    Shapeless {
+        /// The names of the shapes.
+        known: String,
+        /// What was given.
+        found: String,
+    },
     /// Another error, and the file in which it was met.
     #[error("{}: {error}", path.display())]
     InFile {

@@ -150,7 +150,7 @@ pub fn open(path: &Path) -> Result<Model, ModelError> {
     })
 }
 
-fn read_config(object: &Map<String, Value>) -> Result<(Layout, ModelConfig), ModelError> {
+pub(crate) fn read_config(object: &Map<String, Value>) -> Result<(Layout, ModelConfig), ModelError> {
     let knobs = json::knobs(object);
     let metadata = Metadata::new(&knobs);
     let [architecture] = metadata.texts("architectures")? else {

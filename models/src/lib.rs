@@ -14,6 +14,7 @@ pub mod hf;
 pub mod layers;
 mod mapping;
 pub mod seeded;
+pub mod shapes;
 mod sniff;
 pub mod tokenizer;
 pub mod views;

@@ -1,7 +1,7 @@
 //! Pieces of stored tensors as tensors of their own: a fused projection is several weights, a transposed one is stored
 //! with its outputs along the columns.
 //!
-//! A name in [`TensorNames`](crate::layers::tensors::TensorNames) may end in `#PIECE`, `#PIECE^T` or `#^T`. The pieces of
+//! A name in [`TensorNames`] may end in `#PIECE`, `#PIECE^T` or `#^T`. The pieces of
 //! one stored tensor follow each other along its outputs (its rows, its elements if it is a vector, its columns with
 //! `^T`), in the order in which the decoder uses them: queries, keys, values; gate, up.
 

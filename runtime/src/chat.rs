@@ -1,7 +1,7 @@
 //! Conversations into prompts, by the chat template that the model was trained with.
 //!
 //! A template is a Jinja program that puts messages between control tokens. It runs here as it does with the model's
-//! authors ([`python`]: Hugging Face's conventions and Python's own), with a limit on its work. Some templates write the
+//! authors (`chat::python`: Hugging Face's conventions and Python's own), with a limit on its work. Some templates write the
 //! date (`strftime_now`): it is the machine's, in UTC, unless [`ChatTemplate::at`] fixes it.
 //!
 //! # What a user says stays text

@@ -3,7 +3,7 @@
 #[path = "../../models/tests/recorded/case.rs"]
 mod case;
 
-use lathe_compiler::pass::{Activations, Quantize};
+use lathe_compiler::pass::Activations;
 use lathe_compiler::pipeline::{Goal, Options, compile};
 use lathe_ir::types::DType;
 use lathe_kernels::targets::Target;
@@ -46,7 +46,6 @@ fn error_of(case: &case::Case) -> Result<f64, String> {
     let vocabulary = model.config.vocab;
     let mut options = Options::new(Target::parse("native").expect("this CPU has a target"));
     options.passes.activations = Activations::F32;
-    options.passes.quantize = Quantize::Source;
     options.cache = DType::F32;
     let path = scratch.file("model.plan");
     compile(model, Goal::Plan(&path), &options).map_err(|error| error.to_string())?;

@@ -1,8 +1,8 @@
 //! The tokenizer of a model directory: `tokenizer.json` decides how text becomes tokens, `tokenizer_config.json` and
 //! `special_tokens_map.json` say which of them begin and end a text.
 //!
-//! What cuts and joins text is recognised by its structure ([`cutting`]) and otherwise refused with what was found; so is
-//! whatever else would make other tokens ([`vocabulary`]). Truncation and padding are left alone: they concern batches of
+//! What cuts and joins text is recognised by its structure (`cutting`) and otherwise refused with what was found; so is
+//! whatever else would make other tokens (`vocabulary`). Truncation and padding are left alone: they concern batches of
 //! that library, not the tokenizer. So are the other settings of `tokenizer_config.json`, which choose among that
 //! library's classes.
 

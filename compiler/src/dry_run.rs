@@ -1,0 +1,153 @@
+//! What a compile would give, without weights and without code: sizes, schedule and predicted times.
+//!
+//! Times are predicted for a described machine: a launch takes the longer of its bytes at the machine's bandwidth and its
+//! operations at the machine's rate, and launches follow each other. They are bounds to compare shapes and targets by,
+//! not measurements.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use lathe_ir::types::{CacheType, StepSize};
+use lathe_kernels::spec::{PAGE_TOKENS, page_bytes};
+use lathe_kernels::targets::{Machine as Kind, Target};
+use lathe_kernels::{KernelError, TextLevel};
+use lathe_models::Model;
+
+use crate::schedule::cost::ATTENTION_CONTEXT;
+use crate::schedule::{Launch, PREFILL, Schedule, ScheduledCache};
+use crate::weights;
+
+/// A machine, by what limits it.
+struct Machine {
+    name: &'static str,
+    /// Bytes a second from memory.
+    bandwidth: f64,
+    /// Operations a second of matrix products with 16-bit weights.
+    rate: f64,
+    /// Seconds between launches.
+    launch: f64,
+}
+
+/// Two cores of a Zen 4 server: 43 GB/s measured from memory, 236 GFLOP/s of bf16 dot products a core.
+const CPU: Machine =
+    Machine { name: "two Zen 4 cores (43 GB/s, 0.47 TFLOP/s)", bandwidth: 43e9, rate: 0.472e12, launch: 1e-6 };
+/// NVIDIA's published figures of the A100 with 80 GB, dense bf16; a launch inside a graph.
+const A100: Machine =
+    Machine { name: "A100 80 GB (2.04 TB/s, 312 TFLOP/s)", bandwidth: 2.039e12, rate: 312e12, launch: 2e-6 };
+/// The same of the H100 SXM.
+const H100: Machine =
+    Machine { name: "H100 SXM (3.35 TB/s, 989 TFLOP/s)", bandwidth: 3.35e12, rate: 989e12, launch: 1.3e-6 };
+
+impl Machine {
+    fn of(target: &Target) -> &'static Machine {
+        match target.machine {
+            Kind::X86 => &CPU,
+            Kind::Nvptx if target.name.starts_with("sm_8") => &A100,
+            Kind::Nvptx => &H100,
+        }
+    }
+
+    /// Seconds that a launch takes in a step.
+    fn seconds(&self, launch: &Launch, step: StepSize) -> f64 {
+        let (bytes, flops) = (launch.bytes.eval(step) as f64, launch.flops.eval(step) as f64);
+        (bytes / self.bandwidth).max(flops / self.rate) + self.launch
+    }
+}
+
+/// The text of a dry run.
+pub fn text(model: &Model, schedule: &Schedule, targets: &[&'static Target]) -> String {
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = write(&mut text, model, schedule, targets);
+    text
+}
+
+fn write(text: &mut String, model: &Model, schedule: &Schedule, targets: &[&'static Target]) -> std::fmt::Result {
+    let config = &model.config;
+    let elements = |weight: &crate::schedule::ScheduledWeight| {
+        weight.ty.shape().unwrap_or_default().iter().map(|dim| dim.c as u64).product::<u64>()
+    };
+    let parameters: u64 = schedule.weights.iter().map(elements).sum();
+    writeln!(text, "{}: {} layers of width {}, {parameters} parameters", config.name, config.layers, config.hidden)?;
+
+    let mut schemes: BTreeMap<String, (usize, u64)> = BTreeMap::new();
+    for weight in &schedule.weights {
+        let name = weights::scheme(&weight.ty).map_or_else(|| "f32".to_owned(), |scheme| scheme.to_string());
+        let sum = schemes.entry(name).or_default();
+        *sum = (sum.0 + 1, sum.1 + weight.bytes);
+    }
+    for (scheme, (tensors, bytes)) in schemes {
+        writeln!(text, "  {scheme}: {tensors} tensors, {}", size(bytes))?;
+    }
+
+    let of_token = |cache: &ScheduledCache| {
+        let CacheType { heads, head_dim, dtype } = cache.ty;
+        (page_bytes(heads, head_dim, dtype) / PAGE_TOKENS) as u64
+    };
+    let cache: u64 = schedule.caches.iter().map(of_token).sum();
+    let kept = |cache: &ScheduledCache| {
+        let window = schedule.groups[cache.group].window.unwrap_or(schedule.max_context);
+        of_token(cache) * window.min(schedule.max_context) as u64
+    };
+    let whole: u64 = schedule.caches.iter().map(kept).sum();
+    writeln!(text, "memory")?;
+    writeln!(text, "  weights: {}", size(schedule.weights.iter().map(|weight| weight.bytes).sum()))?;
+    writeln!(text, "  cache: {} a token, {} for all {} positions", size(cache), size(whole), schedule.max_context)?;
+    for bucket in &schedule.buckets {
+        let barriers = bucket.launches.iter().filter(|launch| launch.barrier).count();
+        writeln!(
+            text,
+            "  up to {} tokens: arena {}, scratch {} a worker; {} launches, {barriers} barriers",
+            bucket.max.tokens,
+            size(bucket.arena_bytes),
+            size(bucket.scratch_bytes),
+            bucket.launches.len(),
+        )?;
+    }
+
+    let kernels = schedule.kernels();
+    for target in targets {
+        let machine = Machine::of(target);
+        writeln!(text, "{target}, predicted for {}, {ATTENTION_CONTEXT} cached positions", machine.name)?;
+        let steps = [
+            ("decode, 1 token", StepSize { tokens: 1, sequences: 1, rows: 1 }),
+            ("prefill", StepSize { tokens: PREFILL.tokens, sequences: 1, rows: 1 }),
+        ];
+        for (name, step) in steps {
+            let fits = |max: StepSize| step.tokens <= max.tokens && step.rows <= max.rows;
+            let Some(bucket) = schedule.buckets.iter().find(|bucket| fits(bucket.max)) else { continue };
+            let sum =
+                |of: fn(&Launch, StepSize) -> u64| bucket.launches.iter().map(|launch| of(launch, step)).sum::<u64>();
+            let seconds: f64 = bucket.launches.iter().map(|launch| machine.seconds(launch, step)).sum();
+            writeln!(
+                text,
+                "  {name}{}: {} moved, {:.3} GFLOP, {:.3} ms, {:.0} tokens/s",
+                if step.tokens > 1 { format!(", {} tokens", step.tokens) } else { String::new() },
+                size(sum(|launch, step| launch.bytes.eval(step) as u64)),
+                sum(|launch, step| launch.flops.eval(step) as u64) as f64 / 1e9,
+                seconds * 1e3,
+                step.tokens as f64 / seconds,
+            )?;
+        }
+        let is_missing = |kernel: &&lathe_kernels::spec::KernelSpec| {
+            let text = lathe_kernels::text(std::slice::from_ref(*kernel), target, TextLevel::Llvm);
+            matches!(text, Err(KernelError::Unsupported { .. }))
+        };
+        let missing: Vec<String> = kernels.iter().filter(is_missing).map(ToString::to_string).collect();
+        writeln!(text, "  kernels: {}, {} without a generator", kernels.len(), missing.len())?;
+        for kernel in missing {
+            writeln!(text, "    {kernel}")?;
+        }
+    }
+    Ok(())
+}
+
+/// Bytes with four digits.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let (mut value, mut unit) = (bytes as f64, 0);
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        (value, unit) = (value / 1024.0, unit + 1);
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.2} {}", UNITS[unit]) }
+}
