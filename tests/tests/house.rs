@@ -12,14 +12,14 @@ use serde_json::Value;
 /// Which crates of ours each crate may depend on. A crate that is missing here may depend on none.
 const EDGES: &[(&str, &[&str])] = &[
     ("lathe-models", &["lathe-ir"]),
-    ("lathe-kernels", &["lathe-ir"]),
+    ("lathe-kernels", &["lathe-ir", "lathe-emulator"]),
     ("lathe-compiler", &["lathe-ir", "lathe-models", "lathe-kernels", "lathe-plan"]),
     ("lathe-runtime", &["lathe-plan"]),
     ("lathe-tests", &["lathe-ir", "lathe-models", "lathe-kernels", "lathe-compiler", "lathe-plan", "lathe-runtime"]),
 ];
 
 /// Crates from which LLVM must not be reachable.
-const WITHOUT_LLVM: &[&str] = &["lathe-ir", "lathe-plan", "lathe-models", "lathe-runtime", "xtask"];
+const WITHOUT_LLVM: &[&str] = &["lathe-ir", "lathe-plan", "lathe-models", "lathe-emulator", "lathe-runtime", "xtask"];
 
 /// Where `unsafe` may be written: the LLVM builder, the device layer, the mapping of memory and files, and the tests'
 /// own stand-in for the device.

@@ -10,10 +10,10 @@ use lathe_ir::scheme::Scheme;
 use lathe_ir::types::{CacheType, DType};
 use lathe_kernels::spec::{Activation, KernelSpec, MapOp, PAGE_TOKENS, Stage, Tile, page_bytes};
 
+use super::{LENGTHS, Paged, eval, paged};
 use crate::data::{F32_BOUND, Random, assert_close, f32_bytes, floats, i32_bytes, weight};
 use crate::machine::Buffer::{self, Data as Bytes, Output};
 use crate::machine::run;
-use crate::{LENGTHS, Paged, eval, paged};
 
 /// Sizes of heads and of their turning parts: aligned, halves of no whole blocks, parts of heads.
 const HEADS: [(usize, usize); 9] =

@@ -1,9 +1,10 @@
 //! Every CPU kernel against the reference evaluation of its op, on random ragged inputs with poisoned outputs.
 
-mod data;
+pub(crate) mod data;
+pub(crate) mod emulated;
 mod knobs;
 mod linear;
-mod machine;
+pub(crate) mod machine;
 
 use data::{F32_BOUND, Random, assert_close, f32_bytes, floats, i32_bytes, weight};
 use half::f16;

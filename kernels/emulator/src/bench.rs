@@ -1,0 +1,96 @@
+//! `emulator bench`: lane-instructions a second for each class of the arithmetic that kernels consist of.
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::time::Instant;
+
+use lathe_emulator::{Device, Launch, Module, Options};
+
+use crate::DEFAULT_CHIP;
+
+/// A loop around eight copies of some instructions.
+fn kernel(body: &str) -> String {
+    let mut ptx = String::from(
+        ".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry k(.param .u64 p)\n{\n\
+         .reg .b32 %r<40>; .reg .b64 %rd<10>; .reg .pred %p<4>; .shared .align 16 .b8 s[4096];\n\
+         ld.param.u64 %rd1, [p]; mov.u32 %r1, %tid.x; mul.wide.u32 %rd2, %r1, 16; add.s64 %rd1, %rd1, %rd2;\n\
+         shl.b32 %r2, %r1, 4; mov.u32 %r3, s; add.s32 %r2, %r2, %r3;\n\
+         mov.u32 %r4, 0x3f800000; mov.u32 %r5, 0x3f000000; mov.u32 %r6, 0x3f400000; mov.u32 %r7, 3;\n\
+         mov.u32 %r10, 0; mov.u32 %r11, 0; mov.u32 %r12, 0; mov.u32 %r13, 0;\n\
+         st.shared.v4.b32 [%r2], {%r4, %r5, %r6, %r7};\nmov.u32 %r9, 0;\nL:\n",
+    );
+    for _ in 0..8 {
+        let _ = writeln!(ptx, "{body}");
+    }
+    ptx.push_str(
+        "add.s32 %r9, %r9, 1; setp.lt.u32 %p1, %r9, 1000; @%p1 bra L;\nst.global.b32 [%rd1], %r10;\nret;\n}\n",
+    );
+    ptx
+}
+
+const CLASSES: [(&str, &str); 9] = [
+    (
+        "integer",
+        "add.s32 %r10, %r10, %r7; xor.b32 %r11, %r11, %r10; shl.b32 %r12, %r11, 1; mad.lo.s32 %r13, %r12, %r7, %r10;",
+    ),
+    ("float", "fma.rn.f32 %r10, %r5, %r6, %r10; add.f32 %r11, %r11, %r10; mul.f32 %r12, %r11, %r5;"),
+    ("convert", "cvt.rn.f32.s32 %r10, %r7; cvt.rzi.s32.f32 %r11, %r10;"),
+    ("special", "ex2.approx.f32 %r10, %r5; rsqrt.approx.f32 %r11, %r6;"),
+    ("shared", "ld.shared.b32 %r10, [%r2]; ld.shared.v4.b32 {%r10, %r11, %r12, %r13}, [%r2];"),
+    ("global", "st.global.b32 [%rd1], %r10; ld.global.b32 %r11, [%rd1];"),
+    ("shuffle", "shfl.sync.bfly.b32 %r10, %r7, 1, 31, -1;"),
+    // The mixture of a tile of products on plain cores: two loads for sixteen multiply-adds.
+    (
+        "tiled gemm",
+        "ld.shared.v4.b32 {%r20, %r21, %r22, %r23}, [%r2]; \
+        fma.rn.f32 %r10, %r20, %r21, %r10; fma.rn.f32 %r11, %r20, %r22, %r11; fma.rn.f32 %r12, %r20, %r23, %r12; \
+        fma.rn.f32 %r13, %r21, %r22, %r13; fma.rn.f32 %r24, %r21, %r23, %r10; fma.rn.f32 %r25, %r22, %r23, %r11; \
+        fma.rn.f32 %r26, %r20, %r20, %r12; fma.rn.f32 %r27, %r21, %r21, %r13;",
+    ),
+    (
+        "mma f16",
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%r10, %r11, %r12, %r13}, {%r4, %r5, %r6, %r4}, \
+        {%r5, %r6}, {%r10, %r11, %r12, %r13};",
+    ),
+];
+
+/// Prints the table.
+pub fn run() -> Result<(), Box<dyn Error>> {
+    let options = Options::default();
+    println!("{} host threads, checks on", options.threads);
+    println!("{:<12} {:>24} {:>14}", "class", "million lane-instr./s", "ns/warp-instr.");
+    for (name, body) in CLASSES {
+        let device = Device::new(DEFAULT_CHIP, 1 << 20);
+        let module = Module::load(&kernel(body), &device)?;
+        let buffer = device.memory.alloc(16 * 256)?;
+        let params = buffer.to_le_bytes();
+        // One CTA for each thread would race on the buffer: the checks are about one CTA's own memory here.
+        let launch = |grid| Launch {
+            grid: [grid, 1, 1],
+            block: [128, 1, 1],
+            shared_bytes: 0,
+            params: &params,
+            options: options.clone(),
+        };
+        let begin = Instant::now();
+        let counters = if name == "global" {
+            module.launch(&device, "k", &launch(1))?
+        } else {
+            let grid = options.threads as u32 * 4;
+            let mut wide = launch(grid);
+            wide.options.checks = name == "shared" || name == "tiled gemm";
+            let result = module.launch(&device, "k", &wide);
+            match result {
+                Ok(counters) => counters,
+                Err(fault) if wide.options.checks && fault.kind == lathe_emulator::FaultKind::GlobalRace => {
+                    return Err(fault.into());
+                }
+                Err(fault) => return Err(fault.into()),
+            }
+        };
+        let seconds = begin.elapsed().as_secs_f64();
+        let warps: u64 = counters.instructions.iter().sum();
+        println!("{name:<12} {:>24.0} {:>14.0}", counters.lanes() as f64 / seconds / 1e6, seconds / warps as f64 * 1e9);
+    }
+    Ok(())
+}

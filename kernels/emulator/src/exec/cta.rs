@@ -1,0 +1,538 @@
+//! A CTA: its warps, barriers and shared memory, and what it knows of the writes of other CTAs.
+
+use std::collections::HashMap;
+use std::sync::PoisonError;
+
+use super::launch::Grid;
+use super::memory::{Place, is_ordered};
+use super::op::{BarKind, Inst, Op, Order, Reg};
+use super::shared::Shared;
+use super::warp::{State, Warp};
+use crate::counters::Counters;
+use crate::fault::{Fault, FaultKind, Wrong};
+
+/// Instructions that a warp runs before another one may.
+const SLICE: u64 = 4096;
+/// Instructions within which a loop must return to its state to count as spinning.
+const SPIN: u64 = 1 << 14;
+
+/// One of the sixteen barriers.
+#[derive(Clone, Debug, Default)]
+struct Barrier {
+    /// Warps that arrived, and those of them that wait.
+    arrived: u32,
+    waiting: u32,
+    threads: u32,
+    count: Option<u32>,
+    /// Votes of a reducing barrier.
+    yes: u32,
+    votes: u32,
+    results: Vec<(usize, BarKind, Reg, u32)>,
+}
+
+/// What a round over the warps of a CTA led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Round {
+    Done,
+    /// It may go on.
+    Ready,
+    /// Every warp waits, or repeats its state until memory changes.
+    Quiet,
+}
+
+/// A CTA that runs.
+pub(crate) struct Cta<'a> {
+    pub(crate) grid: &'a Grid<'a>,
+    pub(crate) index: [u32; 3],
+    pub(crate) linear: u32,
+    pub(crate) shared: Shared,
+    pub(crate) warps: Vec<Option<Box<Warp>>>,
+    barriers: Vec<Barrier>,
+    /// Its own releases, and the releases of other CTAs that it acquired.
+    pub(crate) epoch: u32,
+    pub(crate) known: HashMap<u32, u32>,
+    /// What strong reads saw since the last fence, and whether a fence precedes strong writes.
+    seen: HashMap<u32, u32>,
+    fenced: bool,
+    pub(crate) counters: Counters,
+    pub(crate) last_region: usize,
+    /// Writes that changed something.
+    pub(crate) writes: u64,
+    quiet_rounds: u32,
+    /// The last strong read of each warp: its place.
+    watched: HashMap<usize, Place>,
+    watching: usize,
+}
+
+impl<'a> Cta<'a> {
+    pub(crate) fn new(grid: &'a Grid<'a>, linear: u32) -> Cta<'a> {
+        let [x, y, _] = grid.size;
+        let index = [linear % x, linear / x % y, linear / (x * y)];
+        let warps = grid.warps();
+        Cta {
+            grid,
+            index,
+            linear,
+            shared: Shared::new(grid.shared_bytes, warps, grid.checks),
+            warps: (0..warps).map(|w| Some(Box::new(Warp::new(grid.kernel, &grid.place(w, index, linear))))).collect(),
+            barriers: vec![Barrier::default(); 16],
+            epoch: 1,
+            known: HashMap::new(),
+            seen: HashMap::new(),
+            fenced: false,
+            counters: Counters::default(),
+            last_region: 0,
+            writes: 0,
+            quiet_rounds: 0,
+            watched: HashMap::new(),
+            watching: 0,
+        }
+    }
+
+    /// Notes what a warp reads in a way that other CTAs may answer, for the report of a deadlock.
+    pub(crate) fn watch(&mut self, place: Place, _lane: usize) {
+        self.watched.insert(self.watching, place);
+    }
+
+    /// A strong write: after a fence, or with release, it hands on what the CTA did and knows.
+    pub(crate) fn publish(&mut self, place: Place, order: Order) {
+        let Place::Global(address) = place else { return };
+        if !self.grid.checks || !(self.fenced || order.release) {
+            return;
+        }
+        let mut table = self.grid.releases.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = table.entry(address).or_default();
+        for (&cta, &epoch) in self.known.iter().chain([(&self.linear, &self.epoch)]) {
+            let known = entry.entry(cta).or_default();
+            *known = (*known).max(epoch);
+        }
+        drop(table);
+        self.grid.has_releases.store(true, std::sync::atomic::Ordering::Release);
+        self.epoch = (self.epoch + 1).min(0xf_ffff);
+    }
+
+    /// A strong read: with acquire it takes over what was handed on there, otherwise the next fence does.
+    pub(crate) fn observe(&mut self, place: Place, order: Order) {
+        let Place::Global(address) = place else { return };
+        if !self.grid.checks || !self.grid.has_releases.load(std::sync::atomic::Ordering::Acquire) {
+            return;
+        }
+        let table = self.grid.releases.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(entry) = table.get(&address) else { return };
+        for (&cta, &epoch) in entry.iter().filter(|(cta, _)| **cta != self.linear) {
+            let target = if order.acquire { &mut self.known } else { &mut self.seen };
+            let known = target.entry(cta).or_default();
+            *known = (*known).max(epoch);
+        }
+        debug_assert!(is_ordered(order) || !order.acquire);
+    }
+
+    fn fence(&mut self) {
+        for (cta, epoch) in self.seen.drain() {
+            let known = self.known.entry(cta).or_default();
+            *known = (*known).max(epoch);
+        }
+        self.fenced = true;
+    }
+
+    /// Gives each warp a slice.
+    pub(crate) fn round(&mut self) -> Result<Round, Fault> {
+        let (writes, mut ran, mut done, mut progress) = (self.writes, false, true, false);
+        for w in 0..self.warps.len() {
+            let mut warp = self.warps[w].take().expect("a warp is in its place between slices");
+            self.watching = w;
+            let before = warp.instructions;
+            if warp.state == State::Ready {
+                ran = true;
+                let outcome = self.run(&mut warp, SLICE);
+                if let Err(wrong) = outcome {
+                    return Err(self.fault(&warp, wrong));
+                }
+                progress |= warp.state != State::Ready || warp.instructions - before < SLICE;
+                warp.rotate();
+            }
+            done &= warp.state == State::Done;
+            self.warps[w] = Some(warp);
+        }
+        let released = self.release_barriers();
+        if done {
+            return Ok(Round::Done);
+        }
+        if !ran && !released {
+            return Err(self.stuck());
+        }
+        let quiet = self.writes == writes && !progress && !released;
+        self.quiet_rounds = if quiet { self.quiet_rounds + 1 } else { 0 };
+        if self.quiet_rounds >= 2 && self.all_spin()? {
+            return Ok(Round::Quiet);
+        }
+        Ok(Round::Ready)
+    }
+
+    /// Whether every warp that can run returns to a state it was in, with nothing written meanwhile.
+    fn all_spin(&mut self) -> Result<bool, Fault> {
+        for w in 0..self.warps.len() {
+            let mut warp = self.warps[w].take().expect("a warp is in its place between slices");
+            self.watching = w;
+            let spins =
+                warp.state != State::Ready || self.spins(&mut warp).map_err(|wrong| self.fault(&warp, wrong))?;
+            self.warps[w] = Some(warp);
+            if !spins {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn spins(&mut self, warp: &mut Warp) -> Result<bool, Wrong> {
+        let writes = self.writes;
+        if warp.mask == 0 {
+            self.run(warp, 1)?;
+        }
+        let (pc, mask, live, parked) = (warp.pc, warp.mask, warp.live, warp.parked);
+        let (regs, pcs) = (warp.regs.clone(), warp.pcs);
+        for _ in 0..SPIN {
+            self.run(warp, 1)?;
+            if warp.state != State::Ready || self.writes != writes {
+                return Ok(false);
+            }
+            let same = warp.pc == pc && (warp.mask, warp.live, warp.parked) == (mask, live, parked);
+            if same && warp.regs == regs && (0..32).all(|l| mask >> l & 1 != 0 || warp.pcs[l] == pcs[l]) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// What each warp waits for, for people.
+    pub(crate) fn waits(&self) -> String {
+        let mut out = Vec::new();
+        for (w, warp) in self.warps.iter().enumerate() {
+            let Some(warp) = warp else { continue };
+            match warp.state {
+                State::Barrier(id) => {
+                    let barrier = &self.barriers[id as usize];
+                    let due = barrier.count.map_or("all".to_owned(), |count| count.to_string());
+                    out.push(format!("warp {w} waits at barrier {id} ({} of {due} threads arrived)", barrier.threads));
+                }
+                State::Ready => {
+                    let line = self.grid.kernel.code.get(warp.pc as usize).map_or(0, |inst| inst.line);
+                    let what = match self.watched.get(&w) {
+                        Some(Place::Global(address)) => {
+                            let region = self.grid.regions.iter().find(|r| r.holds(*address, 4));
+                            let value = region.map_or(0, |region| region.load(address & !3, 4));
+                            format!("reads global memory at {address:#x}, which holds {value}")
+                        }
+                        Some(Place::Shared(address)) => format!("reads shared memory at {address:#x}"),
+                        _ => "repeats itself".into(),
+                    };
+                    out.push(format!("warp {w} {what} (line {line})"));
+                }
+                State::Done => {}
+            }
+        }
+        out.truncate(8);
+        out.join(", ")
+    }
+
+    fn stuck(&self) -> Fault {
+        let line = self.warps.iter().flatten().find(|warp| warp.state != State::Done).map_or(0, |warp| {
+            self.grid.kernel.code.get((warp.pc as usize).saturating_sub(1)).map_or(0, |inst| inst.line)
+        });
+        Fault {
+            kind: FaultKind::Deadlock,
+            kernel: self.grid.kernel.name.clone(),
+            line,
+            cta: self.index,
+            warp: 0,
+            lanes: u32::MAX,
+            message: format!("no warp of the CTA can go on: {}", self.waits()),
+        }
+    }
+
+    fn fault(&self, warp: &Warp, wrong: Wrong) -> Fault {
+        Fault {
+            kind: wrong.kind,
+            kernel: self.grid.kernel.name.clone(),
+            line: self.grid.kernel.code.get(warp.pc as usize).map_or(0, |inst| inst.line),
+            cta: self.index,
+            warp: warp.index as u32,
+            lanes: wrong.lanes,
+            message: wrong.message,
+        }
+    }
+
+    /// Runs a warp for some instructions, or until it waits or ends.
+    fn run(&mut self, warp: &mut Warp, budget: u64) -> Result<(), Wrong> {
+        let code: &'a [Inst] = &self.grid.kernel.code;
+        for _ in 0..budget {
+            if warp.mask == 0 && !self.pick(warp)? {
+                warp.state = State::Done;
+                return Ok(());
+            }
+            let inst = &code[warp.pc as usize];
+            let mask = match inst.guard {
+                None => warp.mask,
+                Some((p, negated)) => warp.mask & (warp.regs.p[p as usize] ^ if negated { u32::MAX } else { 0 }),
+            };
+            if let Some(need) = Self::need(warp, inst, mask)
+                && mask & need != need
+            {
+                Self::park(warp, inst, mask);
+                continue;
+            }
+            warp.instructions += 1;
+            self.counters.instructions[inst.class as usize] += 1;
+            self.counters.lane_instructions[inst.class as usize] += u64::from(mask.count_ones());
+            let stays = self.step(warp, inst, mask)?;
+            if warp.state != State::Ready {
+                return Ok(());
+            }
+            if !stays {
+                warp.pc += 1;
+            }
+            if warp.pc >= warp.other && !warp.out_of_order && warp.mask != 0 {
+                warp.set_down();
+            }
+        }
+        Ok(())
+    }
+
+    /// The lanes that an instruction needs together.
+    fn need(warp: &Warp, inst: &Inst, mask: u32) -> Option<u32> {
+        if mask == 0 {
+            return None;
+        }
+        let members = |reg: u32| Some(warp.regs.r32[reg as usize][mask.trailing_zeros() as usize]);
+        match &inst.op {
+            // A barrier that is not aligned is still counted by warps here.
+            Op::Bar { .. } => Some(warp.live),
+            Op::Mma(_) | Op::Ldmatrix { .. } => Some(u32::MAX),
+            Op::Shfl { members: m, .. }
+            | Op::Vote { members: m, .. }
+            | Op::Redux { members: m, .. }
+            | Op::WarpBar { members: m } => members(*m),
+            _ => None,
+        }
+    }
+
+    /// Sets lanes aside until the others that the instruction needs are there.
+    fn park(warp: &mut Warp, inst: &Inst, mask: u32) {
+        let pc = warp.pc;
+        // Lanes whose guard is false pass.
+        let passing = warp.mask & !mask;
+        warp.set_down();
+        for lane in Warp::lanes(passing) {
+            warp.pcs[lane] = pc + 1;
+        }
+        warp.parked |= mask;
+        let together = warp.at(warp.parked, pc);
+        if Self::need(warp, inst, together).is_some_and(|need| together & need == need) {
+            warp.parked &= !together;
+            warp.run_at(together, pc);
+        }
+    }
+
+    /// Finds lanes to run; false when all have exited.
+    fn pick(&mut self, warp: &mut Warp) -> Result<bool, Wrong> {
+        if warp.live == 0 {
+            return Ok(false);
+        }
+        if warp.take_up() {
+            return Ok(true);
+        }
+        // All that live are parked: some set may be complete now that others have exited.
+        let code = &self.grid.kernel.code;
+        let mut pcs: Vec<u32> = Warp::lanes(warp.parked & warp.live).map(|lane| warp.pcs[lane]).collect();
+        pcs.sort_unstable();
+        pcs.dedup();
+        for &pc in &pcs {
+            let together = warp.at(warp.parked & warp.live, pc);
+            let need = Self::need(warp, &code[pc as usize], together).unwrap_or(0);
+            if together & need == need {
+                warp.parked &= !together;
+                warp.run_at(together, pc);
+                return Ok(true);
+            }
+        }
+        let pc = pcs[0];
+        let here = warp.at(warp.parked & warp.live, pc);
+        let need = Self::need(warp, &code[pc as usize], here).unwrap_or(0);
+        warp.pc = pc;
+        let elsewhere = match pcs.get(1) {
+            Some(&other) => format!("others wait at line {}", code[other as usize].line),
+            None => "the others have exited".into(),
+        };
+        let message =
+            format!("the instruction needs lanes {need:#010x} together, and {here:#010x} reach it; {elsewhere}");
+        Err(Wrong { kind: FaultKind::Divergent, lanes: here, message })
+    }
+
+    /// Executes one instruction; whether the position is already that of the next one.
+    fn step(&mut self, warp: &mut Warp, inst: &'a Inst, mask: u32) -> Result<bool, Wrong> {
+        if mask == 0 {
+            return Ok(false);
+        }
+        match &inst.op {
+            Op::Alu { run, args } => run(&mut warp.regs, args, mask),
+            Op::Bra { target } => {
+                if mask == warp.mask {
+                    warp.pc = *target;
+                } else {
+                    self.counters.divergent_branches += 1;
+                    let stay = warp.mask & !mask;
+                    for lane in Warp::lanes(mask) {
+                        warp.pcs[lane] = *target;
+                    }
+                    for lane in Warp::lanes(stay) {
+                        warp.pcs[lane] = warp.pc + 1;
+                    }
+                    warp.mask = 0;
+                }
+                return Ok(true);
+            }
+            Op::Brx { index, targets } => {
+                let index = warp.regs.r32[*index as usize];
+                warp.set_down();
+                for (lane, &index) in index.iter().enumerate() {
+                    if mask >> lane & 1 != 0 {
+                        let target = targets.get(index as usize);
+                        warp.pcs[lane] = *target.ok_or_else(|| {
+                            let message = format!("the index {index} of a list of {} targets", targets.len());
+                            Wrong::new(FaultKind::Trap, lane, message)
+                        })?;
+                    } else if warp.at(warp.live, warp.pc) >> lane & 1 != 0 {
+                        warp.pcs[lane] = warp.pc + 1;
+                    }
+                }
+                return Ok(true);
+            }
+            Op::Exit => {
+                warp.live &= !mask;
+                let stay = warp.mask & !mask;
+                for lane in Warp::lanes(stay) {
+                    warp.pcs[lane] = warp.pc + 1;
+                }
+                warp.mask = 0;
+                return Ok(true);
+            }
+            Op::Trap(what) => return Err(Wrong { kind: FaultKind::Trap, lanes: mask, message: (*what).into() }),
+            Op::Nop | Op::Sleep => {}
+            Op::Clock { d } => Self::put(warp, *d, &[warp.instructions; 32], mask),
+            Op::Load(access) => self.load(warp, access, mask)?,
+            Op::Store(access) => self.store(warp, access, mask)?,
+            Op::Atom { access, op, ty, d, b, c } => self.atomic(warp, access, *op, *ty, [*d, *b, *c], mask)?,
+            Op::Shfl { kind, d, p, a, b, c, .. } => Self::shuffle(warp, *kind, [*d, *a, *b, *c], *p, mask),
+            Op::Vote { kind, d, d2, source, negated, .. } => {
+                Self::vote(warp, *kind, [*d, *d2], *source, *negated, mask);
+            }
+            Op::Redux { op, signed, d, a, .. } => Self::redux(warp, *op, *signed, *d, *a, mask),
+            Op::ActiveMask { d } => warp.regs.put32(*d, &[mask; 32], mask),
+            Op::WarpBar { .. } => self.shared.join_warp(warp.index),
+            Op::Fence => self.fence(),
+            Op::Bar { kind, id, count, d, source, negated, .. } => {
+                let lane = mask.trailing_zeros() as usize;
+                let number = warp.regs.r32[*id as usize][lane];
+                let count = count.map(|reg| warp.regs.r32[reg as usize][lane]);
+                let bits = warp.regs.p.get(*source as usize).copied().unwrap_or(0);
+                let yes = ((bits ^ if *negated { u32::MAX } else { 0 }) & mask).count_ones();
+                return self.arrive(warp, *kind, number, count, (*d, yes), mask);
+            }
+            Op::CpAsync { to, from, bytes, source_bytes } => {
+                self.copy(warp, to, from, *bytes, *source_bytes, mask)?;
+            }
+            Op::CpCommit => Self::commit(warp, mask),
+            Op::CpWait(left) => self.wait(warp, *left, mask)?,
+            Op::Ldmatrix { access, count, transposed } => self.ldmatrix(warp, access, *count, *transposed)?,
+            Op::Mma(mma) => {
+                self.counters.tensor_operations += 2 * (mma.m * mma.n * mma.k) as u64;
+                super::mma::run(&mut warp.regs, mma, self.grid.chip);
+            }
+        }
+        Ok(false)
+    }
+
+    fn arrive(
+        &mut self,
+        warp: &mut Warp,
+        kind: BarKind,
+        id: u32,
+        count: Option<u32>,
+        (d, yes): (Reg, u32),
+        mask: u32,
+    ) -> Result<bool, Wrong> {
+        let wrong = |message: String| Wrong { kind: FaultKind::BarrierCount, lanes: mask, message };
+        if id > 15 {
+            return Err(wrong(format!("barrier {id}; a CTA has barriers 0 to 15")));
+        }
+        if let Some(count) = count
+            && (count == 0 || count % 32 != 0)
+        {
+            return Err(wrong(format!("barrier {id} for {count} threads, which is no multiple of 32 above zero")));
+        }
+        let barrier = &mut self.barriers[id as usize];
+        if barrier.arrived != 0 && barrier.count != count {
+            let name = |count: Option<u32>| count.map_or("all".to_owned(), |count| count.to_string());
+            let message = format!("barrier {id} for {} threads, and others await {}", name(count), name(barrier.count));
+            return Err(wrong(message));
+        }
+        if barrier.arrived >> warp.index & 1 != 0 {
+            return Err(wrong(format!("the warp arrives at barrier {id} again before it is complete")));
+        }
+        barrier.count = count;
+        barrier.arrived |= 1 << warp.index;
+        barrier.threads += 32;
+        barrier.yes += yes;
+        barrier.votes += mask.count_ones();
+        if let Some(count) = count.filter(|&count| barrier.threads > count) {
+            return Err(wrong(format!("{} threads arrive at barrier {id}, which awaits {count}", barrier.threads)));
+        }
+        // The warp goes on behind the barrier once that is complete.
+        warp.pc += 1;
+        if kind != BarKind::Arrive {
+            barrier.waiting |= 1 << warp.index;
+            barrier.results.push((warp.index, kind, d, mask));
+            warp.state = State::Barrier(id);
+        }
+        Ok(true)
+    }
+
+    /// Opens the barriers that are complete.
+    fn release_barriers(&mut self) -> bool {
+        let live = (0..self.warps.len())
+            .filter(|&w| self.warps[w].as_ref().is_some_and(|warp| warp.state != State::Done))
+            .fold(0u32, |mask, w| mask | 1 << w);
+        let mut any = false;
+        for id in 0..16 {
+            let barrier = &self.barriers[id];
+            let complete = match barrier.count {
+                _ if barrier.arrived == 0 => false,
+                Some(count) => barrier.threads == count,
+                None => barrier.arrived & live == live,
+            };
+            if !complete {
+                continue;
+            }
+            let barrier = std::mem::take(&mut self.barriers[id]);
+            self.shared.join(barrier.arrived);
+            for &(w, kind, d, mask) in &barrier.results {
+                let mut warp = self.warps[w].take().expect("a waiting warp is in its place");
+                let value = match kind {
+                    BarKind::Popc => barrier.yes,
+                    BarKind::And => u32::from(barrier.yes == barrier.votes),
+                    _ => u32::from(barrier.yes > 0),
+                };
+                Self::put(&mut warp, d, &[u64::from(value); 32], mask);
+                warp.state = State::Ready;
+                self.warps[w] = Some(warp);
+            }
+            any = true;
+        }
+        any
+    }
+
+    /// Instructions that the CTA has run.
+    pub(crate) fn instructions(&self) -> u64 {
+        self.counters.instructions.iter().sum()
+    }
+}

@@ -1,0 +1,120 @@
+//! `emulator`: runs a kernel of a `.ptx` file with given arguments, and prints what it counted.
+//!
+//! ```text
+//! emulator FILE.ptx KERNEL --grid 4 --block 128 --arg f32:16=iota --arg u32=16 --print 0
+//! ```
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use lathe_emulator::{Chip, Device, Launch, Module, Options};
+
+const HELP: &str = "\
+Runs a kernel of a PTX file on the CPU, checks it and counts what it does.
+
+Usage: emulator FILE.ptx [KERNEL] [OPTIONS]
+       emulator bench
+
+Without KERNEL, the kernels of the file and their parameters are listed. `bench` prints lane-instructions per second
+by class.
+
+Options:
+  --chip NAME        sm_80 (default), sm_89 or sm_90
+  --grid X[,Y[,Z]]   CTAs (default 1)
+  --block X[,Y[,Z]]  Threads of a CTA (default 32)
+  --shared BYTES     Dynamic shared memory
+  --arg TYPE=VALUE   A scalar argument: u8, u16, u32, u64, s32, s64, f32, f64
+  --arg TYPE:N=FILL  A buffer of N elements: a number, `iota`, `random`, `none` (never written) or `@FILE`
+  --print I          Print argument I, a buffer, after the run
+  --no-checks        Read unwritten memory and race without a fault
+  --steps N          The most instructions
+  --threads N        Host threads
+
+Exit codes:
+  0  the kernel ran
+  1  it has a fault, or the file cannot be read
+  2  the command line was not understood
+";
+
+mod arguments;
+mod bench;
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if words.is_empty() || words.iter().any(|word| word == "--help" || word == "-h") {
+        print!("{HELP}");
+        return ExitCode::SUCCESS;
+    }
+    if words[0] == "bench" {
+        return report(bench::run());
+    }
+    match arguments::parse(&words) {
+        Ok(command) => report(run(&command)),
+        Err(message) => {
+            eprintln!("error: {message}; `emulator --help` lists the options");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn report(result: Result<(), Box<dyn Error>>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &arguments::Command) -> Result<(), Box<dyn Error>> {
+    let ptx = std::fs::read_to_string(&command.file).map_err(|error| format!("{}: {error}", command.file))?;
+    let device = Device::new(command.chip, 1 << 34);
+    let module = Module::load(&ptx, &device)?;
+    let Some(kernel) = &command.kernel else {
+        for kernel in module.kernels() {
+            let params: Vec<String> = module
+                .params(kernel)
+                .unwrap_or_default()
+                .iter()
+                .map(|p| format!("{}: {} bytes", p.name, p.bytes))
+                .collect();
+            println!("{kernel}({})", params.join(", "));
+        }
+        return Ok(());
+    };
+    let params = module.params(kernel).ok_or_else(|| format!("the module has no kernel {kernel}"))?;
+    if params.len() != command.arguments.len() {
+        return Err(format!("{kernel} takes {} arguments, found {}", params.len(), command.arguments.len()).into());
+    }
+    let (mut bytes, mut addresses) = (Vec::new(), Vec::new());
+    for (param, argument) in params.iter().zip(&command.arguments) {
+        bytes.resize(param.offset as usize, 0);
+        let (value, address) = argument.place(&device)?;
+        if value.len() != param.bytes as usize {
+            return Err(format!("{} has {} bytes, found {}", param.name, param.bytes, value.len()).into());
+        }
+        bytes.extend(value);
+        addresses.push(address);
+    }
+    let options = Options { checks: command.checks, ..Options::default() };
+    let options = Options {
+        step_limit: command.steps.unwrap_or(options.step_limit),
+        threads: command.threads.unwrap_or(options.threads),
+        ..options
+    };
+    let launch =
+        Launch { grid: command.grid, block: command.block, shared_bytes: command.shared, params: &bytes, options };
+    let counters = module.launch(&device, kernel, &launch)?;
+    for &index in &command.print {
+        let (Some(argument), Some(Some(address))) = (command.arguments.get(index), addresses.get(index)) else {
+            return Err(format!("argument {index} is no buffer").into());
+        };
+        println!("{}", argument.show(&device, *address)?);
+    }
+    eprint!("{counters}");
+    Ok(())
+}
+
+/// The chip when none is named.
+const DEFAULT_CHIP: Chip = Chip::Sm80;

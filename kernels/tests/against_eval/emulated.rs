@@ -1,0 +1,41 @@
+//! Runs the PTX of a kernel on the emulator, with every operand an allocation of its own: a byte past its extent, a read
+//! of what nothing wrote, or a race between CTAs is a fault.
+
+use lathe_emulator::{Chip, Device, Launch, Module, Options};
+use lathe_kernels::spec::KernelSpec;
+use lathe_kernels::targets::Target;
+use lathe_kernels::{KernelError, TextLevel, text};
+
+/// Runs a kernel for `units` units and gives back the contents of all operands; nothing where it has no PTX yet.
+pub fn run(spec: &KernelSpec, operands: &[Vec<u8>], params: &[i64], units: i64) -> Option<Vec<Vec<u8>>> {
+    let target = Target::parse("sm_80").expect("a known target");
+    let ptx = match text(std::slice::from_ref(spec), target, TextLevel::Assembly) {
+        Ok(ptx) => ptx,
+        Err(KernelError::Unsupported { .. }) => return None,
+        Err(error) => panic!("{spec}: {error}"),
+    };
+    let device = Device::new(Chip::Sm80, 1 << 30);
+    let module = Module::load(&ptx, &device).unwrap_or_else(|error| panic!("{spec}: {error}"));
+    let name = module.kernels().next().expect("one kernel").to_owned();
+    let mut arguments = Vec::new();
+    let mut addresses = Vec::new();
+    for operand in operands {
+        let address = device.memory.alloc(operand.len().max(1) as u64).expect("a small operand");
+        device.memory.write(address, operand).expect("the allocation is as long");
+        addresses.push(address);
+        arguments.extend(address.to_le_bytes());
+    }
+    for param in params.iter().chain([&units]) {
+        arguments.extend(param.to_le_bytes());
+    }
+    // Fewer threads than most tests have work for, so that the kernels' own loops run too.
+    let options = Options::default();
+    let launch = Launch { grid: [3, 1, 1], block: [64, 1, 1], shared_bytes: 0, params: &arguments, options };
+    module.launch(&device, &name, &launch).unwrap_or_else(|fault| panic!("{spec}: {fault}"));
+    let read = |(operand, address): (&Vec<u8>, &u64)| {
+        let mut contents = vec![0; operand.len()];
+        device.memory.read(*address, &mut contents).expect("the allocation is still there");
+        contents
+    };
+    Some(operands.iter().zip(&addresses).map(read).collect())
+}
