@@ -1,8 +1,10 @@
-"""The forward passes of llama and Qwen 2 in NumPy: what Lathe's logits are judged by.
+"""The forward passes of llama, Qwen 2 and Gemma 3 in NumPy: what Lathe's logits are judged by.
 
 It shares no code with Lathe. Weights come from a GGUF file through the `gguf` package, and the arithmetic below was
 written from the papers: RMS norm (arXiv 1910.07467), rotary positions (2104.09864), grouped-query attention
-(2305.13245) and SwiGLU (2002.05202). Everything is computed for whole sequences at once, without a cache.
+(2305.13245), SwiGLU and GeGLU (2002.05202), and the report on Gemma 3 (2503.19786): normed queries and keys, norms behind
+each half of a layer, five layers of six that see a window. Everything is computed for whole sequences at once, without a
+cache.
 
     reference.py logits --model M.gguf --tokens T.json --out L.f32
     reference.py perplexity --model M.gguf --tokens T.json --context 512
@@ -22,13 +24,15 @@ import numpy as np
 
 
 class Llama:
-    """A model of the llama or qwen2 architecture, its weights dequantized to one float type."""
+    """A model of the llama, qwen2 or gemma3 architecture, its weights dequantized to one float type."""
 
     def __init__(self, path, dtype):
         reader = gguf.GGUFReader(path)
         architecture = self._value(reader, "general.architecture")
-        if architecture not in ("llama", "qwen2"):
-            raise SystemExit(f"{path}: the reference computes llama and qwen2 models, and this is `{architecture}`")
+        if architecture not in ("llama", "qwen2", "gemma3"):
+            raise SystemExit(f"{path}: the reference knows llama, qwen2 and gemma3, and this is `{architecture}`")
+        self.gemma = architecture == "gemma3"
+        self.window = int(self._value(reader, f"{architecture}.attention.sliding_window", 0))
         # Files keep llama's heads as neighbours to be rotated, and those of Qwen 2 as halves.
         self.neighbours = architecture == "llama"
         self.layers = int(self._value(reader, f"{architecture}.block_count"))
@@ -52,19 +56,28 @@ class Llama:
     def logits(self, tokens, rows=slice(None)):
         """Logits [rows, V] of one sequence of ids [T], for all its positions or some."""
         x = self.weights["token_embd.weight"][tokens]  # [T, K]
-        cosines, sines = self._angles(len(tokens))
+        if self.gemma:
+            x = x * self.dtype(np.sqrt(x.shape[1]))
+        everywhere, nearby = self._angles(len(tokens), self.theta), self._angles(len(tokens), 10000.0)
         for layer in range(self.layers):
-            x = x + self._attention(layer, self._norm(x, f"blk.{layer}.attn_norm"), cosines, sines)
-            x = x + self._feed_forward(layer, self._norm(x, f"blk.{layer}.ffn_norm"))
+            windowed = self.gemma and self.window > 0 and (layer + 1) % 6 != 0
+            cosines, sines = nearby if windowed else everywhere
+            attended = self._attention(layer, self._norm(x, f"blk.{layer}.attn_norm"), cosines, sines, windowed)
+            x = x + self._norm_behind(attended, f"blk.{layer}.post_attention_norm")
+            computed = self._feed_forward(layer, self._norm(x, f"blk.{layer}.ffn_norm"))
+            x = x + self._norm_behind(computed, f"blk.{layer}.post_ffw_norm")
         return self._norm(x[rows], "output_norm") @ self.head.T
 
     def _norm(self, x, name):
         scale = 1.0 / np.sqrt(np.mean(np.square(x, dtype=np.float64), axis=-1, keepdims=True) + self.epsilon)
         return x * scale.astype(self.dtype) * self.weights[f"{name}.weight"]
 
-    def _angles(self, length):
+    def _norm_behind(self, x, name):
+        return self._norm(x, name) if self.gemma else x
+
+    def _angles(self, length, theta):
         size = self.weights["blk.0.attn_q.weight"].shape[0] // self.heads
-        frequencies = self.theta ** (-np.arange(0, size, 2, dtype=np.float64) / size)  # [D/2]
+        frequencies = theta ** (-np.arange(0, size, 2, dtype=np.float64) / size)  # [D/2]
         angles = np.arange(length, dtype=np.float64)[:, None] * frequencies  # [T, D/2]
         return np.cos(angles).astype(self.dtype), np.sin(angles).astype(self.dtype)
 
@@ -78,15 +91,18 @@ class Llama:
         out[second] = x[first] * sines + x[second] * cosines
         return out
 
-    def _attention(self, layer, x, cosines, sines):
+    def _attention(self, layer, x, cosines, sines, windowed):
         def project(name, heads):
             bias = self.weights.get(f"blk.{layer}.attn_{name}.bias", self.dtype(0))
-            return (x @ self.weights[f"blk.{layer}.attn_{name}.weight"].T + bias).reshape(len(x), heads, -1)
+            heads = (x @ self.weights[f"blk.{layer}.attn_{name}.weight"].T + bias).reshape(len(x), heads, -1)
+            return self._norm(heads, f"blk.{layer}.attn_{name}_norm") if self.gemma and name != "v" else heads
 
         query = self._rotate(project("q", self.heads), cosines, sines)  # [T, H, D]
         key = self._rotate(project("k", self.kv_heads), cosines, sines)  # [T, H_kv, D]
         value = project("v", self.kv_heads)
         future = np.triu(np.full((len(x), len(x)), -np.inf, dtype=self.dtype), k=1)
+        if windowed:
+            future += np.tril(np.full((len(x), len(x)), -np.inf, dtype=self.dtype), k=-self.window)
         out = np.empty_like(query)
         for head in range(self.heads):
             shared = head // (self.heads // self.kv_heads)
@@ -97,7 +113,11 @@ class Llama:
     def _feed_forward(self, layer, x):
         gate = x @ self.weights[f"blk.{layer}.ffn_gate.weight"].T
         up = x @ self.weights[f"blk.{layer}.ffn_up.weight"].T
-        return (gate / (1.0 + np.exp(-gate)) * up) @ self.weights[f"blk.{layer}.ffn_down.weight"].T
+        if self.gemma:
+            activated = gate / 2 * (1.0 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
+        else:
+            activated = gate / (1.0 + np.exp(-gate))
+        return (activated.astype(self.dtype) * up) @ self.weights[f"blk.{layer}.ffn_down.weight"].T
 
 
 def softmax(scores):
@@ -142,7 +162,8 @@ def read_sequences(path):
 def main():
     parser = argparse.ArgumentParser(description="The llama forward pass in NumPy, sharing no code with Lathe.")
     parser.add_argument("command", choices=["logits", "perplexity"])
-    parser.add_argument("--model", type=Path, required=True, help="a GGUF file of the llama or qwen2 architecture")
+    known = "a GGUF file of the llama, qwen2 or gemma3 architecture"
+    parser.add_argument("--model", type=Path, required=True, help=known)
     parser.add_argument("--tokens", type=Path, required=True, help="ids: .json list(s), or raw int32")
     parser.add_argument("--out", type=Path, help="where `logits` writes: .f32 raw, or .npy")
     parser.add_argument("--context", type=int, default=512, help="tokens a chunk of `perplexity` (default 512)")
