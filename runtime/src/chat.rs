@@ -138,6 +138,11 @@ impl ChatTemplate {
         self
     }
 
+    /// The template as the model has it.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// The prompt as text, for reading. `answer` opens the assistant's next turn at the end.
     pub fn render(&self, messages: &[Message], answer: bool) -> Result<String, ChatError> {
         self.render_conversation(&Conversation { messages: messages.to_vec(), answer, ..Conversation::default() })

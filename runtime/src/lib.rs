@@ -41,6 +41,7 @@
 //! - [`device`]: runs steps; [`exec`] prepares a plan's launches for it.
 //! - [`sample`]: chooses tokens from logits; [`math`] is its arithmetic.
 //! - [`tokenizer`]: text into tokens; [`chat`] makes prompts of conversations, [`stream`] makes text of tokens.
+//! - [`server`]: all of it behind HTTP.
 //! - [`error`]: what can go wrong.
 
 pub mod batcher;
@@ -52,6 +53,7 @@ pub mod exec;
 pub mod kv;
 pub mod math;
 pub mod sample;
+pub mod server;
 pub mod stream;
 pub mod tokenizer;
 

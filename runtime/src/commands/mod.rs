@@ -11,6 +11,7 @@ pub mod inspect;
 pub mod interrupt;
 pub mod model;
 pub mod run;
+pub mod serve;
 pub mod table;
 
 use std::io::{self, Write};
@@ -25,6 +26,8 @@ pub enum Command {
     Compile(compile::Args),
     /// Answer a prompt, or chat in the terminal
     Run(run::Args),
+    /// Serve the plan over HTTP as OpenAI's interface
+    Serve(Box<serve::Args>),
     /// Measure perplexity on a text
     Eval(eval::Args),
     /// Measure prefill and decode speed
@@ -44,6 +47,7 @@ impl Command {
         match self {
             Command::Compile(args) => compile::run(&args),
             Command::Run(args) => run::run(&args, start),
+            Command::Serve(args) => serve::run(&args),
             Command::Eval(args) => eval::run(&args),
             Command::Bench(args) => bench::run(&args),
             Command::Inspect(args) => inspect::run(&args),

@@ -5,6 +5,7 @@ use std::thread;
 
 use anyhow::anyhow;
 use lathe_plan::{LoadMode, Plan};
+use lathe_runtime::batcher::BatchOptions;
 use lathe_runtime::device::choice::{self, DeviceChoice, DeviceOptions, Loaded};
 use lathe_runtime::tokenizer::Tokenizer;
 use lathe_runtime::{Engine, EngineOptions};
@@ -68,6 +69,11 @@ pub struct Model {
 impl Model {
     /// Opens a plan and loads it.
     pub fn open(path: &Path, machine: &MachineArgs) -> anyhow::Result<Model> {
+        Model::open_with(path, machine, BatchOptions::default())
+    }
+
+    /// The same, composing steps in a way of its own.
+    pub fn open_with(path: &Path, machine: &MachineArgs, batching: BatchOptions) -> anyhow::Result<Model> {
         let plan = Plan::open(path)?;
         let tables = plan.tokenizer().cloned();
         let tables =
@@ -86,7 +92,7 @@ impl Model {
             ..DeviceOptions::default()
         };
         let Loaded { device, name, threads } = choice::load(&plan, &load)?;
-        let options = EngineOptions { prefill_chunk: machine.prefill_chunk, ..EngineOptions::default() };
+        let options = EngineOptions { prefill_chunk: machine.prefill_chunk, batching, ..EngineOptions::default() };
         let engine = Engine::with_device(device, &options);
         let tokenizer =
             tokenizer.join().map_err(|_| anyhow!("building the tokenizer panicked; this is a bug in Lathe"))??;

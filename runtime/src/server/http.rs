@@ -1,0 +1,378 @@
+//! Connections, limits, keys and routes. The accept loop is our own, so that every wait has a limit: for headers, for
+//! bodies, between requests, and for the number of connections.
+
+use std::{
+    convert::Infallible,
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http_body_util::{BodyExt, Full, Limited, combinators::BoxBody};
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode,
+    body::{Body, Bytes, Frame, Incoming},
+    header::{self, HeaderName, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::{Value, json};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc, watch},
+    time::timeout,
+};
+
+use super::{
+    Shared,
+    ask::{Ask, Kind, ids_of},
+    complete::Completion,
+    fields::Fields,
+    refusal::Refusal,
+};
+use crate::tokenizer::Control;
+
+/// The most bytes of a request's head.
+const HEAD: usize = 16 << 10;
+/// Pieces of a stream that wait for its reader, besides the engine's own queue.
+const PIECES: usize = 32;
+/// How long to wait after the system had no socket left for a connection.
+const OUT_OF_SOCKETS: Duration = Duration::from_millis(50);
+
+type Answer = Response<BoxBody<Bytes, Infallible>>;
+
+/// Accepts connections until `stop` says so, then waits for those that are open, no longer than they may drain.
+pub async fn serve(listener: TcpListener, shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
+    let places = Arc::new(Semaphore::new(shared.policy.max_connections));
+    let open = Arc::new(AtomicUsize::new(0));
+    loop {
+        let place = tokio::select! {
+            place = Arc::clone(&places).acquire_owned() => place,
+            _ = stop.changed() => break,
+        };
+        let stream = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stop.changed() => break,
+        };
+        match stream {
+            Ok((stream, _)) => {
+                let (shared, open, stop) = (Arc::clone(&shared), Arc::clone(&open), stop.clone());
+                open.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(async move {
+                    connection(stream, shared, stop).await;
+                    open.fetch_sub(1, Ordering::Relaxed);
+                    drop(place);
+                });
+            }
+            // The backlog keeps those that could not be taken; trying at once again would only spin.
+            Err(_) => tokio::time::sleep(OUT_OF_SOCKETS).await,
+        }
+    }
+    drop(listener);
+    let until = tokio::time::Instant::now() + shared.policy.drain;
+    while open.load(Ordering::Relaxed) > 0 && tokio::time::Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn connection(stream: TcpStream, shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
+    // Small pieces of a stream must not wait for each other.
+    let _ = stream.set_nodelay(true);
+    let policy = &shared.policy;
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(policy.header_timeout).max_buf_size(HEAD.max(8192));
+    let service = service_fn(|request| {
+        let shared = Arc::clone(&shared);
+        async move { Ok::<_, Infallible>(respond(request, shared).await) }
+    });
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let stopped = async move {
+        // A sender that is gone stops the server as well.
+        let _ = stop.wait_for(|stop| *stop).await;
+    };
+    // A connection ends in many ways that are its client's own business.
+    tokio::select! {
+        _ = connection.as_mut() => {}
+        () = stopped => {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
+    }
+}
+
+async fn respond(request: Request<Incoming>, shared: Arc<Shared>) -> Answer {
+    let number = shared.count.fetch_add(1, Ordering::Relaxed);
+    let given = request.headers().get("x-request-id").filter(|id| id.len() <= 128).cloned();
+    let name = format!("{:x}-{number}", shared.started);
+    let mut answer = match route(request, &shared, number, &name).await {
+        Ok(answer) => answer,
+        Err(refusal) => refuse(&refusal),
+    };
+    let id = given.or_else(|| HeaderValue::from_str(&name).ok());
+    if let Some(id) = id {
+        answer.headers_mut().insert("x-request-id", id);
+    }
+    answer
+}
+
+async fn route(request: Request<Incoming>, shared: &Arc<Shared>, number: u64, name: &str) -> Result<Answer, Refusal> {
+    let (head, body) = request.into_parts();
+    let path = head.uri.path();
+    let is_draining = shared.draining.load(Ordering::Acquire);
+    let failed = shared.metrics.has_failed();
+    match path {
+        "/health" if failed => return Err(Refusal::failed()),
+        "/ready" if failed || is_draining => return Err(Refusal::new(503, "not ready")),
+        "/health" | "/ready" => return Ok(text("ok\n")),
+        _ => {}
+    }
+    let owner = key(&head.headers, &shared.policy.keys)?;
+    let wanted = match path {
+        "/v1/models" | "/version" | "/metrics" | "/tokenizer_info" => Method::GET,
+        "/v1/chat/completions" | "/v1/completions" | "/tokenize" | "/detokenize" => Method::POST,
+        _ if path.strip_prefix("/v1/models/").is_some() => Method::GET,
+        _ => return Err(Refusal::new(404, "there is nothing at this path")),
+    };
+    if head.method != wanted {
+        return Err(Refusal::new(405, format!("this path takes {wanted}")));
+    }
+    if wanted == Method::GET {
+        return get(path, shared);
+    }
+    if is_draining {
+        return Err(Refusal::new(503, "the server is about to stop").code("draining"));
+    }
+    let deadline = deadline(&head.headers)?;
+    let body = read(&head.headers, body, shared).await?;
+    match path {
+        "/tokenize" | "/detokenize" => {
+            let (shared, detokenize) = (Arc::clone(shared), path == "/detokenize");
+            let work = move || if detokenize { detokenize_body(&body, &shared) } else { tokenize_body(&body, &shared) };
+            Ok(json_of(200, &blocking(work).await?))
+        }
+        _ => {
+            let kind = if path == "/v1/completions" { Kind::Text } else { Kind::Chat };
+            complete(kind, body, owner, deadline, number, name, Arc::clone(shared)).await
+        }
+    }
+}
+
+async fn complete(
+    kind: Kind,
+    body: Bytes,
+    owner: String,
+    deadline: Option<Duration>,
+    number: u64,
+    name: &str,
+    shared: Arc<Shared>,
+) -> Result<Answer, Refusal> {
+    // Templates and tokenizers take their time with long prompts, and no connection shall wait for another's.
+    let reading = Arc::clone(&shared);
+    let seed = shared.started ^ number << 32;
+    let ask: Ask = blocking(move || reading.reader.read(kind, &body, &owner, seed)).await?;
+    known_model(ask.model.as_deref(), &shared)?;
+    if !ask.unknown.is_empty() {
+        shared.metrics.unknown_fields();
+        if shared.policy.strict_fields {
+            let names = ask.unknown.join("`, `");
+            return Err(Refusal::field(&ask.unknown[0], format!("`{names}` is not known; leave it out")));
+        }
+    }
+    let unknown = unknown_header(&ask.unknown);
+    let prefix = if kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
+    let is_streamed = ask.stream;
+    let completion = Completion::start(Arc::clone(&shared), ask, format!("{prefix}-{name}"), deadline).await?;
+    let mut answer = if is_streamed {
+        let (sender, receiver) = mpsc::channel(PIECES);
+        tokio::spawn(completion.stream(sender));
+        let mut answer = Response::new(Pieces(receiver).boxed());
+        let headers = answer.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        answer
+    } else {
+        json_of(200, &completion.whole().await?)
+    };
+    if let Some(unknown) = unknown {
+        answer.headers_mut().insert(HeaderName::from_static("x-unknown-fields"), unknown);
+    }
+    Ok(answer)
+}
+
+fn get(path: &str, shared: &Shared) -> Result<Answer, Refusal> {
+    let model = || {
+        json!({
+            "id": shared.model, "object": "model", "created": shared.started, "owned_by": "lathe",
+            "max_model_len": shared.max_context,
+        })
+    };
+    Ok(match path {
+        "/v1/models" => json_of(200, &json!({"object": "list", "data": [model()]})),
+        "/version" => json_of(200, &json!({"version": env!("CARGO_PKG_VERSION"), "plan": shared.digest})),
+        "/metrics" => text(&shared.metrics.print(&shared.model, &shared.digest, shared.policy.vllm_metrics)),
+        "/tokenizer_info" => json_of(200, &tokenizer_info(shared)),
+        _ => {
+            known_model(path.strip_prefix("/v1/models/"), shared)?;
+            json_of(200, &model())
+        }
+    })
+}
+
+fn tokenizer_info(shared: &Shared) -> Value {
+    let tokenizer = &shared.reader.tokenizer;
+    let text = |id: Option<u32>| id.map(|id| String::from_utf8_lossy(tokenizer.bytes(id)).into_owned());
+    let tables = tokenizer.tables();
+    json!({
+        "bos_token": text(tables.bos),
+        "eos_token": text(tables.eos.first().copied()),
+        "vocab_size": tables.len(),
+        "model_max_length": shared.max_context,
+        "chat_template": shared.reader.template.as_ref().map(crate::chat::ChatTemplate::source),
+    })
+}
+
+fn tokenize_body(body: &[u8], shared: &Shared) -> Result<Value, Refusal> {
+    let mut fields = Fields::read(body)?;
+    let prompt = fields.text("prompt")?.ok_or_else(|| Refusal::field("prompt", "`prompt` is missing"))?;
+    let special = fields.flag("add_special_tokens")?.unwrap_or(true);
+    let tokenizer = &shared.reader.tokenizer;
+    let tokens = if special {
+        tokenizer.encode_document(&prompt, Control::Recognize)
+    } else {
+        tokenizer.encode(&prompt, Control::Recognize)
+    };
+    Ok(json!({"count": tokens.len(), "max_model_len": shared.max_context, "tokens": tokens}))
+}
+
+fn detokenize_body(body: &[u8], shared: &Shared) -> Result<Value, Refusal> {
+    let mut fields = Fields::read(body)?;
+    let tokens = fields.take("tokens").as_ref().and_then(ids_of);
+    let tokens = tokens.ok_or_else(|| Refusal::field("tokens", "`tokens` must be a list of token ids"))?;
+    let tokenizer = &shared.reader.tokenizer;
+    if let Some(token) = tokens.iter().find(|token| **token as usize >= tokenizer.tables().len()) {
+        return Err(Refusal::field("tokens", format!("token {token} is not in the vocabulary")));
+    }
+    Ok(json!({"prompt": String::from_utf8_lossy(&tokenizer.decode(&tokens))}))
+}
+
+fn known_model(name: Option<&str>, shared: &Shared) -> Result<(), Refusal> {
+    match name {
+        Some(name) if name != shared.model => {
+            let message = format!("the model is called `{}`, and there is no other", shared.model);
+            Err(Refusal { param: Some("model".to_owned()), ..Refusal::new(404, message).code("model_not_found") })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The caller's key, which is one of those that are allowed where there are any.
+fn key(headers: &HeaderMap, keys: &[String]) -> Result<String, Refusal> {
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let given =
+        bearer.and_then(|value| value.strip_prefix("Bearer ")).or_else(|| headers.get("x-api-key")?.to_str().ok());
+    if keys.is_empty() {
+        return Ok(given.unwrap_or_default().to_owned());
+    }
+    // Hashes compare in constant time, and all of them are compared.
+    let hash = blake3::hash(given.unwrap_or_default().as_bytes());
+    let found = keys.iter().fold(false, |found, key| found | (blake3::hash(key.as_bytes()) == hash));
+    match given {
+        Some(given) if found => Ok(given.to_owned()),
+        _ => {
+            Err(Refusal::new(401, "this server needs an API key, as `Authorization: Bearer KEY`")
+                .code("invalid_api_key"))
+        }
+    }
+}
+
+/// The time that a client gives the whole answer, in milliseconds.
+fn deadline(headers: &HeaderMap) -> Result<Option<Duration>, Refusal> {
+    let Some(value) = headers.get("x-deadline-ms") else { return Ok(None) };
+    let number = value.to_str().ok().and_then(|text| text.parse().ok()).filter(|ms| (1..=86_400_000).contains(ms));
+    let wrong = || Refusal::new(400, "`x-deadline-ms` must be a whole number from 1 to 86400000");
+    number.map(|ms| Some(Duration::from_millis(ms))).ok_or_else(wrong)
+}
+
+/// The body, within its limits of size and time.
+async fn read(headers: &HeaderMap, body: Incoming, shared: &Shared) -> Result<Bytes, Refusal> {
+    if headers.contains_key(header::CONTENT_ENCODING) {
+        return Err(Refusal::new(415, "bodies must not be compressed"));
+    }
+    let most = shared.policy.max_body;
+    let too_large = || Refusal::new(413, format!("the body has more than {most} bytes"));
+    if body.size_hint().lower() > most as u64 {
+        return Err(too_large());
+    }
+    match timeout(shared.policy.body_timeout, Limited::new(body, most).collect()).await {
+        Err(_) => Err(Refusal::new(408, "the body took too long")),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
+        Ok(Err(_)) => Err(Refusal::new(400, "the body could not be read")),
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+    }
+}
+
+/// Runs work that would hold up other connections on a thread of its own.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Refusal> + Send + 'static) -> Result<T, Refusal> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(Refusal::new(500, "reading the request failed")))
+}
+
+/// Names of fields as a header: only letters that are harmless there.
+fn unknown_header(names: &[String]) -> Option<HeaderValue> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+    let names = names.iter().take(16).map(|name| name.chars().filter(|c| is_plain(*c)).take(64).collect::<String>());
+    let list = names.collect::<Vec<_>>().join(", ");
+    HeaderValue::from_str(&list).ok().filter(|value| !value.is_empty())
+}
+
+fn refuse(refusal: &Refusal) -> Answer {
+    let mut answer = json_of(refusal.status, &refusal.body());
+    let headers = answer.headers_mut();
+    if matches!(refusal.status, 429 | 503) {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    if matches!(refusal.status, 408 | 413) {
+        // What is left of the body is not worth reading.
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    answer
+}
+
+fn json_of(status: u16, body: &Value) -> Answer {
+    let mut answer = text(&body.to_string());
+    *answer.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer
+}
+
+fn text(body: &str) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from(body.to_owned())).boxed());
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    answer
+}
+
+/// The pieces of a stream as a body.
+struct Pieces(mpsc::Receiver<Bytes>);
+
+impl Body for Pieces {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(context).map(|piece| piece.map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
+
+/// Binds the address to listen on.
+pub async fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
+    TcpListener::bind((host, port)).await
+}
