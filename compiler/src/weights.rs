@@ -11,7 +11,7 @@ use lathe_ir::graph::Part;
 use lathe_ir::scheme::{Matrix, Scheme};
 use lathe_ir::types::{Elem, Type};
 use lathe_kernels::packing;
-use lathe_kernels::spec::BLOCK_ROWS;
+use lathe_kernels::spec::{BLOCK_ROWS, STRIP_ROWS};
 use lathe_models::checkpoint::{Checkpoint, assemble, assemble_rows};
 
 use crate::error::CompileError;
@@ -88,18 +88,25 @@ pub fn store(
     let mut bytes = Vec::new();
     let Some(scheme) = scheme(&weight.ty) else {
         bytes.extend(assemble(checkpoint, &weight.weight)?.to_f32().iter().flat_map(|value| value.to_le_bytes()));
+        bytes.resize(weight.bytes as usize, 0);
         return Ok(Stored { bytes, error: ErrorSum::default() });
     };
-    let matrix = assemble_rows(checkpoint, &weight.weight, rows)?;
+    // The last rows are followed by the zeros that fill the last strip.
+    let is_last = weight.ty.shape().is_some_and(|shape| shape[0].c == rows.end);
+    let stored_rows = if is_last { rows.end.next_multiple_of(STRIP_ROWS) } else { rows.end } - rows.start;
+    let mut matrix = assemble_rows(checkpoint, &weight.weight, rows)?;
     let is_kept =
         |part: &Part| !part.plus_one && checkpoint.tensor(&part.tensor).is_some_and(|info| info.scheme == scheme);
     if weight.weight.parts.iter().all(is_kept) {
+        packing::pad_rows(&mut matrix, stored_rows);
         packing::pack(&matrix, scheme, &mut bytes);
         return Ok(Stored { bytes, error: ErrorSum::default() });
     }
-    let stored = packing::quantize(&matrix, scheme);
+    let mut stored = packing::quantize(&matrix, scheme);
+    let error = error(&matrix, &stored);
+    packing::pad_rows(&mut stored, stored_rows);
     packing::pack(&stored, scheme, &mut bytes);
-    Ok(Stored { bytes, error: error(&matrix, &stored) })
+    Ok(Stored { bytes, error })
 }
 
 /// What a matrix loses by being stored as another one.

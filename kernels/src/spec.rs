@@ -19,6 +19,8 @@ use lathe_ir::types::DType;
 pub const PAGE_TOKENS: usize = 16;
 /// Rows of a weight block.
 pub const BLOCK_ROWS: usize = 16;
+/// Stored matrices are padded with rows of zeros to a multiple of this, so that products walk whole strips.
+pub const STRIP_ROWS: usize = 2 * BLOCK_ROWS;
 /// Elements along K that kernels take at once: a span of every scheme without super-blocks, a group of activations.
 pub const GROUP: usize = 32;
 /// Bytes of a quantized activation record per group of 32: codes, scale, scale · sum, sum.
@@ -317,7 +319,7 @@ impl KernelSpec {
             }
             _ => None,
         });
-        head.unwrap_or(2)
+        head.unwrap_or(STRIP_ROWS / BLOCK_ROWS)
     }
 
     /// Names of the launch parameters, in order.

@@ -16,7 +16,9 @@ pub struct Prepared {
     /// The largest step.
     pub max: StepSize,
     /// Offset of the logits in the arena.
-    pub logits: usize, // [R, V] f32
+    pub logits: usize, // R rows of V f32
+    /// Bytes from one row of the logits to the next.
+    pub logits_row: usize,
     /// The launches in order.
     pub launches: Vec<PreparedLaunch>,
     /// The buffers of all launches.
@@ -136,13 +138,20 @@ pub fn even_share(units: u64, worker: usize, workers: usize) -> Range<u64> {
 
 fn prepare_bucket(program: &Program, bucket: &Bucket) -> Result<Prepared> {
     let wrong = |what: String| Error::Program(format!("bucket {:?}: {what}", bucket.max));
-    let mut prepared =
-        Prepared { max: bucket.max, logits: 0, launches: Vec::new(), places: Vec::new(), params: Vec::new() };
+    let row = bucket.logits_row(program.vocabulary);
+    let mut prepared = Prepared {
+        max: bucket.max,
+        logits: 0,
+        logits_row: row as usize,
+        launches: Vec::new(),
+        places: Vec::new(),
+        params: Vec::new(),
+    };
     let Place::Arena(logits) = place(program, bucket, bucket.logits, &mut 0)? else {
         return Err(wrong("the logits are outside the arena".into()));
     };
     prepared.logits = logits;
-    let needed = u64::from(bucket.max.rows) * u64::from(program.vocabulary) * 4;
+    let needed = u64::from(bucket.max.rows).saturating_mul(row);
     if bucket.arena_bytes.saturating_sub(logits as u64) < needed || !logits.is_multiple_of(ALIGNMENT) {
         return Err(wrong(format!("the logits need {needed} aligned bytes from {logits} on")));
     }

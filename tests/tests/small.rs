@@ -10,6 +10,7 @@ use lathe_ir::types::{DType, Type};
 use lathe_kernels::targets::Target;
 use lathe_models::checkpoint::assemble;
 use lathe_models::config::ModelConfig;
+use lathe_models::tokenizer::Token;
 use lathe_models::{Model, seeded};
 use lathe_plan::{Plan, SectionKind};
 use lathe_runtime::engine::{Engine, EngineOptions};
@@ -69,6 +70,20 @@ fn every_cut_and_every_flipped_bit_of_a_compiled_plan_is_refused() {
     });
 }
 
+/// The logits of every token by the reference evaluation of the model's graph.
+fn evaluated(model: &Model, tokens: &[u32]) -> Vec<f32> {
+    let tokens: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
+    let mut inputs = StepInputs::sequence(0, 0, &tokens);
+    inputs.rows = (0..tokens.len() as i32).collect();
+    let load = |weight: &Weight, ty: &Type| {
+        let matrix = assemble(model.checkpoint.as_ref(), weight).map_err(|error| error.to_string())?;
+        let shape = ty.shape().expect("a weight is a tensor");
+        Ok(if shape.len() == 1 { Tensor::f32(vec![matrix.cols], matrix.to_f32()) } else { Tensor::matrix(matrix) })
+    };
+    let outputs = evaluate(&model.graph, &load, &inputs, &mut Caches::new()).expect("the graph evaluates");
+    outputs["logits"].as_f32().expect("logits are f32").to_vec()
+}
+
 #[test]
 fn a_compiled_plan_computes_what_its_graph_says() {
     let tokens: Vec<i32> = (0..45).map(|i| (i * 31 + 5) % 128).collect();
@@ -77,24 +92,37 @@ fn a_compiled_plan_computes_what_its_graph_says() {
         let family = config.architecture.clone();
         let model = seeded::model(config, seeded::small_tokenizer(), 3, &|_| scheme).expect("the model is sound");
         let model = model.with_cache(DType::F32).expect("a cache");
-        let mut inputs = StepInputs::sequence(0, 0, &tokens);
-        inputs.rows = (0..tokens.len() as i32).collect();
-        let load = |weight: &Weight, ty: &Type| {
-            let matrix = assemble(model.checkpoint.as_ref(), weight).map_err(|error| error.to_string())?;
-            let shape = ty.shape().expect("a weight is a tensor");
-            Ok(if shape.len() == 1 { Tensor::f32(vec![matrix.cols], matrix.to_f32()) } else { Tensor::matrix(matrix) })
-        };
-        let outputs = evaluate(&model.graph, &load, &inputs, &mut Caches::new()).expect("the graph evaluates");
-        let expected = outputs["logits"].as_f32().expect("logits are f32").to_vec();
+        let ids: Vec<u32> = tokens.iter().map(|&token| token as u32).collect();
+        let expected = evaluated(&model, &ids);
 
         let plan = Plan::from_bytes(plan_bytes(model, &options(Activations::F32))).expect("the plan is sound");
         for chunk in [1, 16, 45] {
             let options = EngineOptions { prefill_chunk: Some(chunk), poison: true, ..EngineOptions::default() };
-            let ids: Vec<u32> = tokens.iter().map(|&token| token as u32).collect();
             let found = Engine::load(&plan, &options).expect("it loads").logits(&ids).expect("it runs").concat();
             let error = relative_error(&found, &expected);
             assert!(error < F32_BOUND, "{family} in {scheme}, in chunks of {chunk}: relative error {error:.1e}");
         }
+    }
+}
+
+#[test]
+fn a_vocabulary_may_have_any_size() {
+    let mut tokenizer = seeded::small_tokenizer();
+    let tokens: Vec<u32> = (0..45).map(|i| (i * 31 + 5) % 128).collect();
+    // Sizes that are no multiple of 16 rows, of 32, and one of both.
+    for (size, scheme) in [(131, Scheme::INT8), (144, Scheme::BF16), (147, Scheme::INT4), (160, Scheme::INT8)] {
+        let filler = tokenizer.tokens[5].clone();
+        tokenizer.tokens.resize_with(size, || Token { bytes: b"unused".to_vec(), ..filler.clone() });
+        let config = ModelConfig { vocab: size, ..seeded::small_llama() };
+        let model = seeded::model(config, tokenizer.clone(), 3, &|_| scheme).expect("the model is sound");
+        let model = model.with_cache(DType::F32).expect("a cache");
+        let expected = evaluated(&model, &tokens);
+        let plan = Plan::from_bytes(plan_bytes(model, &options(Activations::F32))).expect("the plan is sound");
+        let options = EngineOptions { prefill_chunk: Some(16), poison: true, ..EngineOptions::default() };
+        let found = Engine::load(&plan, &options).expect("it loads").logits(&tokens).expect("it runs");
+        assert!(found.iter().all(|row| row.len() == size), "{size} logits a row");
+        let error = relative_error(&found.concat(), &expected);
+        assert!(error < F32_BOUND, "a vocabulary of {size} in {scheme}: relative error {error:.1e}");
     }
 }
 

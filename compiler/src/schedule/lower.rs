@@ -15,7 +15,7 @@ use lathe_ir::ops::rotary::Rotary;
 use lathe_ir::scheme::Scheme;
 use lathe_ir::types::{CacheType, DType, Dim, Elem, StepSize, Type};
 use lathe_kernels::packing::packed_bytes;
-use lathe_kernels::spec::{Activation, BLOCK_ROWS, GROUP, KernelSpec, MapOp, Norm, Stage};
+use lathe_kernels::spec::{Activation, BLOCK_ROWS, GROUP, KernelSpec, MapOp, Norm, STRIP_ROWS, Stage};
 use lathe_kernels::targets::Machine;
 
 use super::{
@@ -93,14 +93,10 @@ fn weight_bytes(name: &str, ty: &Type) -> Result<u64, ScheduleError> {
     let sizes: Option<Vec<usize>> = ty.shape().map(|shape| shape.iter().filter_map(|dim| dim.constant()).collect());
     let bytes = match (ty.elem(), sizes.as_deref()) {
         (Some(Elem::Weight(scheme)), Some(&[n, k])) if Scheme::ALL.contains(scheme) => {
-            check_multiple(name, "rows", n, BLOCK_ROWS)?;
             check_multiple(name, "columns", k, scheme.span())?;
-            packed_bytes(*scheme, n, k)
+            packed_bytes(*scheme, n.next_multiple_of(STRIP_ROWS), k)
         }
-        (Some(Elem::Dense(DType::F32)), Some(&[k])) => {
-            check_multiple(name, "elements", k, BLOCK_ROWS)?;
-            k * DType::F32.bytes()
-        }
+        (Some(Elem::Dense(DType::F32)), Some(&[k])) => k.next_multiple_of(GROUP) * DType::F32.bytes(),
         _ => {
             let expected = "a matrix in a known scheme or a vector of f32";
             return Err(ScheduleError::Weight { weight: name.to_owned(), expected, found: ty.to_string() });
@@ -131,6 +127,7 @@ pub fn bucket(
         pages: Dim::of(pages),
         machine,
         values: HashMap::new(),
+        padded: HashMap::new(),
         newest: BTreeMap::new(),
         buffers: Vec::new(),
         launches: Vec::new(),
@@ -161,6 +158,8 @@ struct Lowering<'g> {
     machine: Machine,
     // Where each value lies.
     values: HashMap<Value, Buffer>,
+    // Columns in memory of values that have more of them than the graph says: those of a product whose weight was padded.
+    padded: HashMap<Value, Dim>,
     // The newest state of each cache, by its index: pages change in place, so an older state is gone.
     newest: BTreeMap<usize, Value>,
     buffers: Vec<ArenaBuffer>,
@@ -211,12 +210,19 @@ impl Lowering<'_> {
         }
         let operands = inputs.iter().map(|&value| self.buffer(value)).collect::<Result<Vec<_>, _>>()?;
         let (rows, columns) = self.shape(inputs[0]);
+        let padded = inputs.iter().find_map(|value| self.padded.get(value)).copied();
+        if let (Some(found), false) = (padded, is_element_wise(op)) {
+            let message = format!("its input lies in rows of {found}, which only element-wise ops take");
+            return Err(unsupported(op.name(), message));
+        }
+        let columns = padded.unwrap_or(columns);
         let out = match op {
             Op::Linear(linear) => return self.linear(id, linear, inputs, &operands),
             Op::Embed(_) => {
                 let (n, k) = self.shape(inputs[1]);
                 let scheme = self.scheme(inputs[1])?;
-                let params = vec![rows, n, spans(k, scheme.span())];
+                let stored = Dim::of(n.c.next_multiple_of(BLOCK_ROWS));
+                let params = vec![rows, stored, spans(k, scheme.span())];
                 self.launch("embed", KernelSpec::Embed { scheme }, &operands, params, rows, Share::Even)?
             }
             Op::RmsNorm(_) | Op::LayerNorm(_) | Op::NormAdd(_) | Op::Quantize(_) | Op::Gather(_) => {
@@ -281,6 +287,7 @@ impl Lowering<'_> {
             }
         };
         self.values.insert(result(0), out);
+        self.padded.extend(padded.map(|columns| (result(0), columns)));
         Ok(())
     }
 
@@ -327,6 +334,12 @@ impl Lowering<'_> {
         }
 
         let strip_rows = KernelSpec::strip_blocks(&epilogue) * BLOCK_ROWS;
+        // A product alone may walk the zeros behind its weight too; its rows are then longer than the graph says.
+        let mut n = n;
+        if !n.c.is_multiple_of(strip_rows) && takes_padding(&epilogue) {
+            n = Dim::of(n.c.next_multiple_of(STRIP_ROWS));
+            self.padded.insert(Value { node: id, result: 0 }, n);
+        }
         check_multiple(label, "rows", n.c, strip_rows)?;
         let act = if quantized { Activation::Int8 } else { Activation::F32 };
         let mut params = vec![rows, n, spans(k, scheme.span())];
@@ -507,6 +520,17 @@ impl Lowering<'_> {
 
 fn gelu_function(gelu: &Gelu) -> Function {
     if gelu.tanh { Function::GeluTanh } else { Function::Gelu }
+}
+
+/// Whether an op treats each element alone, so that zeros behind a row do no harm.
+fn is_element_wise(op: &Op) -> bool {
+    matches!(op, Op::Silu(_) | Op::Gelu(_) | Op::Scale(_) | Op::Softcap(_) | Op::Mul(_) | Op::Add(_) | Op::Bias(_))
+}
+
+/// Whether all stages treat each element alone, with no operand that lies in rows as the graph says.
+fn takes_padding(epilogue: &[Stage]) -> bool {
+    let alone = |stage: &Stage| matches!(stage, Stage::Activate(_) | Stage::Scale(_) | Stage::Softcap(_) | Stage::Bias);
+    epilogue.iter().all(alone)
 }
 
 /// Refuses heads that are no whole blocks of lanes.

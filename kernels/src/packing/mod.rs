@@ -21,6 +21,22 @@ pub fn packed_bytes(scheme: Scheme, rows: usize, cols: usize) -> usize {
     rows * scheme.row_bytes(cols)
 }
 
+/// Appends rows of zeros to a matrix until it has `rows`.
+pub fn pad_rows(matrix: &mut Matrix, rows: usize) {
+    let grow = |len: usize| len / matrix.rows.max(1) * rows.max(matrix.rows);
+    match &mut matrix.data {
+        MatrixData::Float(values) => values.resize(grow(values.len()), 0.0),
+        MatrixData::Quantized { codes, scales, mins, subs, .. } => {
+            // A scale and a minimum of zero make every code mean zero.
+            codes.resize(grow(codes.len()), 0);
+            scales.resize(grow(scales.len()), f16::ZERO);
+            mins.resize(grow(mins.len()), f16::ZERO);
+            subs.resize(grow(subs.len()), 0);
+        }
+    }
+    matrix.rows = rows.max(matrix.rows);
+}
+
 /// Appends the packed matrix to `out`. `matrix` is in `scheme` already (see [`quantize`]).
 ///
 /// # Panics

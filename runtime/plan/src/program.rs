@@ -185,10 +185,21 @@ pub struct Bucket {
     pub arena_bytes: u64,
     /// Bytes of scratch per worker.
     pub scratch_bytes: u64,
-    /// Where the logits are, `[R, vocabulary]` f32, in the arena.
+    /// Where the logits are in the arena: R rows of at least `vocabulary` f32 (see [`Bucket::logits_row`]).
     pub logits: Buffer,
     /// Launches in order.
     pub launches: Vec<Launch>,
+}
+
+impl Bucket {
+    /// Bytes from one row of the logits to the next: what their buffer takes per R, or a row of the vocabulary where its
+    /// size does not depend on R. Rows may be longer than the vocabulary, for weights are stored in whole blocks of rows.
+    pub fn logits_row(&self, vocabulary: u32) -> u64 {
+        match &self.logits {
+            Buffer::Arena { bytes, .. } if bytes.r > 0 => bytes.r,
+            _ => 4 * u64::from(vocabulary),
+        }
+    }
 }
 
 /// A buffer that a launch hands to its kernel.

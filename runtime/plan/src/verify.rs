@@ -119,7 +119,11 @@ fn check_bucket(program: &Program, bucket: &Bucket, before: StepSize) -> Checked
         return Err(Fault::LogitsPlace { found: bucket.logits });
     }
     let found = check_buffer(program, bucket, bucket.logits)?;
-    let expected = 4 * u64::from(rows) * u64::from(program.vocabulary);
+    let (row, least) = (bucket.logits_row(program.vocabulary), 4 * u64::from(program.vocabulary));
+    if row < least || !row.is_multiple_of(4) {
+        return Err(Fault::LogitsRow { expected: least, found: row });
+    }
+    let expected = row.checked_mul(u64::from(rows)).ok_or(Fault::Overflow { what: "the end of the logits" })?;
     if found < expected { Err(Fault::Logits { expected, found }) } else { Ok(()) }
 }
 

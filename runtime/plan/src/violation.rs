@@ -130,6 +130,14 @@ pub enum Fault {
         /// The buffer.
         found: Buffer,
     },
+    /// The logits' rows are short, or no whole numbers of f32.
+    #[error("expected rows of logits of at least {expected} bytes, a multiple of 4, found {found}")]
+    LogitsRow {
+        /// Bytes of a row of the vocabulary.
+        expected: u64,
+        /// Bytes of a row.
+        found: u64,
+    },
     /// The logits' buffer is small.
     #[error("expected {expected} bytes for the logits, found {found}")]
     Logits {

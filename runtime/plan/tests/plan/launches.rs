@@ -196,6 +196,10 @@ fn launches_that_run_together_do_not_race() {
 fn logits_are_in_the_arena_and_fit() {
     check_bucket(|bucket| bucket.logits = Buffer::Weight(0), "expected the logits in the arena, found Weight(0)");
     check_bucket(|bucket| bucket.logits = arena(1024, 63), "expected 64 bytes for the logits, found 63");
+    let rows_of = |r: u64| Buffer::Arena { offset: 1024, bytes: Affine { t: 0, s: 0, r, c: 0 } };
+    let short = 4 * u64::from(sample::VOCABULARY) - 4;
+    check_bucket(|bucket| bucket.logits = rows_of(short), &format!("multiple of 4, found {short}"));
+    check_bucket(|bucket| bucket.logits = rows_of(short + 6), &format!("multiple of 4, found {}", short + 6));
     check_bucket(|bucket| bucket.logits = arena(2048, 64), "the buffer ends at byte 2112 of an arena of 2048");
 }
 

@@ -247,7 +247,8 @@ impl Machine {
     ///
     /// The row is one of the step's, all of its launches have finished, and none runs while the slice is in use.
     pub unsafe fn logits(&self, numbers: &Numbers, row: usize) -> &[f32] {
-        let offset = self.buckets[numbers.bucket].logits + row * self.vocabulary * size_of::<f32>();
+        let bucket = &self.buckets[numbers.bucket];
+        let offset = bucket.logits + row * bucket.logits_row;
         #[expect(clippy::cast_ptr_alignment, reason = "the logits' offset is a multiple of 64, a row's length of 4")]
         let start = self.arena.start().wrapping_add(offset).cast::<f32>();
         // SAFETY: the logits of the largest step lie inside the arena at an aligned offset, the arena starts out zeroed, and

@@ -24,7 +24,6 @@ const MOST_BLOCKS: u64 = 65_535;
 /// A loaded program.
 #[derive(Debug)]
 pub struct Machine {
-    vocabulary: usize,
     buckets: Vec<Prepared>,
     addresses: Vec<Vec<u64>>, // [buckets][places]
     inputs: Vec<Input>,
@@ -101,7 +100,6 @@ impl Machine {
         }
         let of_bucket = |bucket: &Prepared| bucket.places.iter().map(|&place| address(place)).collect();
         Ok(Machine {
-            vocabulary: program.vocabulary as usize,
             addresses: buckets.iter().map(of_bucket).collect(),
             inputs: program.inputs.clone(),
             module,
@@ -160,8 +158,9 @@ impl Machine {
         for index in 0..self.buckets[numbers.bucket].launches.len() {
             self.launch(numbers, index)?;
         }
-        let from = self.arena.address() + self.buckets[numbers.bucket].logits as u64;
-        let words = step.rows.len() * self.vocabulary;
+        let bucket = &self.buckets[numbers.bucket];
+        let from = self.arena.address() + bucket.logits as u64;
+        let words = step.rows.len() * bucket.logits_row / size_of::<f32>();
         // SAFETY: the logits lie inside the arena, and nobody uses the host's copy until the step is done.
         unsafe { self.stream.download(from, words, logits) }
     }

@@ -54,7 +54,8 @@ pub struct CudaDevice {
 struct Slot {
     step: Step,
     staging: Pinned,
-    logits: Pinned, // [R, V] f32
+    logits: Pinned, // R rows of V f32, and what pads them
+    logits_row: usize,
     done: Event,
     state: State,
     sampled: Vec<u32>, // [R] the tokens of its rows, once they are picked
@@ -131,12 +132,14 @@ impl CudaDevice {
         let limits = Limits::of(program, options.cache_tokens);
         let pages: Vec<u32> = limits.groups.iter().map(|group| group.pages).collect();
         let machine = Machine::new(&context, program, module, &weights, &pages)?;
-        let logits = limits.max.rows as usize * limits.vocabulary as usize;
+        let row = machine.buckets().iter().map(|bucket| bucket.logits_row).max().unwrap_or(0);
+        let logits = limits.max.rows as usize * row / size_of::<f32>();
         let slot = || -> Result<Slot> {
             Ok(Slot {
                 step: Step::default(),
                 staging: Pinned::new(&context, machine.input_words())?,
                 logits: Pinned::new(&context, logits)?,
+                logits_row: 0,
                 done: Event::new(&context)?,
                 state: State::Picked,
                 sampled: Vec::new(),
@@ -204,6 +207,7 @@ impl CudaDevice {
         let slot = &mut self.slots[ticket as usize % IN_FLIGHT];
         slot.step.clone_from(step);
         slot.sampled.clear();
+        slot.logits_row = self.machine.buckets()[self.numbers.bucket].logits_row / size_of::<f32>();
         let Slot { staging, logits, done, .. } = slot;
         self.machine.run(step, &self.tokens, &self.numbers, staging, logits)?;
         self.machine.stream().record(done)
@@ -212,11 +216,11 @@ impl CudaDevice {
 
 /// Picks the rows of a finished step.
 fn pick(slot: &mut Slot, vocabulary: usize, sampler: &mut Sampler) -> Result<()> {
-    let Slot { step, logits, output, sampled, .. } = slot;
+    let Slot { step, logits, logits_row, output, sampled, .. } = slot;
     output.rows.resize_with(step.rows.len(), RowOutput::default);
-    let logits = logits.floats().chunks_exact(vocabulary);
+    let logits = logits.floats().chunks_exact(*logits_row);
     for (index, ((row, logits), output)) in step.rows.iter().zip(logits).zip(&mut output.rows).enumerate() {
-        if !row.pick(logits, sampler, output) {
+        if !row.pick(&logits[..vocabulary], sampler, output) {
             return Err(Error::NotFinite { row: index });
         }
     }
