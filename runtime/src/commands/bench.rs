@@ -94,7 +94,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let test_time = rfc3339(SystemTime::now());
         let mut samples_ns = Vec::with_capacity(args.repetitions);
         for run in 0..=args.repetitions {
-            let nanoseconds = measure(&mut model.engine, n_prompt, n_gen)?;
+            let number = rows.len() * (args.repetitions + 1) + run;
+            let nanoseconds = measure(&mut model.engine, n_prompt, n_gen, number)?;
             if run > 0 {
                 samples_ns.push(nanoseconds);
             }
@@ -111,11 +112,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Nanoseconds of one run.
-fn measure(engine: &mut Engine, n_prompt: usize, n_gen: usize) -> anyhow::Result<u64> {
+/// Nanoseconds of a run; `run` counts all of them.
+fn measure(engine: &mut Engine, n_prompt: usize, n_gen: usize, run: usize) -> anyhow::Result<u64> {
     let vocabulary = engine.limits().vocabulary.max(1) as usize;
-    // Any tokens do: what is computed does not depend on them. A step apart, so that no two rows of a step are alike.
-    let tokens: Vec<u32> = (0..n_prompt.max(1)).map(|index| (index * 7919 % vocabulary) as u32).collect();
+    // Any tokens do: what is computed does not depend on them. A step apart, so that no two rows of a step are alike, and
+    // begun elsewhere in each run, so that none finds its prompt in the cache.
+    let tokens: Vec<u32> = (0..n_prompt.max(1)).map(|index| ((run + index) * 7919 % vocabulary) as u32).collect();
+    let hits = engine.counters().prefix_hits;
     // A prefill ends with its first token, which the last row of the prompt gives.
     let wanted = n_gen.max(1);
     let request = Request { tokens, max_tokens: Some(wanted), ..Request::default() };
@@ -125,6 +128,7 @@ fn measure(engine: &mut Engine, n_prompt: usize, n_gen: usize) -> anyhow::Result
     while !engine.is_idle() {
         generated += engine.step()?.iter().filter(|event| matches!(event, Event::Token { .. })).count();
     }
+    ensure!(engine.counters().prefix_hits == hits, "a run found its prompt in the cache; this is a bug in Lathe");
     ensure!(generated == wanted, "a run gave {generated} tokens instead of {wanted}; this is a bug in Lathe");
     Ok(start.elapsed().as_nanos() as u64)
 }
