@@ -111,7 +111,7 @@ impl Loop {
                     Err(TryRecvError::Disconnected) => return,
                 }
             }
-            // A panic must not leave streams hanging: they end with this thread, and the process is told to restart.
+            // A panic must not leave streams hanging: they end with this thread, and `/health` says so from then on.
             let engine = &mut self.engine;
             let outcome = catch_unwind(AssertUnwindSafe(|| engine.step().map(<[Event]>::to_vec)));
             let failure = match outcome {
