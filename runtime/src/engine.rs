@@ -5,40 +5,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lathe_plan::{LoadMode, Plan};
+use lathe_plan::Plan;
 
 use crate::{
     batcher::{BatchOptions, Batcher, Counters, Event, Gauges, Request, RequestId},
-    device::{
-        Device, Limits, Step, StepOutput,
-        choice::{self, DeviceChoice, DeviceOptions},
-    },
+    device::{Device, Limits, Step, StepOutput, choice, options::DeviceOptions},
     error::Result,
 };
 
 /// How an engine uses its machine. None of it changes a token.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EngineOptions {
-    /// Which device runs the plan.
-    pub device: DeviceChoice,
-    /// Worker threads of a CPU; by default one per physical core that the process may use.
-    pub threads: Option<usize>,
-    /// Positions that the cache holds for all requests together; by default one request's full context, at most 8192.
-    pub cache_tokens: Option<usize>,
-    /// Where the weights are kept.
-    pub load: LoadMode,
+    /// The machine.
+    pub device: DeviceOptions,
     /// The most tokens of one prompt in a step; by default as many as a step holds.
     pub prefill_chunk: Option<usize>,
     /// The most tokens in a step; by default as many as it holds.
     pub token_budget: Option<usize>,
     /// How steps are composed otherwise.
     pub batching: BatchOptions,
-    /// Leaves the workers to the operating system's scheduler instead of pinning each to a core.
-    pub unpinned: bool,
-    /// Fills memory with NaNs before each step, to find what is read before it is written.
-    pub poison: bool,
-    /// The target whose code runs; by default the most demanding one that this CPU runs.
-    pub target: Option<String>,
 }
 
 /// Runs requests on a device.
@@ -71,16 +56,7 @@ impl Engine {
 
     /// Loads a plan's main program onto a device.
     pub fn load(plan: &Plan, options: &EngineOptions) -> Result<Engine> {
-        let machine = DeviceOptions {
-            device: options.device,
-            threads: options.threads,
-            cache_tokens: options.cache_tokens,
-            load: options.load,
-            unpinned: options.unpinned,
-            poison: options.poison,
-            target: options.target.clone(),
-        };
-        Ok(Engine::with_device(choice::load(plan, &machine)?.device, options))
+        Ok(Engine::with_device(choice::load(plan, &options.device)?.device, options))
     }
 
     /// An engine on any device.

@@ -31,6 +31,7 @@ use lathe_kernels::targets::Target;
 use lathe_models::checkpoint::assemble;
 use lathe_models::seeded::{self, MemoryCheckpoint};
 use lathe_plan::{Plan, Retention};
+use lathe_runtime::device::options::DeviceOptions;
 use lathe_runtime::engine::{Engine, EngineOptions};
 use lathe_tests::Scratch;
 use lathe_tests::compare::relative_error;
@@ -214,7 +215,8 @@ fn check(what: &str, builder: Builder, logits: Value, disabled: &[&str]) -> Plan
     let ids: Vec<u32> = tokens.iter().map(|&token| token as u32).collect();
     let mut bits: Option<Vec<u32>> = None;
     for chunk in [1, 16, 45] {
-        let options = EngineOptions { prefill_chunk: Some(chunk), poison: true, ..EngineOptions::default() };
+        let device = DeviceOptions { poison: true, ..DeviceOptions::default() };
+        let options = EngineOptions { device, prefill_chunk: Some(chunk), ..EngineOptions::default() };
         let found = Engine::load(&plan, &options).expect("it loads").logits(&ids).expect("it runs").concat();
         let error = relative_error(&found, &expected);
         println!("{what} in chunks of {chunk}: {error:.1e}");

@@ -8,6 +8,7 @@ use lathe_compiler::pipeline::{Goal, Options, compile};
 use lathe_ir::types::DType;
 use lathe_kernels::targets::Target;
 use lathe_plan::Plan;
+use lathe_runtime::device::options::DeviceOptions;
 use lathe_runtime::engine::{Engine, EngineOptions};
 use lathe_tests::Scratch;
 use lathe_tests::compare::relative_error;
@@ -53,7 +54,8 @@ fn error_of(case: &case::Case) -> Result<f64, String> {
     let tokens: Vec<u32> = case.tokens().iter().map(|&token| token as u32).collect();
     let mut worst = 0.0f64;
     for chunk in [7, 40] {
-        let options = EngineOptions { prefill_chunk: Some(chunk), poison: true, ..EngineOptions::default() };
+        let device = DeviceOptions { poison: true, ..DeviceOptions::default() };
+        let options = EngineOptions { device, prefill_chunk: Some(chunk), ..EngineOptions::default() };
         let mut engine = Engine::load(&plan, &options).map_err(|error| error.to_string())?;
         let logits = engine.logits(&tokens).map_err(|error| error.to_string())?.concat();
         let rows = case.rows();

@@ -13,6 +13,7 @@ use lathe_models::config::ModelConfig;
 use lathe_models::tokenizer::Token;
 use lathe_models::{Model, seeded};
 use lathe_plan::{Plan, SectionKind};
+use lathe_runtime::device::options::DeviceOptions;
 use lathe_runtime::engine::{Engine, EngineOptions};
 use lathe_tests::Scratch;
 use lathe_tests::compare::relative_error;
@@ -97,7 +98,8 @@ fn a_compiled_plan_computes_what_its_graph_says() {
 
         let plan = Plan::from_bytes(plan_bytes(model, &options(Activations::F32))).expect("the plan is sound");
         for chunk in [1, 16, 45] {
-            let options = EngineOptions { prefill_chunk: Some(chunk), poison: true, ..EngineOptions::default() };
+            let device = DeviceOptions { poison: true, ..DeviceOptions::default() };
+            let options = EngineOptions { device, prefill_chunk: Some(chunk), ..EngineOptions::default() };
             let found = Engine::load(&plan, &options).expect("it loads").logits(&ids).expect("it runs").concat();
             let error = relative_error(&found, &expected);
             assert!(error < F32_BOUND, "{family} in {scheme}, in chunks of {chunk}: relative error {error:.1e}");
@@ -118,7 +120,8 @@ fn a_vocabulary_may_have_any_size() {
         let model = model.with_cache(DType::F32).expect("a cache");
         let expected = evaluated(&model, &tokens);
         let plan = Plan::from_bytes(plan_bytes(model, &options(Activations::F32))).expect("the plan is sound");
-        let options = EngineOptions { prefill_chunk: Some(16), poison: true, ..EngineOptions::default() };
+        let device = DeviceOptions { poison: true, ..DeviceOptions::default() };
+        let options = EngineOptions { device, prefill_chunk: Some(16), ..EngineOptions::default() };
         let found = Engine::load(&plan, &options).expect("it loads").logits(&tokens).expect("it runs");
         assert!(found.iter().all(|row| row.len() == size), "{size} logits a row");
         let error = relative_error(&found.concat(), &expected);
@@ -148,7 +151,9 @@ fn one_plan_for_several_cpus_shares_its_weights_and_gives_the_same_bits_on_each(
 
     let mut first: Option<Vec<Vec<f32>>> = None;
     for target in targets.iter().filter(|target| target.missing_here().is_empty()) {
-        let options = EngineOptions { target: Some(target.name.to_owned()), poison: true, ..EngineOptions::default() };
+        let target_name = Some(target.name.to_owned());
+        let device = DeviceOptions { target: target_name, poison: true, ..DeviceOptions::default() };
+        let options = EngineOptions { device, ..EngineOptions::default() };
         let logits = Engine::load(&all, &options).expect("it loads").logits(&tokens).expect("it runs");
         let first = first.get_or_insert_with(|| logits.clone());
         assert!(*first == logits, "{target} differs from the best target");

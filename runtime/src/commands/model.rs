@@ -6,7 +6,8 @@ use std::thread;
 use anyhow::anyhow;
 use lathe_plan::{LoadMode, Plan};
 use lathe_runtime::batcher::BatchOptions;
-use lathe_runtime::device::choice::{self, DeviceChoice, DeviceOptions, Loaded};
+use lathe_runtime::device::choice::{self, Loaded};
+use lathe_runtime::device::options::{DeviceChoice, DeviceOptions};
 use lathe_runtime::tokenizer::Tokenizer;
 use lathe_runtime::{Engine, EngineOptions};
 
@@ -81,7 +82,7 @@ impl Model {
         // The weights take longer than the tokenizer, which is ready by the time they are.
         let tokenizer = thread::spawn(move || Tokenizer::new(tables));
         let load = DeviceOptions {
-            device: machine.device,
+            choice: machine.device,
             threads: machine.threads,
             cache_tokens: machine.cache_tokens,
             load: match machine.load {

@@ -1,71 +1,14 @@
 //! Which device runs a plan.
 
-use std::{fmt, str::FromStr};
-
-use lathe_plan::{LoadMode, Plan};
+use lathe_plan::Plan;
 
 use super::{
     Device,
-    cpu::{CpuDevice, CpuOptions},
-    cuda::{self, CudaDevice, CudaOptions},
+    cpu::CpuDevice,
+    cuda::{self, CudaDevice},
+    options::{DeviceChoice, DeviceOptions},
 };
 use crate::error::Result;
-
-/// The kind of device that a user asks for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// What the plan was compiled for.
-    #[default]
-    Auto,
-    /// This machine's CPU.
-    Cpu,
-    /// The GPU of this number, in the driver's order.
-    Cuda(usize),
-}
-
-impl FromStr for DeviceChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<DeviceChoice, String> {
-        let number = |text: &str| text.parse().ok().map(DeviceChoice::Cuda);
-        match text {
-            "auto" => Some(DeviceChoice::Auto),
-            "cpu" => Some(DeviceChoice::Cpu),
-            "cuda" => Some(DeviceChoice::Cuda(0)),
-            _ => text.strip_prefix("cuda:").and_then(number),
-        }
-        .ok_or_else(|| "expected auto, cpu, cuda, or cuda:N with the number of a GPU".to_owned())
-    }
-}
-
-impl fmt::Display for DeviceChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            DeviceChoice::Auto => f.write_str("auto"),
-            DeviceChoice::Cpu => f.write_str("cpu"),
-            DeviceChoice::Cuda(number) => write!(f, "cuda:{number}"),
-        }
-    }
-}
-
-/// How a device uses its machine. None of it changes a token.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DeviceOptions {
-    /// Which device.
-    pub device: DeviceChoice,
-    /// Worker threads of a CPU; by default one per physical core that the process may use.
-    pub threads: Option<usize>,
-    /// Positions that the cache holds; by default the program's maximal context, at most 8192.
-    pub cache_tokens: Option<usize>,
-    /// Where the weights are kept.
-    pub load: LoadMode,
-    /// Leaves a CPU's workers to the operating system's scheduler instead of pinning each to a core.
-    pub unpinned: bool,
-    /// Which of the plan's CPU targets runs; by default the best that the CPU has.
-    pub target: Option<String>,
-    /// Fills memory with NaNs before each step, to find what is read before it is written.
-    pub poison: bool,
-}
 
 /// A loaded device, and what to tell people of it.
 pub struct Loaded {
@@ -82,36 +25,16 @@ pub struct Loaded {
 /// # Errors
 /// When the plan has no code for the device, or the machine lacks it.
 pub fn load(plan: &Plan, options: &DeviceOptions) -> Result<Loaded> {
-    let &DeviceOptions { device, threads, cache_tokens, load, unpinned, ref target, poison } = options;
-    let gpu = match device {
+    let gpu = match options.choice {
         DeviceChoice::Cpu => None,
         DeviceChoice::Cuda(ordinal) => Some(ordinal),
         DeviceChoice::Auto => cuda::has_code(plan).then_some(0),
     };
     if let Some(ordinal) = gpu {
-        let device = CudaDevice::load(plan, &CudaOptions { ordinal, cache_tokens, load, poison })?;
+        let device = CudaDevice::load(plan, ordinal, options)?;
         // The thread that hands steps over and samples.
         return Ok(Loaded { name: device.name().to_owned(), threads: 1, device: Box::new(device) });
     }
-    let device = CpuDevice::load(
-        plan,
-        &CpuOptions { threads, cache_tokens, load, pin: !unpinned, poison, target: target.clone() },
-    )?;
+    let device = CpuDevice::load(plan, options)?;
     Ok(Loaded { name: "CPU".to_owned(), threads: device.workers(), device: Box::new(device) })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_device_is_named_by_kind_and_number() {
-        for choice in [DeviceChoice::Auto, DeviceChoice::Cpu, DeviceChoice::Cuda(0), DeviceChoice::Cuda(3)] {
-            assert_eq!(choice.to_string().parse(), Ok(choice));
-        }
-        assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
-        for wrong in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "CPU"] {
-            assert!(wrong.parse::<DeviceChoice>().unwrap_err().contains("cuda:N"), "{wrong}");
-        }
-    }
 }

@@ -5,7 +5,7 @@
 //! prefill chunks and decodes, each token with its logical position and its sequence. A token may be named as "what that
 //! row of that step samples", so the host can prepare a step while the one before it still runs.
 //!
-//! [`choice`] loads the one that a plan and a user ask for:
+//! [`choice`] loads the one that a plan and a user, by [`options`], ask for:
 //!
 //! - [`cpu`]: pinned workers that run the plan's x86-64 code.
 //! - [`cuda`]: an NVIDIA GPU that runs the plan's PTX.
@@ -15,6 +15,7 @@ pub mod choice;
 pub mod cpu;
 pub mod cuda;
 pub mod null;
+pub mod options;
 mod tickets;
 
 use lathe_plan::program::{Program, Retention, StepSize};

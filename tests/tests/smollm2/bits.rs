@@ -4,6 +4,7 @@ use std::process::Command;
 
 use lathe_compiler::pass::Activations;
 use lathe_runtime::batcher::{Event, Request};
+use lathe_runtime::device::options::DeviceOptions;
 use lathe_runtime::engine::EngineOptions;
 use lathe_runtime::sample::SampleParams;
 use lathe_tests::{Scratch, lathe_compile, smollm2};
@@ -15,7 +16,10 @@ type Answer = Vec<(u32, u32)>;
 
 /// Runs requests together and gives each one's answer.
 fn answers(options: &EngineOptions, requests: &[Request]) -> Vec<Answer> {
-    let mut engine = engine(Activations::Int8, &EngineOptions { poison: true, ..options.clone() });
+    let mut engine = engine(
+        Activations::Int8,
+        &EngineOptions { device: DeviceOptions { poison: true, ..options.device.clone() }, ..options.clone() },
+    );
     let ids: Vec<_> = requests.iter().map(|request| engine.submit(request.clone()).expect("it fits")).collect();
     let mut answers = vec![Answer::new(); requests.len()];
     while !engine.is_idle() {
@@ -54,8 +58,8 @@ fn tokens_and_logprobs_depend_on_nothing_but_the_request() {
     assert!(alone.iter().all(|answer| answer.len() == 12), "every request ran to its end");
     for threads in [1, 2] {
         for chunk in [1, 7, 64, 512] {
-            let options =
-                EngineOptions { threads: Some(threads), prefill_chunk: Some(chunk), ..EngineOptions::default() };
+            let device = DeviceOptions { threads: Some(threads), ..DeviceOptions::default() };
+            let options = EngineOptions { device, prefill_chunk: Some(chunk), ..EngineOptions::default() };
             assert_eq!(answers(&options, &requests), alone, "{threads} threads, prefill in chunks of {chunk}");
         }
     }

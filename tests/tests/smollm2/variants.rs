@@ -5,6 +5,7 @@ use lathe_compiler::pipeline::{Goal, Options, compile};
 use lathe_kernels::targets::Target;
 use lathe_models::open;
 use lathe_plan::Plan;
+use lathe_runtime::device::options::DeviceOptions;
 use lathe_runtime::engine::{Engine, EngineOptions};
 use lathe_tests::{Scratch, smollm2};
 
@@ -25,7 +26,9 @@ fn code_for_lesser_cpus_gives_the_same_logits() {
     let tokens = corpus(TOKENS);
     let expected = engine(Activations::Int8, &EngineOptions::default()).logits(&tokens).expect("it runs");
     for target in targets.iter().filter(|target| target.missing_here().is_empty()) {
-        let options = EngineOptions { target: Some(target.name.to_owned()), poison: true, ..EngineOptions::default() };
+        let target_name = Some(target.name.to_owned());
+        let device = DeviceOptions { target: target_name, poison: true, ..DeviceOptions::default() };
+        let options = EngineOptions { device, ..EngineOptions::default() };
         let found = Engine::load(&plan, &options).expect("it loads").logits(&tokens).expect("it runs");
         assert!(found == expected, "{target} differs from this CPU's best target");
     }

@@ -17,48 +17,18 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use lathe_plan::{Code, LoadMode, Plan, PlanError, program::Program};
+use lathe_plan::{Code, Plan, PlanError, program::Program};
 
 use self::{
     machine::{Machine, WeightBytes},
     memory::Kernels,
     worker::Shared,
 };
-use super::{Device, Limits, Step, StepOutput, Ticket, tickets::Tickets};
+use super::{Device, Limits, Step, StepOutput, Ticket, options::DeviceOptions, tickets::Tickets};
 use crate::error::{Error, Result};
 
 /// How the targets of CPU code are called, before their level.
 const TARGET_PREFIX: &str = "x86-64";
-
-/// How the CPU device uses its machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CpuOptions {
-    /// Worker threads; by default one per physical core that the process may use.
-    pub threads: Option<usize>,
-    /// Positions that the cache holds; by default the program's maximal context, at most 8192.
-    pub cache_tokens: Option<usize>,
-    /// Where the weights are kept.
-    pub load: LoadMode,
-    /// Whether each worker is pinned to a core, if there are enough.
-    pub pin: bool,
-    /// Whether memory is filled with NaNs before each step, to find what is read before it is written.
-    pub poison: bool,
-    /// The target whose code runs; by default the most demanding one that this CPU runs.
-    pub target: Option<String>,
-}
-
-impl Default for CpuOptions {
-    fn default() -> CpuOptions {
-        CpuOptions {
-            threads: None,
-            cache_tokens: None,
-            load: LoadMode::default(),
-            pin: true,
-            poison: false,
-            target: None,
-        }
-    }
-}
 
 /// Runs the x86-64 code of a plan on pinned worker threads.
 #[derive(Debug)]
@@ -71,12 +41,12 @@ pub struct CpuDevice {
 
 impl CpuDevice {
     /// Loads a plan's main program.
-    pub fn load(plan: &Plan, options: &CpuOptions) -> Result<CpuDevice> {
+    pub fn load(plan: &Plan, options: &DeviceOptions) -> Result<CpuDevice> {
         CpuDevice::load_where(plan, options, features::has)
     }
 
     /// Loads a plan's main program on a CPU of these features.
-    fn load_where(plan: &Plan, options: &CpuOptions, has: impl Fn(&str) -> bool) -> Result<CpuDevice> {
+    fn load_where(plan: &Plan, options: &DeviceOptions, has: impl Fn(&str) -> bool) -> Result<CpuDevice> {
         let missing = |what: &str| Error::Plan(PlanError::Missing { what: what.to_owned() });
         let program = plan.program("main").ok_or_else(|| missing("program `main`"))?;
         // The target is checked before any code is mapped.
@@ -90,7 +60,7 @@ impl CpuDevice {
     }
 
     /// Allocates a program's memory and starts the workers.
-    fn start(program: &Program, kernels: Kernels, weights: WeightBytes, options: &CpuOptions) -> Result<CpuDevice> {
+    fn start(program: &Program, kernels: Kernels, weights: WeightBytes, options: &DeviceOptions) -> Result<CpuDevice> {
         let cpus = topology::cpus();
         let workers = options.threads.unwrap_or_else(|| cpus.default_workers()).max(1);
         let limits = Limits::of(program, options.cache_tokens);
@@ -100,7 +70,7 @@ impl CpuDevice {
         let mut device = CpuDevice { limits, shared, threads: Vec::new(), tickets: Tickets::default() };
         for worker in 0..workers {
             let shared = Arc::clone(&device.shared);
-            let cpu = cpus.of_worker(worker, workers).filter(|_| options.pin);
+            let cpu = cpus.of_worker(worker, workers).filter(|_| !options.unpinned);
             let run = move || {
                 cpu.inspect(|&cpu| topology::pin(cpu));
                 shared.run(worker);

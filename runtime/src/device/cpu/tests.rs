@@ -164,8 +164,14 @@ fn program(launches: &[Launch]) -> Program {
     }
 }
 
-fn options(workers: usize) -> CpuOptions {
-    CpuOptions { threads: Some(workers), cache_tokens: Some(48), pin: false, poison: true, ..CpuOptions::default() }
+fn options(workers: usize) -> DeviceOptions {
+    DeviceOptions {
+        threads: Some(workers),
+        cache_tokens: Some(48),
+        unpinned: true,
+        poison: true,
+        ..DeviceOptions::default()
+    }
 }
 
 fn device(program: &Program, workers: usize) -> CpuDevice {
@@ -356,7 +362,7 @@ fn machine_code(entry: u64, poison: bool) -> Result<CpuDevice> {
         operands: vec![Operand { access: Access::Write, extent: Vec::new() }],
     }];
     let kernels = Kernels::map(&object, 1)?;
-    CpuDevice::start(&program, kernels, Box::new(Vec::new()), &CpuOptions { poison, ..options(2) })
+    CpuDevice::start(&program, kernels, Box::new(Vec::new()), &DeviceOptions { poison, ..options(2) })
 }
 
 #[test]
@@ -394,7 +400,7 @@ fn two_targets() -> Plan {
 fn a_cpu_runs_the_code_that_it_has_the_features_for() {
     let plan = two_targets();
     let load = |target: Option<&str>, features: &[&str]| {
-        let options = CpuOptions { poison: false, target: target.map(str::to_owned), ..options(1) };
+        let options = DeviceOptions { poison: false, target: target.map(str::to_owned), ..options(1) };
         CpuDevice::load_where(&plan, &options, |feature| features.contains(&feature))
     };
     for (target, features) in [(None, &["avx2"][..]), (None, &["avx2", "avx512f"]), (Some("x86-64-v3"), &["avx2"])] {

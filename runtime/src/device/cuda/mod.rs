@@ -9,31 +9,20 @@ mod machine;
 
 use std::sync::Arc;
 
-use lathe_plan::{LoadMode, Plan, PlanError, program::CodeObject};
+use lathe_plan::{Plan, PlanError, program::CodeObject};
 
 use self::{
     driver::{Context, Event, Module, Pinned},
     machine::Machine,
 };
-use super::{Device, IN_FLIGHT, Limits, RowOutput, Step, StepOutput, StepToken, Ticket, tickets::Tickets};
+use super::{
+    Device, IN_FLIGHT, Limits, RowOutput, Step, StepOutput, StepToken, Ticket, options::DeviceOptions, tickets::Tickets,
+};
 use crate::{
     error::{Error, Result},
     exec::Numbers,
     sample::Sampler,
 };
-
-/// How the CUDA device uses its machine.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CudaOptions {
-    /// Which GPU, in the driver's order.
-    pub ordinal: usize,
-    /// Positions that the cache holds; by default the program's maximal context, at most 8192.
-    pub cache_tokens: Option<usize>,
-    /// Where the weights are kept on their way to the GPU.
-    pub load: LoadMode,
-    /// Whether memory is filled with NaNs before each step, to find what is read before it is written.
-    pub poison: bool,
-}
 
 /// Runs the PTX of a plan.
 #[derive(Debug)]
@@ -110,14 +99,14 @@ fn names(object: &CodeObject) -> Result<(&str, Vec<&str>)> {
 }
 
 impl CudaDevice {
-    /// Loads a plan's main program.
-    pub fn load(plan: &Plan, options: &CudaOptions) -> Result<CudaDevice> {
+    /// Loads a plan's main program onto the GPU of this number, in the driver's order.
+    pub fn load(plan: &Plan, ordinal: usize, options: &DeviceOptions) -> Result<CudaDevice> {
         let missing = |what: &str| Error::Plan(PlanError::Missing { what: what.to_owned() });
         let program = plan.program("main").ok_or_else(|| missing("program `main`"))?;
         if !has_code(plan) {
             return Err(Error::NoPtx);
         }
-        let context = Context::open(options.ordinal)?;
+        let context = Context::open(ordinal)?;
         // The target is checked before any code is handed to the driver.
         let object = choose(plan.codes("main").map(|code| &code.object), context.capability)?;
         let code = plan.codes("main").find(|code| std::ptr::eq(&raw const code.object, object));
