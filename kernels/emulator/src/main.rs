@@ -46,15 +46,20 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if words[0] == "bench" {
-        return report(bench::run());
+        return match bench::options(&words[1..]) {
+            Ok(options) => report(bench::run(&options)),
+            Err(message) => usage(&message),
+        };
     }
     match arguments::parse(&words) {
         Ok(command) => report(run(&command)),
-        Err(message) => {
-            eprintln!("error: {message}; `emulator --help` lists the options");
-            ExitCode::from(2)
-        }
+        Err(message) => usage(&message),
     }
+}
+
+fn usage(message: &str) -> ExitCode {
+    eprintln!("error: {message}; `emulator --help` lists the options");
+    ExitCode::from(2)
 }
 
 fn report(result: Result<(), Box<dyn Error>>) -> ExitCode {

@@ -5,7 +5,7 @@ use super::flags::{COMPARE, FROM, FTZ, INTEGER, NAN, RELU, SAT, TO, XORSIGN};
 use super::{Decoder, Mods, Result, floating, integer};
 use crate::counters::Class;
 use crate::exec::op::{Op, Reg};
-use crate::exec::regs::{Exec, lanes};
+use crate::exec::regs::{Exec, exec, lanes};
 use crate::float::Round;
 use crate::ptx::tree::{Instruction, Operand, Ty};
 use crate::ptx::{Position, PtxError};
@@ -99,7 +99,7 @@ impl Decoder<'_> {
                 let (d, _) = self.target(d, ty, i.at)?;
                 let (a, b) = (self.operand(a, ty, i.at)?, self.operand(b, ty, i.at)?);
                 let (p, negated) = self.predicate(p, i.at)?;
-                let run: Exec = if ty.bytes() == 8 { select64 } else { select32 };
+                let run: Exec = if ty.bytes() == 8 { select64() } else { select32() };
                 self.alu(run, [d, 0, a, b, p], u64::from(negated), guard, Class::Integer, i.at)?;
             }
             "set" => {
@@ -380,7 +380,7 @@ impl Decoder<'_> {
         let (a, b) = (self.operand(a, ty, i.at)?, self.operand(b, ty, i.at)?);
         if let (Operand::Name { .. }, None) = (d, boolean) {
             let (d, _) = self.target(d, Ty::Pred, i.at)?;
-            let Some(run) = compare::setp(code, ty) else { return wrong(i, "does not compare this type") };
+            let Some(run) = compare::setp(code, ty, ftz != 0) else { return wrong(i, "does not compare this type") };
             return self.alu(run, [d, 0, a, b, 0], flags, guard, Class::Integer, i.at);
         }
         let (d, d2, second) = match d {
@@ -449,18 +449,24 @@ impl Decoder<'_> {
     }
 }
 
-fn select32(regs: &mut crate::exec::regs::Regs, x: &crate::exec::regs::Args, mask: u32) {
-    let p = regs.p[x.c as usize] ^ if x.flags != 0 { u32::MAX } else { 0 };
-    let (a, b) = (&regs.r32[x.a as usize], &regs.r32[x.b as usize]);
-    let out = std::array::from_fn(|lane| if p >> lane & 1 != 0 { a[lane] } else { b[lane] });
-    regs.put32(x.d, &out, mask);
+/// `selp` on 32 bits.
+fn select32() -> Exec {
+    exec!(|regs, x, mask| {
+        let p = regs.p[x.c as usize] ^ if x.flags != 0 { u32::MAX } else { 0 };
+        let (a, b) = (&regs.r32[x.a as usize], &regs.r32[x.b as usize]);
+        let out = std::array::from_fn(|lane| if p >> lane & 1 != 0 { a[lane] } else { b[lane] });
+        regs.put32(x.d, &out, mask);
+    })
 }
 
-fn select64(regs: &mut crate::exec::regs::Regs, x: &crate::exec::regs::Args, mask: u32) {
-    let p = regs.p[x.c as usize] ^ if x.flags != 0 { u32::MAX } else { 0 };
-    let (a, b) = (&regs.r64[x.a as usize], &regs.r64[x.b as usize]);
-    let out = std::array::from_fn(|lane| if p >> lane & 1 != 0 { a[lane] } else { b[lane] });
-    regs.put64(x.d, &out, mask);
+/// `selp` on 64 bits.
+fn select64() -> Exec {
+    exec!(|regs, x, mask| {
+        let p = regs.p[x.c as usize] ^ if x.flags != 0 { u32::MAX } else { 0 };
+        let (a, b) = (&regs.r64[x.a as usize], &regs.r64[x.b as usize]);
+        let out = std::array::from_fn(|lane| if p >> lane & 1 != 0 { a[lane] } else { b[lane] });
+        regs.put64(x.d, &out, mask);
+    })
 }
 
 /// Logic on predicates: the function in the low bits, negations of the operands in bits 4 and 5.

@@ -2,7 +2,7 @@
 
 use super::flags::{COMPARE, FROM, FTZ, INTEGER, RELU, SAT, TO};
 use super::floating;
-use crate::exec::regs::{Args, Exec, Regs, lanes};
+use crate::exec::regs::{Args, Exec, Regs, exec, lanes};
 use crate::float::{BF16, E4M3, E5M2, F16, F32, Round, TF32, flush};
 use crate::ptx::tree::Ty;
 
@@ -88,34 +88,61 @@ macro_rules! compare {
 macro_rules! compare_fast {
     ($ty:expr, $op:tt) => {
         match $ty {
-            Ty::U32 | Ty::B32 => Some(|r: &mut Regs, x: &Args, m: u32| {
+            Ty::U32 | Ty::B32 => Some(exec!(|r, x, m| {
                 let bits = compare!(r, x, r32, |v: u32| v, |a: u32, b: u32| a $op b);
-                setp_put(r, x, bits, m);
-            }),
-            Ty::S32 => Some(|r: &mut Regs, x: &Args, m: u32| {
+                r.put_pred(x.d, bits, m);
+            })),
+            Ty::S32 => Some(exec!(|r, x, m| {
                 let bits = compare!(r, x, r32, |v: u32| v as i32, |a: i32, b: i32| a $op b);
-                setp_put(r, x, bits, m);
-            }),
-            Ty::U64 | Ty::B64 => Some(|r: &mut Regs, x: &Args, m: u32| {
+                r.put_pred(x.d, bits, m);
+            })),
+            Ty::U64 | Ty::B64 => Some(exec!(|r, x, m| {
                 let bits = compare!(r, x, r64, |v: u64| v, |a: u64, b: u64| a $op b);
-                setp_put(r, x, bits, m);
-            }),
-            Ty::S64 => Some(|r: &mut Regs, x: &Args, m: u32| {
+                r.put_pred(x.d, bits, m);
+            })),
+            Ty::S64 => Some(exec!(|r, x, m| {
                 let bits = compare!(r, x, r64, |v: u64| v as i64, |a: i64, b: i64| a $op b);
-                setp_put(r, x, bits, m);
-            }),
+                r.put_pred(x.d, bits, m);
+            })),
             _ => None,
         }
     };
 }
 
-fn setp_put(regs: &mut Regs, x: &Args, bits: u32, mask: u32) {
-    regs.put_pred(x.d, bits, mask);
+/// The same for f32, by what holds of two values.
+macro_rules! compare_f32 {
+    (|$a:ident, $b:ident| $holds:expr) => {
+        Some(exec!(|r, x, m| {
+            let bits = compare!(r, x, r32, f32::from_bits, |$a: f32, $b: f32| $holds);
+            r.put_pred(x.d, bits, m);
+        }))
+    };
+}
+
+/// Comparisons of f32 with subnormals kept. A NaN fails the first six and passes those that end in `u`.
+#[expect(clippy::float_cmp, reason = "the instruction compares exactly")]
+fn setp_f32(code: u64) -> Option<Exec> {
+    match code {
+        0 => compare_f32!(|a, b| a == b),
+        1 => compare_f32!(|a, b| a != b && !a.is_nan() && !b.is_nan()),
+        2 => compare_f32!(|a, b| a < b),
+        3 => compare_f32!(|a, b| a <= b),
+        4 => compare_f32!(|a, b| a > b),
+        5 => compare_f32!(|a, b| a >= b),
+        10 => compare_f32!(|a, b| a == b || a.is_nan() || b.is_nan()),
+        11 => compare_f32!(|a, b| a != b),
+        12 => compare_f32!(|a, b| a.is_nan() || b.is_nan() || a < b),
+        13 => compare_f32!(|a, b| a.is_nan() || b.is_nan() || a <= b),
+        14 => compare_f32!(|a, b| a.is_nan() || b.is_nan() || a > b),
+        15 => compare_f32!(|a, b| a.is_nan() || b.is_nan() || a >= b),
+        _ => None,
+    }
 }
 
 /// `setp` with one result and no boolean operation.
-pub(super) fn setp(code: u64, ty: Ty) -> Option<Exec> {
+pub(super) fn setp(code: u64, ty: Ty, flushes: bool) -> Option<Exec> {
     let fast: Option<Exec> = match code {
+        _ if ty == Ty::F32 && !flushes => setp_f32(code),
         0 => compare_fast!(ty, ==),
         1 => compare_fast!(ty, !=),
         2 | 6 => compare_fast!(ty, <),
@@ -227,10 +254,39 @@ pub(super) fn convert(to: Ty, from: Ty, flags: u64) -> Exec {
         (Ty::S64 | Ty::U64, Ty::S32) if plain => lanes!(r64 <- r32 |a| i64::from(a as i32) as u64),
         (Ty::U32 | Ty::S32 | Ty::B32, Ty::U64 | Ty::S64 | Ty::B64) if plain => lanes!(r32 <- r64 |a| a as u32),
         (Ty::F32, Ty::S32) if plain => lanes!(r32 <- r32 |a| (a as i32 as f32).to_bits()),
+        (Ty::F32, Ty::U32) if plain => lanes!(r32 <- r32 |a| (a as f32).to_bits()),
+        (Ty::F16, Ty::F32) if plain => lanes!(r32 <- r32 |a| half_of(a)),
+        (Ty::Bf16, Ty::F32) if plain => lanes!(r32 <- r32 |a| bfloat_of(a)),
+        (Ty::S32, Ty::F32) if flags & (FTZ | SAT | RELU) == 0 && flags & INTEGER != 0 => match Round::from_flags(flags)
+        {
+            // A cast clamps, and makes NaN zero, as the device does.
+            Round::Nearest => lanes!(r32 <- r32 |a| f32::from_bits(a).round_ties_even() as i32 as u32),
+            Round::Zero => lanes!(r32 <- r32 |a| f32::from_bits(a) as i32 as u32),
+            Round::Down => lanes!(r32 <- r32 |a| f32::from_bits(a).floor() as i32 as u32),
+            _ => lanes!(r32 <- r32 |a| f32::from_bits(a).ceil() as i32 as u32),
+        },
         (Ty::F32, Ty::Bf16) if plain => lanes!(r32 <- r32 |a| quiet(a << 16)),
         (Ty::F32, Ty::F16) if plain => lanes!(r32 <- r32 |a| quiet(half::f16::from_bits(a as u16).to_f32().to_bits())),
         _ => convert_general,
     }
+}
+
+/// f32 to f16, to nearest: in the range of normal halves by adding half of the last place, elsewhere as a sum that
+/// makes the machine round at the right place.
+fn half_of(bits: u32) -> u32 {
+    let (sign, magnitude) = (bits >> 16 & 0x8000, bits & 0x7fff_ffff);
+    // 0.5 has the last place of half subnormals as its own; what is added is rounded there.
+    let small = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
+    let rounded = magnitude.wrapping_add(0xfff + (magnitude >> 13 & 1)).wrapping_sub(0x3800_0000) >> 13;
+    let normal = if magnitude >= 0x477f_f000 { 0x7c00 } else { rounded };
+    let finite = if magnitude < 0x3880_0000 { small } else { normal };
+    if magnitude > 0x7f80_0000 { 0x7fff } else { sign | finite }
+}
+
+/// f32 to bf16, to nearest.
+fn bfloat_of(bits: u32) -> u32 {
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    if bits & 0x7fff_ffff > 0x7f80_0000 { 0x7fff } else { rounded }
 }
 
 /// A NaN as the device writes it.

@@ -65,6 +65,17 @@ fn extreme(a: f32, b: f32, flags: u64, largest: bool) -> f32 {
     }
 }
 
+/// `min` and `max` without modifiers: the number wins over NaN; of two zeros the one with the sign of `equal`.
+#[expect(clippy::float_cmp, reason = "the instruction compares exactly")]
+fn number_first(a: u32, b: u32, better: impl Fn(f32, f32) -> bool, equal: u32) -> u32 {
+    let (x, y) = (f32::from_bits(a), f32::from_bits(b));
+    let of_numbers = if better(x, y) { a } else { b };
+    let of_numbers = if x == y { equal } else { of_numbers };
+    let of_one = if x.is_nan() { b } else { a };
+    let chosen = if x.is_nan() || y.is_nan() { of_one } else { of_numbers };
+    if x.is_nan() && y.is_nan() { NAN32 } else { chosen }
+}
+
 fn extreme64(a: f64, b: f64, largest: bool) -> f64 {
     if a.is_nan() {
         b
@@ -200,6 +211,8 @@ pub(super) fn binary(name: &str, ty: Ty, plain: bool) -> Option<Exec> {
             "sub" => return Some(lanes!(r32 <- r32 r32 |a, b| bits(f32::from_bits(a) - f32::from_bits(b)))),
             "mul" => return Some(lanes!(r32 <- r32 r32 |a, b| bits(f32::from_bits(a) * f32::from_bits(b)))),
             "div" => return Some(lanes!(r32 <- r32 r32 |a, b| bits(f32::from_bits(a) / f32::from_bits(b)))),
+            "min" => return Some(lanes!(r32 <- r32 r32 |a, b| number_first(a, b, |a, b| a < b, a | b))),
+            "max" => return Some(lanes!(r32 <- r32 r32 |a, b| number_first(a, b, |a, b| a > b, a & b))),
             _ => {}
         },
         Ty::F16 | Ty::F16x2 => return short_ops!(name, F16, ty, F16, F16x2),

@@ -1,6 +1,6 @@
 //! Integer and bit instructions: from opcode and type to the function that computes 32 lanes.
 
-use crate::exec::regs::{Exec, lanes};
+use crate::exec::regs::{Exec, exec, lanes};
 use crate::ptx::tree::Ty;
 
 /// Instantiates an expression for every integer type: the operands have the type, the result is stored zero-extended.
@@ -207,18 +207,18 @@ pub(super) fn ternary(name: &str, ty: Ty) -> Option<Exec> {
 /// `bfi`: the low `len` bits of `a` inserted into `b` at `pos`. Position in `c`, length in `d2`.
 pub(super) fn insert(ty: Ty) -> Option<Exec> {
     match ty {
-        Ty::B32 => Some(|regs, x, mask| {
+        Ty::B32 => Some(exec!(|regs, x, mask| {
             let (a, b) = (regs.r32[x.a as usize], regs.r32[x.b as usize]);
             let (pos, len) = (regs.r32[x.c as usize], regs.r32[x.d2 as usize]);
             let out = std::array::from_fn(|i| insert_bits(u64::from(a[i]), u64::from(b[i]), pos[i], len[i], 32) as u32);
             regs.put32(x.d, &out, mask);
-        }),
-        Ty::B64 => Some(|regs, x, mask| {
+        })),
+        Ty::B64 => Some(exec!(|regs, x, mask| {
             let (a, b) = (regs.r64[x.a as usize], regs.r64[x.b as usize]);
             let (pos, len) = (regs.r32[x.c as usize], regs.r32[x.d2 as usize]);
             let out = std::array::from_fn(|i| insert_bits(a[i], b[i], pos[i], len[i], 64));
             regs.put64(x.d, &out, mask);
-        }),
+        })),
         _ => None,
     }
 }

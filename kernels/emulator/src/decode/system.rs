@@ -2,6 +2,7 @@
 
 use super::{Decoder, Mods, Result};
 use crate::counters::Class;
+use crate::exec::mma;
 use crate::exec::op::{Access, AtomOp, BarKind, Element, Mma, Op, Order, Reg, Shuffle, Vote};
 use crate::ptx::PtxError;
 use crate::ptx::tree::{Instruction, Operand, Space, Ty};
@@ -412,6 +413,12 @@ impl Decoder<'_> {
         });
         let layout = mods.take("row") & mods.take("col");
         let saturate = mods.take("satfinite");
+        let combined = mods.find(|name| match name {
+            "and" => Some(false),
+            "xor" => Some(true),
+            _ => None,
+        });
+        let counts = mods.take("popc");
         let (true, true, Some((m, n, k))) = (known, layout, shape) else {
             return wrong(i, "needs `.sync.aligned`, a shape and `.row.col`");
         };
@@ -428,6 +435,7 @@ impl Decoder<'_> {
                 "u8" => Element::U8,
                 "s4" => Element::S4,
                 "u4" => Element::U4,
+                "b1" => Element::B1,
                 _ => return None,
             })
         };
@@ -436,20 +444,19 @@ impl Decoder<'_> {
         };
         let accumulator = Ty::parse(d).filter(|ty| d == c && matches!(ty, Ty::F32 | Ty::F16 | Ty::S32));
         let Some(accumulator) = accumulator else { return wrong(i, "accumulates in a type that is not supported") };
-        let bits = match a {
-            Element::F16 | Element::Bf16 => 16,
-            Element::Tf32 => 32,
-            Element::S4 | Element::U4 => 4,
-            _ => 8,
-        };
+        let bits = mma::bits(a);
         let supported: &[(usize, usize)] = match bits {
             16 => &[(16, 8), (16, 16)],
             32 => &[(16, 4), (16, 8)],
-            4 => &[(16, 32), (16, 64)],
-            _ => &[(16, 16), (16, 32)],
+            4 => &[(8, 32), (16, 32), (16, 64)],
+            1 => &[(8, 128), (16, 128), (16, 256)],
+            _ => &[(8, 16), (16, 16), (16, 32)],
         };
         let is_float = matches!(a, Element::F16 | Element::Bf16 | Element::Tf32 | Element::E4m3 | Element::E5m2);
-        if n != 8 || !supported.contains(&(m, k)) || is_float == (accumulator == Ty::S32) {
+        let of_one_kind = bits == mma::bits(b) && (bits == 1) == counts && (bits == 1) == combined.is_some();
+        // With eight rows there are integers only.
+        let fits = m == 16 || !is_float;
+        if n != 8 || !supported.contains(&(m, k)) || is_float == (accumulator == Ty::S32) || !of_one_kind || !fits {
             return wrong(i, "this shape with these types is not supported");
         }
         let [d, a_list, b_list, c] = &i.operands[..] else { return wrong(i, "takes four fragments") };
@@ -464,9 +471,10 @@ impl Decoder<'_> {
             items.iter().map(|item| self.source32(item, Ty::B32, i.at)).collect()
         };
         let per_lane = |rows: usize, bits: usize| (rows * bits / 32 / 32).max(1);
-        let accumulators = if accumulator == Ty::F16 { 2 } else { 4 };
+        let accumulators = if accumulator == Ty::F16 || m == 8 { 2 } else { 4 };
         let (a_regs, b_regs) = (fragment(a_list, per_lane(m * k, bits))?, fragment(b_list, per_lane(n * k, bits))?);
         let (c_regs, d_regs) = (fragment(c, accumulators)?, fragment(d, accumulators)?);
-        Ok(Op::Mma(Box::new(Mma { m, n, k, a, b, accumulator, saturate, d_regs, a_regs, b_regs, c_regs })))
+        let (is_xor, run) = (combined == Some(true), mma::runner(accumulator));
+        Ok(Op::Mma(Box::new(Mma { m, n, k, a, b, accumulator, saturate, is_xor, run, d_regs, a_regs, b_regs, c_regs })))
     }
 }

@@ -446,7 +446,7 @@ impl<'a> Cta<'a> {
             Op::Ldmatrix { access, count, transposed } => self.ldmatrix(warp, access, *count, *transposed)?,
             Op::Mma(mma) => {
                 self.counters.tensor_operations += 2 * (mma.m * mma.n * mma.k) as u64;
-                super::mma::run(&mut warp.regs, mma, self.grid.chip);
+                (mma.run)(&mut warp.regs, mma, self.grid.chip);
             }
         }
         Ok(false)

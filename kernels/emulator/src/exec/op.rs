@@ -104,6 +104,7 @@ pub(crate) enum Element {
     U8,
     S4,
     U4,
+    B1,
 }
 
 /// `mma.sync`: shape, types and fragments.
@@ -117,6 +118,9 @@ pub(crate) struct Mma {
     /// Accumulators: f32, f16, s32.
     pub(crate) accumulator: Ty,
     pub(crate) saturate: bool,
+    /// Bits are combined by exclusive or instead of `and`.
+    pub(crate) is_xor: bool,
+    pub(crate) run: super::mma::Run,
     pub(crate) d_regs: Vec<u32>,
     pub(crate) a_regs: Vec<u32>,
     pub(crate) b_regs: Vec<u32>,

@@ -1,11 +1,10 @@
-//! `mma.sync`: fragments of a warp to matrices and back, and the arithmetic of the tensor cores bit for bit, after the
-//! model of MMA-Sim (Microsoft): the reduction is cut into chunks; in each one the products and the accumulator are
-//! aligned to the largest exponent, cut toward zero to a number of fraction bits, and added exactly; the sum is rounded
-//! once, toward zero to f32 or to nearest to f16.
+//! The arithmetic of the tensor cores bit for bit, after the model of MMA-Sim (Microsoft): the reduction is cut into
+//! chunks; in each one the products and the accumulator are aligned to the largest exponent, cut toward zero to a number
+//! of fraction bits, and added exactly; the sum is rounded once, toward zero to f32 or to nearest to f16.
 
-use super::op::{Element, Mma};
-use super::regs::{LANES, Regs};
+use super::{COLUMNS, ROWS, Words};
 use crate::chip::Chip;
+use crate::exec::op::{Element, Mma};
 use crate::ptx::tree::Ty;
 
 /// A finite value as `significand · 2^exponent`; the exponent is that of a significand in [1, 2) with `BITS` fraction
@@ -50,8 +49,7 @@ fn element(bits: u32, of: Element) -> Part {
     match of {
         Element::F16 => unpack(bits & 0xffff, 5, 10, false),
         Element::Bf16 => unpack(bits & 0xffff, 8, 7, false),
-        // The low 13 bits are cut off, which must not make a NaN infinite.
-        Element::Tf32 if bits & 0x7f80_0000 == 0x7f80_0000 => unpack(bits, 8, 23, false),
+        // The low 13 bits are cut off, also where that makes a NaN infinite.
         Element::Tf32 => unpack(bits & !0x1fff, 8, 23, false),
         Element::E4m3 => unpack(bits & 0xff, 4, 3, true),
         _ => unpack(bits & 0xff, 5, 2, false),
@@ -60,19 +58,21 @@ fn element(bits: u32, of: Element) -> Part {
 
 /// How a chip adds.
 #[derive(Clone, Copy, Debug)]
-struct Adder {
+pub(super) struct Adder {
     /// Fraction bits that are kept.
-    fraction: u32,
+    pub(super) fraction: u32,
     /// Products in one chunk.
-    chunk: usize,
-    half: bool,
+    pub(super) chunk: usize,
+    /// Whether sums are f16.
+    pub(super) half: bool,
     /// Exponent that zeros count with.
-    zero: i32,
+    pub(super) zero: i32,
     /// Fraction bits of the result, where it is shorter than f32's.
-    result: u32,
+    pub(super) result: u32,
 }
 
-fn adder(chip: Chip, mma: &Mma) -> Adder {
+/// How a chip adds for an instruction.
+pub(super) fn adder(chip: Chip, mma: &Mma) -> Adder {
     let bytes = match mma.a {
         Element::F16 | Element::Bf16 => 2,
         Element::Tf32 => 4,
@@ -189,74 +189,28 @@ impl Adder {
     }
 }
 
-/// Element `(row, column)` of a fragment's matrix by register and lane: its register and the bits below it.
-/// `A` is row-major `m x k`; the layout is that of PTX's figures for `.m16n8k*`.
-fn a_place(row: usize, column: usize, bits: usize) -> (usize, usize, usize) {
-    let per_reg = 32 / bits;
-    let group = 4 * per_reg;
-    let lane = 4 * (row % 8) + column % group / per_reg;
-    let reg = row / 8 + 2 * (column / group);
-    (reg, lane, column % per_reg * bits)
-}
-
-fn b_place(row: usize, column: usize, bits: usize) -> (usize, usize, usize) {
-    let per_reg = 32 / bits;
-    let group = 4 * per_reg;
-    (row / group, 4 * column + row % group / per_reg, row % per_reg * bits)
-}
-
-/// Executes one instruction for the whole warp.
-pub(crate) fn run(regs: &mut Regs, mma: &Mma, chip: Chip) {
-    let bits = match mma.a {
-        Element::F16 | Element::Bf16 => 16,
-        Element::Tf32 => 32,
-        Element::S4 | Element::U4 => 4,
-        _ => 8,
+/// All results, one after another.
+pub(super) fn run(
+    mma: &Mma,
+    adder: Adder,
+    a: &Words<ROWS>,
+    b: &Words<COLUMNS>,
+    c: &[[u32; ROWS]; COLUMNS],
+    out: &mut [[u32; ROWS]; COLUMNS],
+) {
+    let bits = super::bits(mma.a);
+    let per = 32 / bits;
+    let row =
+        |row: usize| -> Vec<Part> { (0..mma.k).map(|i| element(a[i / per][row] >> (i % per * bits), mma.a)).collect() };
+    let column = |column: usize| -> Vec<Part> {
+        (0..mma.k).map(|i| element(b[i / per][column] >> (i % per * bits), mma.b)).collect()
     };
-    let cut = if bits == 32 { u32::MAX } else { (1 << bits) - 1 };
-    let fetch =
-        |list: &[u32], (reg, lane, shift): (usize, usize, usize)| regs.r32[list[reg] as usize][lane] >> shift & cut;
-    let (m, n, k) = (mma.m, mma.n, mma.k);
-    let a_bits = |row: usize, at: usize| fetch(&mma.a_regs, a_place(row, at, bits));
-    let b_bits = |at: usize, column: usize| fetch(&mma.b_regs, b_place(at, column, bits));
-    let half = mma.accumulator == Ty::F16;
-    let place = |row: usize, column: usize| {
-        let lane = 4 * (row % 8) + column / 2;
-        if half { (row / 8, lane, 16 * (column % 2)) } else { (2 * (row / 8) + column % 2, lane, 0) }
-    };
-    let mut out = vec![[0u32; LANES]; mma.d_regs.len()];
-    let accumulator = |(reg, lane, shift): (usize, usize, usize)| regs.r32[mma.c_regs[reg] as usize][lane] >> shift;
-    if mma.accumulator == Ty::S32 {
-        let signed = |value: u32, of: Element| match of {
-            Element::S8 => i64::from(value as u8 as i8),
-            Element::S4 => i64::from(((value << 4) as u8 as i8) >> 4),
-            _ => i64::from(value),
-        };
-        for row in 0..m {
-            for column in 0..n {
-                let at = place(row, column);
-                let dot: i64 = (0..k).map(|i| signed(a_bits(row, i), mma.a) * signed(b_bits(i, column), mma.b)).sum();
-                let sum = dot + i64::from(accumulator(at) as i32);
-                let sum = if mma.saturate { sum.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) } else { sum };
-                out[at.0][at.1] = sum as u32;
-            }
+    let rows: Vec<_> = (0..mma.m).map(row).collect();
+    for (at, out) in out.iter_mut().enumerate() {
+        let column = column(at);
+        for (row, (a, out)) in rows.iter().zip(out).enumerate() {
+            let chunks = a.chunks(adder.chunk).zip(column.chunks(adder.chunk));
+            *out = chunks.fold(c[at][row], |sum, (a, b)| adder.chunk(a, b, sum));
         }
-    } else {
-        let adder = adder(chip, mma);
-        let rows: Vec<Part> = (0..m * k).map(|i| element(a_bits(i / k, i % k), mma.a)).collect();
-        let columns: Vec<Part> = (0..n * k).map(|i| element(b_bits(i % k, i / k), mma.b)).collect();
-        for row in 0..m {
-            for column in 0..n {
-                let at = place(row, column);
-                let (a, b) = (&rows[row * k..][..k], &columns[column * k..][..k]);
-                let start = accumulator(at) & if half { 0xffff } else { u32::MAX };
-                let sum =
-                    a.chunks(adder.chunk).zip(b.chunks(adder.chunk)).fold(start, |sum, (a, b)| adder.chunk(a, b, sum));
-                out[at.0][at.1] |= sum << at.2;
-            }
-        }
-    }
-    for (&reg, values) in mma.d_regs.iter().zip(&out) {
-        regs.put32(reg, values, u32::MAX);
     }
 }
