@@ -58,6 +58,19 @@ pub(crate) struct Stamp {
     pub(crate) epoch: u32,
 }
 
+impl Stamp {
+    /// Epoch, CTA and launch where the shadow has them.
+    fn bits(self) -> u64 {
+        u64::from(self.cta + 1) << 28 | u64::from(self.launch & 0xfff) << 52 | u64::from(self.epoch) << 8
+    }
+
+    /// Whether a shadow names no other CTA of the launch.
+    fn is_alone(self, shadow: u64) -> bool {
+        let (cta, launch) = ((shadow >> 28) as u32 & 0xff_ffff, (shadow >> 52) as u32);
+        cta == 0 || cta == self.cta + 1 || launch != self.launch & 0xfff
+    }
+}
+
 impl Region {
     fn new(base: u64, bytes: u64) -> Region {
         let count = bytes.div_ceil(4) as usize;
@@ -110,6 +123,38 @@ impl Region {
         }
     }
 
+    /// Index of the word at an address within.
+    pub(crate) fn word(&self, address: u64) -> usize {
+        ((address - self.base) / 4) as usize
+    }
+
+    pub(crate) fn load_word(&self, index: usize) -> u32 {
+        self.words[index].load(Relaxed)
+    }
+
+    /// Whether a word was written whole, and by nobody whom a weak read of the stamp's CTA could race with.
+    pub(crate) fn reads_freely(&self, index: usize, me: Stamp) -> bool {
+        let found = self.shadow[index].load(Relaxed);
+        found & 15 == 15 && me.is_alone(found)
+    }
+
+    /// Whether no other CTA wrote a word weakly in the stamp's launch.
+    pub(crate) fn writes_freely(&self, index: usize, me: Stamp) -> bool {
+        me.is_alone(self.shadow[index].load(Relaxed))
+    }
+
+    /// Writes a whole word weakly and notes who did; whether that changed it.
+    pub(crate) fn store_word(&self, index: usize, value: u32, by: Stamp) -> bool {
+        let word = &self.words[index];
+        let changed = word.load(Relaxed) != value;
+        word.store(value, Relaxed);
+        let (shadow, new) = (&self.shadow[index], by.bits() | 0xff);
+        if shadow.load(Relaxed) != new {
+            shadow.store(new, Relaxed);
+        }
+        changed
+    }
+
     fn shadow_at(&self, address: u64, bytes: u32) -> (&AtomicU64, u64) {
         let offset = address - self.base;
         let mask = if bytes >= 4 { 15 } else { ((1 << bytes) - 1) << (offset & 3) };
@@ -137,7 +182,7 @@ impl Region {
         let old = shadow.load(Relaxed);
         let mut new = old & 15 | mask;
         if let Some(by) = by {
-            let own = u64::from(by.cta + 1) << 28 | u64::from(by.launch & 0xfff) << 52 | u64::from(by.epoch) << 8;
+            let own = by.bits();
             let same = old & !0xff == own;
             new |= own | (mask | if same { old >> 4 & 15 } else { 0 }) << 4;
         }

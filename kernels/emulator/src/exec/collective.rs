@@ -1,7 +1,7 @@
 //! Instructions in which lanes of a warp see each other.
 
+use super::atomic::combine;
 use super::cta::Cta;
-use super::memory::combine;
 use super::op::{AtomOp, Reg, Shuffle, Vote};
 use super::regs::LANES;
 use super::warp::Warp;

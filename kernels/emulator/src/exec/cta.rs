@@ -73,7 +73,7 @@ impl<'a> Cta<'a> {
             grid,
             index,
             linear,
-            shared: Shared::new(grid.shared_bytes, warps, grid.checks),
+            shared: Shared::new(grid.shared_bytes, warps, grid.has_partial_barriers, grid.checks),
             warps: (0..warps).map(|w| Some(Box::new(Warp::new(grid.kernel, &grid.place(w, index, linear))))).collect(),
             barriers: vec![Barrier::default(); 16],
             epoch: 1,
@@ -514,7 +514,9 @@ impl<'a> Cta<'a> {
                 continue;
             }
             let barrier = std::mem::take(&mut self.barriers[id]);
-            self.shared.join(barrier.arrived);
+            // One that only announces itself goes on meanwhile.
+            let all = barrier.arrived & live == live && barrier.waiting == barrier.arrived;
+            self.shared.join(barrier.arrived, all);
             for &(w, kind, d, mask) in &barrier.results {
                 let mut warp = self.warps[w].take().expect("a waiting warp is in its place");
                 let value = match kind {

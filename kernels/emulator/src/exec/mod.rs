@@ -1,7 +1,10 @@
 //! Execution of decoded kernels: warps of 32 lanes, CTAs with shared memory and barriers, and the host threads that run
 //! them.
 
+pub(crate) mod atomic;
 pub(crate) mod collective;
+pub(crate) mod copy;
+pub(crate) mod count;
 pub(crate) mod cta;
 pub(crate) mod launch;
 pub(crate) mod memory;

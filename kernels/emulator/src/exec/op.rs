@@ -46,6 +46,15 @@ pub(crate) struct Access {
     pub(crate) regs: Vec<Reg>,
 }
 
+impl Access {
+    /// Whether it is weak and in whole words of global or shared memory, as most are.
+    pub(crate) fn is_whole(&self) -> bool {
+        let has_all = self.regs.iter().all(|reg| matches!(reg, Reg::R32(_, 4) | Reg::R64(_)));
+        let is_wide = matches!(self.bytes, 4 | 8) && self.bytes as usize / 4 * self.regs.len() <= 8;
+        is_wide && has_all && !self.order.strong && matches!(self.space, Space::Global | Space::Shared)
+    }
+}
+
 /// What an atomic does to the old value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AtomOp {
@@ -195,6 +204,7 @@ pub(crate) enum Op {
         source: u32,
         negated: bool,
     },
+    /// All the lanes named by a mask meet.
     WarpBar {
         members: u32,
     },
@@ -277,4 +287,12 @@ pub(crate) struct Kernel {
     pub(crate) local_bytes: u64,
     pub(crate) max_threads: Option<u64>,
     pub(crate) required_block: Option<[u32; 3]>,
+}
+
+impl Kernel {
+    /// Whether it has barriers that only some warps of a CTA wait at.
+    pub(crate) fn has_partial_barriers(&self) -> bool {
+        let is_partial = |op: &Op| matches!(op, Op::Bar { count: Some(_), .. } | Op::Bar { kind: BarKind::Arrive, .. });
+        self.code.iter().any(|inst| is_partial(&inst.op))
+    }
 }

@@ -1,6 +1,9 @@
-//! The shared memory of a CTA with its checks. Each warp has a vector clock that barriers join; an access races when the
+//! The shared memory of a CTA with its checks. A barrier of all warps ends a phase: what lies in an earlier phase is ordered
+//! before everything now. Within a phase each warp has a vector clock that other barriers join; an access races when the
 //! last conflicting one by another thread is not before it.
 
+use super::regs::LANES;
+use super::warp::Warp;
 use crate::fault::{FaultKind, Wrong};
 
 /// Who accesses.
@@ -10,23 +13,45 @@ pub(crate) struct Thread {
     pub(crate) lane: usize,
 }
 
+/// Stands for a lane where several read the same bytes.
+const SEVERAL: u8 = u8::MAX;
+
+/// What is known of one word.
 #[derive(Clone, Copy, Default)]
 struct Shadow {
+    /// When and by whom it was written last, and read last since.
+    write_at: Time,
+    read_at: Time,
+    write_by: Who,
+    read_by: Who,
     /// Bytes ever written, and bytes that an asynchronous copy still writes.
     written: u8,
     pending: u8,
-    /// The last write: its bytes, lane, warp and clock.
+    /// Bytes of the last write and of the last reading.
     bytes: u8,
-    lane: u8,
-    warp: u16,
-    clock: u32,
-    /// Warps that read since.
+    read_bytes: u8,
+    /// Warps that read in the phase of the last reading since the last write.
     readers: u32,
 }
 
+/// A phase of the CTA, and in it the clock of a warp.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Time {
+    phase: u32,
+    clock: u32,
+}
+
+/// A warp and a lane.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Who {
+    warp: u8,
+    lane: u8,
+}
+
+/// The last reading of a word by one warp.
 #[derive(Clone, Copy, Default)]
 struct Reading {
-    clock: u32,
+    at: Time,
     lane: u8,
     bytes: u8,
 }
@@ -36,77 +61,145 @@ pub(crate) struct Shared {
     words: Vec<u32>,
     bytes: u64,
     shadow: Vec<Shadow>,
+    /// Readings by word and warp, where the shadow's one is not enough: with barriers of some warps, or parts of words.
     readings: Vec<Reading>,
     warps: usize,
-    /// `clocks[w][v]`: how far warp `w` knows what warp `v` did.
-    clocks: Vec<Vec<u32>>,
+    phase: u32,
+    /// `clocks[w · warps + v]`: how far warp `w` knows what warp `v` did.
+    clocks: Vec<u32>,
+    has_partial: bool,
     checks: bool,
 }
 
 impl Shared {
-    pub(crate) fn new(bytes: u64, warps: usize, checks: bool) -> Shared {
+    /// Memory for a CTA; `has_partial` says that the kernel has barriers of some of its warps.
+    pub(crate) fn new(bytes: u64, warps: usize, has_partial: bool, checks: bool) -> Shared {
         let count = bytes.div_ceil(4) as usize;
-        let own = |w: usize| (0..warps).map(|v| u32::from(v == w)).collect();
-        Shared {
+        let mut shared = Shared {
             words: vec![0; count],
             bytes,
-            shadow: vec![Shadow::default(); count],
-            readings: vec![Reading::default(); if checks { count * warps } else { 0 }],
+            shadow: vec![Shadow::default(); if checks { count } else { 0 }],
+            readings: vec![],
             warps,
-            clocks: (0..warps).map(own).collect(),
+            phase: 1,
+            clocks: (0..warps * warps).map(|at| u32::from(at / warps == at % warps)).collect(),
+            has_partial,
             checks,
+        };
+        if has_partial {
+            shared.keep_readings();
         }
+        shared
     }
 
-    /// Orders what the warps of a mask did before what they do next.
-    pub(crate) fn join(&mut self, warps: u32) {
-        let members: Vec<usize> = (0..self.warps).filter(|w| warps >> w & 1 != 0).collect();
+    fn keep_readings(&mut self) {
+        self.readings = vec![Reading::default(); self.shadow.len() * self.warps];
+    }
+
+    /// Orders what the warps of a mask did before what they do next; `all` where no other warp is left.
+    pub(crate) fn join(&mut self, warps: u32, all: bool) {
+        self.phase += u32::from(all);
+        let members = || (0..self.warps).filter(|w| warps >> w & 1 != 0);
         let joined: Vec<u32> =
-            (0..self.warps).map(|v| members.iter().map(|&w| self.clocks[w][v]).max().unwrap_or(0)).collect();
-        for &w in &members {
-            self.clocks[w].clone_from(&joined);
-            self.clocks[w][w] += 1;
+            (0..self.warps).map(|v| members().map(|w| self.clocks[w * self.warps + v]).max().unwrap_or(0)).collect();
+        for w in (0..self.warps).filter(|w| warps >> w & 1 != 0) {
+            self.clocks[w * self.warps..][..self.warps].copy_from_slice(&joined);
+            self.join_warp(w);
         }
     }
 
     /// Orders the lanes of one warp.
     pub(crate) fn join_warp(&mut self, warp: usize) {
-        self.clocks[warp][warp] += 1;
+        self.clocks[warp * self.warps + warp] += 1;
     }
 
-    /// Finds the word of an aligned range.
-    pub(crate) fn check(&self, address: u64, bytes: u32, lane: usize) -> Result<usize, Wrong> {
+    fn clock(&self, warp: usize) -> u32 {
+        self.clocks[warp * self.warps + warp]
+    }
+
+    fn now(&self, warp: usize) -> Time {
+        Time { phase: self.phase, clock: self.clock(warp) }
+    }
+
+    /// Whether a warp knows what another did up to a clock.
+    fn knows(&self, warp: usize, other: usize, clock: u32) -> bool {
+        self.clocks[warp * self.warps + other] >= clock
+    }
+
+    /// Finds the first word of an aligned range.
+    #[inline]
+    fn check(&self, address: u64, bytes: u32, lane: usize) -> Result<usize, Wrong> {
         if address.saturating_add(u64::from(bytes)) > self.bytes {
-            let message = format!("{bytes} bytes at {address:#x} of {} bytes of shared memory", self.bytes);
-            return Err(Wrong::new(FaultKind::OutOfBounds, lane, message));
+            return Err(self.outside(address, bytes, lane));
         }
         Ok((address / 4) as usize)
+    }
+
+    #[cold]
+    fn outside(&self, address: u64, bytes: u32, lane: usize) -> Wrong {
+        let message = format!("{bytes} bytes at {address:#x} of {} bytes of shared memory", self.bytes);
+        Wrong::new(FaultKind::OutOfBounds, lane, message)
     }
 
     /// Up to four bytes at an aligned address.
     pub(crate) fn load(&mut self, address: u64, bytes: u32, by: Thread, weak: bool) -> Result<u32, Wrong> {
         let index = self.check(address, bytes, by.lane)?;
-        let mask = byte_mask(address, bytes);
         if self.checks {
-            let shadow = self.shadow[index];
-            if shadow.pending & mask != 0 {
-                return Err(pending(address, by.lane));
-            }
-            if shadow.written & mask != mask {
-                let message = format!("shared memory at {address:#x} was never written");
-                return Err(Wrong::new(FaultKind::Uninitialized, by.lane, message));
-            }
-            if weak {
-                self.check_write(index, mask, address, by, "reads")?;
-                let clock = self.clocks[by.warp][by.warp];
-                let reading = &mut self.readings[index * self.warps + by.warp];
-                let same = reading.clock == clock && reading.lane == by.lane as u8;
-                *reading = Reading { clock, lane: by.lane as u8, bytes: mask | if same { reading.bytes } else { 0 } };
-                self.shadow[index].readers |= 1 << by.warp;
-            }
+            self.note_read(index, byte_mask(address, bytes), address, by, weak)?;
         }
         let word = self.words[index] >> (8 * (address & 3));
         Ok(if bytes < 4 { word & ((1 << (8 * bytes)) - 1) } else { word })
+    }
+
+    /// Whole words from the aligned addresses of the lanes of a mask: `out[word][lane]`.
+    pub(crate) fn load_words(
+        &mut self,
+        addresses: &[u64; LANES],
+        out: &mut [[u32; LANES]],
+        warp: usize,
+        weak: bool,
+        mask: u32,
+    ) -> Result<(), Wrong> {
+        let bytes = 4 * out.len() as u32;
+        let (now, simple) = (self.now(warp), weak && self.readings.is_empty());
+        for lane in Warp::lanes(mask) {
+            let (address, by) = (addresses[lane], Thread { warp, lane });
+            let index = self.check(address, bytes, lane)?;
+            for (offset, out) in out.iter_mut().enumerate() {
+                let at = index + offset;
+                if self.checks && !(simple && Self::reads_freely(&mut self.shadow[at], now, who(by))) {
+                    self.note_read(at, 15, address + 4 * offset as u64, by, weak)?;
+                }
+                out[lane] = self.words[at];
+            }
+        }
+        Ok(())
+    }
+
+    /// Whole words to the aligned addresses of the lanes of a mask; how many of them that changed.
+    pub(crate) fn store_words(
+        &mut self,
+        addresses: &[u64; LANES],
+        values: &[[u32; LANES]],
+        warp: usize,
+        weak: bool,
+        mask: u32,
+    ) -> Result<u64, Wrong> {
+        let (bytes, mut changed) = (4 * values.len() as u32, 0);
+        let (now, simple) = (self.now(warp), weak && self.readings.is_empty());
+        for lane in Warp::lanes(mask) {
+            let (address, by) = (addresses[lane], Thread { warp, lane });
+            let index = self.check(address, bytes, lane)?;
+            for (offset, values) in values.iter().enumerate() {
+                let at = index + offset;
+                if self.checks && !(simple && Self::writes_freely(&mut self.shadow[at], now, who(by))) {
+                    self.note_store(at, 15, address + 4 * offset as u64, by, weak)?;
+                }
+                changed += u64::from(self.words[at] != values[lane]);
+                self.words[at] = values[lane];
+            }
+        }
+        Ok(changed)
     }
 
     /// Writes up to four bytes at an aligned address; whether that changed them.
@@ -119,15 +212,8 @@ impl Shared {
         weak: bool,
     ) -> Result<bool, Wrong> {
         let index = self.check(address, bytes, by.lane)?;
-        let mask = byte_mask(address, bytes);
         if self.checks {
-            if self.shadow[index].pending & mask != 0 {
-                return Err(pending(address, by.lane));
-            }
-            if weak {
-                self.note_write(index, mask, address, by)?;
-            }
-            self.shadow[index].written |= mask;
+            self.note_store(index, byte_mask(address, bytes), address, by, weak)?;
         }
         let shift = 8 * (address & 3) as u32;
         let bits = if bytes < 4 { ((1u32 << (8 * bytes)) - 1) << shift } else { u32::MAX };
@@ -136,80 +222,185 @@ impl Shared {
         Ok(self.words[index] != old)
     }
 
+    /// Notes a weak reading of a whole word, where nothing but the word's shadow is needed to know that it is right.
+    #[inline]
+    fn reads_freely(shadow: &mut Shadow, now: Time, me: Who) -> bool {
+        let settled = shadow.write_at.phase != now.phase || shadow.write_by == me;
+        let before = shadow.read_at.phase == now.phase && shadow.readers != 0;
+        let parts = before && shadow.read_bytes != 15;
+        if !settled || parts || shadow.written != 15 || shadow.pending != 0 {
+            return false;
+        }
+        let others = before && shadow.read_at == now && shadow.read_by.warp == me.warp && shadow.read_by != me;
+        shadow.read_by = Who { warp: me.warp, lane: if others { SEVERAL } else { me.lane } };
+        (shadow.read_at, shadow.read_bytes) = (now, 15);
+        shadow.readers = if before { shadow.readers } else { 0 } | 1 << me.warp;
+        true
+    }
+
+    /// The same for a weak write.
+    #[inline]
+    fn writes_freely(shadow: &mut Shadow, now: Time, me: Who) -> bool {
+        let settled = shadow.write_at.phase != now.phase || shadow.write_by == me;
+        let unread = shadow.read_at.phase != now.phase
+            || shadow.readers == 0
+            || shadow.readers == 1 << me.warp && (shadow.read_by == me || shadow.read_at.clock != now.clock);
+        if !settled || !unread || shadow.pending != 0 {
+            return false;
+        }
+        (shadow.write_at, shadow.write_by, shadow.bytes) = (now, me, 15);
+        (shadow.written, shadow.readers) = (15, 0);
+        true
+    }
+
+    fn note_read(&mut self, index: usize, mask: u8, address: u64, by: Thread, weak: bool) -> Result<(), Wrong> {
+        let shadow = self.shadow[index];
+        if shadow.pending & mask != 0 {
+            return Err(pending(address, by.lane));
+        }
+        if shadow.written & mask != mask {
+            let message = format!("shared memory at {address:#x} was never written");
+            return Err(Wrong::new(FaultKind::Uninitialized, by.lane, message));
+        }
+        if !weak {
+            return Ok(());
+        }
+        if shadow.write_at.phase == self.phase {
+            self.check_write(index, mask, address, by, "reads")?;
+        }
+        let (now, me) = (self.now(by.warp), who(by));
+        let before = shadow.read_at.phase == now.phase && shadow.readers != 0;
+        let same = before && shadow.read_by.warp == me.warp && shadow.read_at == now;
+        // Bytes that several lanes read race with a write by any of them.
+        let shared = same && shadow.read_by != me && shadow.read_bytes & mask != 0;
+        let target = &mut self.shadow[index];
+        target.read_by = Who { warp: me.warp, lane: if shared { SEVERAL } else { me.lane } };
+        target.read_bytes = match (shared, same && shadow.read_by == me) {
+            (true, _) => mask & shadow.read_bytes,
+            (_, true) => mask | shadow.read_bytes,
+            _ => mask,
+        };
+        target.read_at = now;
+        target.readers = if before { shadow.readers } else { 0 } | 1 << by.warp;
+        let reading = Reading { at: now, lane: target.read_by.lane, bytes: target.read_bytes };
+        if mask != 15 && self.readings.is_empty() {
+            self.keep_readings();
+        }
+        if let Some(kept) = self.readings.get_mut(index * self.warps + by.warp) {
+            *kept = reading;
+        }
+        Ok(())
+    }
+
+    fn note_store(&mut self, index: usize, mask: u8, address: u64, by: Thread, weak: bool) -> Result<(), Wrong> {
+        if self.shadow[index].pending & mask != 0 {
+            return Err(pending(address, by.lane));
+        }
+        if weak {
+            self.note_write(index, mask, address, by)?;
+        }
+        self.shadow[index].written |= mask;
+        Ok(())
+    }
+
     fn note_write(&mut self, index: usize, mask: u8, address: u64, by: Thread) -> Result<(), Wrong> {
-        self.check_write(index, mask, address, by, "writes")?;
-        let clock = self.clocks[by.warp][by.warp];
-        let mut readers = self.shadow[index].readers;
+        let (now, me) = (self.now(by.warp), who(by));
+        let found = self.shadow[index];
+        if found.write_at.phase == now.phase {
+            self.check_write(index, mask, address, by, "writes")?;
+        }
+        if found.read_at.phase == now.phase && found.readers != 0 {
+            self.check_readings(index, mask, address, by)?;
+        }
+        let shadow = &mut self.shadow[index];
+        let same = found.write_at == now && found.write_by == me;
+        shadow.bytes = mask | if same { found.bytes } else { 0 };
+        (shadow.write_at, shadow.write_by, shadow.readers) = (now, me, 0);
+        Ok(())
+    }
+
+    fn check_readings(&self, index: usize, mask: u8, address: u64, by: Thread) -> Result<(), Wrong> {
+        let shadow = &self.shadow[index];
+        let mut readers = shadow.readers;
         while readers != 0 {
             let warp = readers.trailing_zeros() as usize;
             readers &= readers - 1;
-            let reading = self.readings[index * self.warps + warp];
+            let last = Reading { at: shadow.read_at, lane: shadow.read_by.lane, bytes: shadow.read_bytes };
+            let kept = self.readings.get(index * self.warps + warp).filter(|reading| reading.at.phase == self.phase);
+            let reading = match kept {
+                Some(reading) => *reading,
+                None if warp == usize::from(shadow.read_by.warp) => last,
+                // It read the whole word, and only barriers of all warps order it against others.
+                None => Reading { bytes: 15, lane: SEVERAL, at: Time { phase: self.phase, clock: u32::MAX } },
+            };
             let races = if warp == by.warp {
-                reading.lane != by.lane as u8 && reading.clock == clock
+                usize::from(reading.lane) != by.lane && reading.at.clock == self.clock(warp)
             } else {
-                self.clocks[by.warp][warp] < reading.clock
+                !self.has_partial || !self.knows(by.warp, warp, reading.at.clock)
             };
             if races && reading.bytes & mask != 0 {
+                let lane = if reading.lane == SEVERAL { String::new() } else { format!(" lane {}", reading.lane) };
                 let message = format!(
-                    "writes shared memory at {address:#x}, which warp {warp} lane {} reads, with no barrier between",
-                    reading.lane
+                    "writes shared memory at {address:#x}, which warp {warp}{lane} reads, with no barrier between"
                 );
                 return Err(Wrong::new(FaultKind::SharedRace, by.lane, message));
             }
         }
-        let shadow = &mut self.shadow[index];
-        let same = shadow.warp as usize == by.warp && shadow.lane as usize == by.lane && shadow.clock == clock;
-        shadow.bytes = mask | if same { shadow.bytes } else { 0 };
-        (shadow.lane, shadow.warp, shadow.clock, shadow.readers) = (by.lane as u8, by.warp as u16, clock, 0);
         Ok(())
     }
 
+    /// Checks against the last write, which is of this phase.
     fn check_write(&self, index: usize, mask: u8, address: u64, by: Thread, does: &str) -> Result<(), Wrong> {
         let shadow = &self.shadow[index];
-        if shadow.bytes & mask == 0 {
-            return Ok(());
-        }
-        let warp = shadow.warp as usize;
+        let warp = usize::from(shadow.write_by.warp);
         let races = if warp == by.warp {
-            shadow.lane as usize != by.lane && shadow.clock == self.clocks[warp][warp]
+            usize::from(shadow.write_by.lane) != by.lane && shadow.write_at.clock == self.clock(warp)
         } else {
-            self.clocks[by.warp][warp] < shadow.clock
+            !self.knows(by.warp, warp, shadow.write_at.clock)
         };
-        if !races {
+        if !races || shadow.bytes & mask == 0 {
             return Ok(());
         }
         let message = format!(
             "{does} shared memory at {address:#x}, which warp {warp} lane {} wrote, with no barrier between",
-            shadow.lane
+            shadow.write_by.lane
         );
         Err(Wrong::new(FaultKind::SharedRace, by.lane, message))
     }
 
     /// Marks bytes as the target of an asynchronous copy.
     pub(crate) fn begin_copy(&mut self, address: u64, bytes: u32, by: Thread) -> Result<(), Wrong> {
-        for at in (address..address + u64::from(bytes)).step_by(4) {
-            let index = self.check(at, 4, by.lane)?;
-            if self.checks {
-                if self.shadow[index].pending != 0 {
-                    return Err(pending(at, by.lane));
-                }
-                self.note_write(index, 15, at, by)?;
-                self.shadow[index].pending = 15;
+        let first = self.check(address, bytes, by.lane)?;
+        if !self.checks {
+            return Ok(());
+        }
+        for offset in 0..bytes as usize / 4 {
+            let (index, at) = (first + offset, address + 4 * offset as u64);
+            if self.shadow[index].pending != 0 {
+                return Err(pending(at, by.lane));
             }
+            self.note_write(index, 15, at, by)?;
+            self.shadow[index].pending = 15;
         }
         Ok(())
     }
 
     /// Writes what an asynchronous copy brought, as of now.
     pub(crate) fn end_copy(&mut self, address: u64, words: &[u32], by: Thread) -> Result<(), Wrong> {
+        let first = self.check(address, 4 * words.len() as u32, by.lane)?;
         for (offset, &word) in words.iter().enumerate() {
-            let at = address + 4 * offset as u64;
-            let index = self.check(at, 4, by.lane)?;
-            self.shadow[index].pending = 0;
-            self.store(at, 4, word, by, true)?;
+            if self.checks {
+                self.shadow[first + offset].pending = 0;
+                self.note_store(first + offset, 15, address + 4 * offset as u64, by, true)?;
+            }
+            self.words[first + offset] = word;
         }
         Ok(())
     }
+}
+
+fn who(by: Thread) -> Who {
+    Who { warp: by.warp as u8, lane: by.lane as u8 }
 }
 
 fn byte_mask(address: u64, bytes: u32) -> u8 {

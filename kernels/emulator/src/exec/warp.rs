@@ -19,6 +19,8 @@ pub(crate) enum State {
 #[derive(Clone, Debug)]
 pub(crate) struct Copy {
     pub(crate) lane: u8,
+    /// Groups that the lane had closed before.
+    pub(crate) group: u64,
     pub(crate) address: u64,
     pub(crate) words: [u32; 4],
     pub(crate) count: u8,
@@ -44,10 +46,10 @@ pub(crate) struct Warp {
     /// Local memory by lane, and which bytes were written.
     pub(crate) local: Vec<u8>,
     pub(crate) local_written: Vec<bool>,
-    /// Copies since the last commit, and committed groups, of each lane.
-    pub(crate) copies: Vec<Copy>,
-    pub(crate) groups: [VecDeque<Vec<Copy>>; LANES],
-    /// Result of the barrier that the warp waits at, once it is complete.
+    /// Copies that were not waited for, and how many groups each lane has closed.
+    pub(crate) copies: VecDeque<Copy>,
+    pub(crate) committed: [u64; LANES],
+    /// Instructions that the warp has run.
     pub(crate) instructions: u64,
 }
 
@@ -97,8 +99,8 @@ impl Warp {
             state: State::Ready,
             local: vec![0; kernel.local_bytes as usize * LANES],
             local_written: vec![false; kernel.local_bytes as usize * LANES],
-            copies: vec![],
-            groups: std::array::from_fn(|_| VecDeque::new()),
+            copies: VecDeque::new(),
+            committed: [0; LANES],
             instructions: 0,
         }
     }
@@ -132,7 +134,12 @@ impl Warp {
 
     /// Lanes of a mask.
     pub(crate) fn lanes(mask: u32) -> impl Iterator<Item = usize> {
-        (0..LANES).filter(move |lane| mask >> lane & 1 != 0)
+        let mut left = mask;
+        std::iter::from_fn(move || {
+            let lane = left.trailing_zeros() as usize;
+            left &= left.wrapping_sub(1);
+            (lane < LANES).then_some(lane)
+        })
     }
 
     /// Puts the running group back to the others.

@@ -28,8 +28,8 @@ pub(super) fn run(regs: &mut Regs, mma: &Mma) {
 /// Elements of `BITS` bits, `PER` of them in a word.
 #[inline(always)]
 fn products<const BITS: u32, const PER: usize>(
-    a: &Words<ROWS>,
-    b: &Words<COLUMNS>,
+    a: &Words,
+    b: &Words,
     words: usize,
     a_signed: bool,
     b_signed: bool,
@@ -41,7 +41,10 @@ fn products<const BITS: u32, const PER: usize>(
     let mut dots = [[0u32; ROWS]; COLUMNS];
     for word in 0..words.min(MOST_WORDS) {
         for place in 0..PER {
-            let rows = a[word].map(|value| widen(value, place, a_signed));
+            let mut rows = a[word];
+            for row in &mut rows {
+                *row = widen(*row, place, a_signed);
+            }
             for (dots, &value) in dots.iter_mut().zip(&b[word]) {
                 let column = widen(value, place, b_signed);
                 for (dot, &row) in dots.iter_mut().zip(&rows) {
@@ -54,7 +57,7 @@ fn products<const BITS: u32, const PER: usize>(
 }
 
 #[inline(always)]
-fn bits(a: &Words<ROWS>, b: &Words<COLUMNS>, words: usize, is_xor: bool) -> [[u32; ROWS]; COLUMNS] {
+fn bits(a: &Words, b: &Words, words: usize, is_xor: bool) -> [[u32; ROWS]; COLUMNS] {
     let mut dots = [[0u32; ROWS]; COLUMNS];
     for word in 0..words.min(MOST_WORDS) {
         for (dots, &column) in dots.iter_mut().zip(&b[word]) {

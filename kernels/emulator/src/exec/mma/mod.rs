@@ -20,8 +20,8 @@ const COLUMNS: usize = 8;
 const MOST_WORDS: usize = 8;
 
 /// One fragment of `A` or `B` by word of the reduction: `words[w][row]` holds the elements `w · per` to `w · per + per − 1`,
-/// the first lowest, where `per` elements fill 32 bits.
-type Words<const N: usize> = [[u32; N]; MOST_WORDS];
+/// the first lowest, where `per` elements fill 32 bits. For `B` a column stands in place of the row.
+type Words = [[u32; ROWS]; MOST_WORDS];
 
 /// What executes one instruction for a whole warp.
 pub(crate) type Run = fn(&mut Regs, &Mma, Chip);
@@ -49,7 +49,7 @@ pub(crate) fn bits(of: Element) -> usize {
 /// `A` by words: lane `4g + t` holds of word `4j + t` rows `g` (register `2j`) and `g + 8` (register `2j + 1`); with eight
 /// rows, register `j` is row `g`.
 #[inline(always)]
-fn gather_a(regs: &Regs, mma: &Mma) -> Words<ROWS> {
+fn gather_a(regs: &Regs, mma: &Mma) -> Words {
     let mut out = [[0; ROWS]; MOST_WORDS];
     let halves = mma.m / 8;
     for (index, &reg) in mma.a_regs.iter().enumerate() {
@@ -66,8 +66,8 @@ fn gather_a(regs: &Regs, mma: &Mma) -> Words<ROWS> {
 
 /// `B` by words: lane `4g + t` holds word `4j + t` of column `g` in register `j`.
 #[inline(always)]
-fn gather_b(regs: &Regs, mma: &Mma) -> Words<COLUMNS> {
-    let mut out = [[0; COLUMNS]; MOST_WORDS];
+fn gather_b(regs: &Regs, mma: &Mma) -> Words {
+    let mut out = [[0; ROWS]; MOST_WORDS];
     for (index, &reg) in mma.b_regs.iter().enumerate() {
         let lanes = &regs.r32[reg as usize];
         for t in 0..4 {

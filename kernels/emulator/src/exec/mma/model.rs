@@ -193,8 +193,8 @@ impl Adder {
 pub(super) fn run(
     mma: &Mma,
     adder: Adder,
-    a: &Words<ROWS>,
-    b: &Words<COLUMNS>,
+    a: &Words,
+    b: &Words,
     c: &[[u32; ROWS]; COLUMNS],
     out: &mut [[u32; ROWS]; COLUMNS],
 ) {
