@@ -32,6 +32,14 @@ impl Bytes {
         Ok((parsed, Bytes::File(file, path.to_owned())))
     }
 
+    /// The path of a file.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Bytes::Memory(_) => None,
+            Bytes::File(_, path) => Some(path),
+        }
+    }
+
     /// Some of the bytes.
     ///
     /// # Errors

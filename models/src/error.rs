@@ -50,6 +50,17 @@ pub enum ModelError {
         /// The version, in words.
         found: String,
     },
+    /// Parts of a model that was split into several files.
+    #[error(
+        "split model: expected {expected}, found {found}; put all parts of one download, and no others, into one folder \
+         under their own names"
+    )]
+    Split {
+        /// What belongs together.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
     /// The file ends before what it promises.
     #[error(
         "{what} needs {needed} bytes, found {remaining}: the file is cut short or damaged; get a complete copy of it"

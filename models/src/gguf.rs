@@ -5,13 +5,14 @@
 //! believed before the bytes that it promises are known to be there. Weights stay in the file until asked for.
 
 mod cursor;
+mod split;
 mod tensor;
 mod value;
 pub mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lathe_ir::scheme::Matrix;
 
@@ -193,29 +194,58 @@ fn malformed(what: &str, expected: impl Into<String>, found: impl Into<String>) 
     ModelError::Malformed { what: what.to_owned(), expected: expected.into(), found: found.into() }
 }
 
-/// A GGUF file, open or in memory.
+/// A GGUF file, open or in memory, or all parts of a model that was split into several.
 pub struct Gguf {
-    /// Metadata by key.
+    /// Metadata by key, without that of splitting.
     pub metadata: BTreeMap<String, Value>,
-    tensors: BTreeMap<String, TensorEntry>,
-    bytes: Bytes,
+    /// Tensors, each with the index of its part.
+    tensors: BTreeMap<String, (usize, TensorEntry)>,
+    parts: Vec<Bytes>,
 }
 
 impl Gguf {
-    /// Opens a file and checks its header. The file must not change while the result lives.
+    /// Opens a file and checks its header; any part of a model that was split opens all of them. The files must not
+    /// change while the result lives.
+    ///
+    /// # Errors
+    /// When a file cannot be read, is damaged or none of GGUF, and when parts are missing or do not belong together.
     pub fn open(path: &Path) -> Result<Gguf, ModelError> {
         if path.is_dir() {
             let advice = "give the path of the GGUF file itself";
             return Err(ModelError::Kind { expected: "a GGUF file", found: "a directory", advice }.in_file(path));
         }
-        let (Header { metadata, tensors }, bytes) = Bytes::open(path, checked)?;
-        Ok(Gguf { metadata, tensors, bytes })
+        let part = Bytes::open(path, checked)?;
+        match split::count(&part.0).map_err(|error| error.in_file(path))? {
+            0 | 1 => Gguf::join(vec![part]).map_err(|error| error.in_file(path)),
+            count => Gguf::join(split::open(path, part, count)?).map_err(|error| error.in_file(path)),
+        }
     }
 
     /// Checks the header of a file in memory.
+    ///
+    /// # Errors
+    /// As [`Gguf::open`]; a part of a split model is refused.
     pub fn from_bytes(file: Vec<u8>) -> Result<Gguf, ModelError> {
-        let Header { metadata, tensors } = checked(&file)?;
-        Ok(Gguf { metadata, tensors, bytes: Bytes::Memory(file) })
+        let header = checked(&file)?;
+        match split::count(&header)? {
+            0 | 1 => Gguf::join(vec![(header, Bytes::Memory(file))]),
+            count => Err(ModelError::Split {
+                expected: "a whole model".to_owned(),
+                found: format!("one of {count} parts, without the path that leads to the others"),
+            }),
+        }
+    }
+
+    /// The files, in the order of the parts; none of a file in memory.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.parts.iter().filter_map(|part| part.path().map(Path::to_owned)).collect()
+    }
+
+    /// Joins the headers of all parts.
+    fn join(parts: Vec<(Header, Bytes)>) -> Result<Gguf, ModelError> {
+        let (headers, parts): (Vec<Header>, Vec<Bytes>) = parts.into_iter().unzip();
+        let (metadata, tensors) = split::join(headers)?;
+        Ok(Gguf { metadata, tensors, parts })
     }
 }
 
@@ -244,17 +274,17 @@ impl Checkpoint for Gguf {
     }
 
     fn tensor(&self, name: &str) -> Option<TensorInfo> {
-        let entry = self.tensors.get(name)?;
+        let (_, entry) = self.tensors.get(name)?;
         Some(TensorInfo { rows: entry.rows, cols: entry.cols, scheme: entry.ty.scheme() })
     }
 
     fn load_rows(&self, name: &str, rows: Range<usize>) -> Result<Matrix, ModelError> {
         let info = self.tensor(name).ok_or_else(|| ModelError::NoTensor { tensor: name.to_owned() })?;
         info.check_rows(name, &rows)?;
-        let entry = &self.tensors[name];
+        let (part, entry) = &self.tensors[name];
         let row_bytes = entry.bytes.len() / entry.rows;
         let from = entry.bytes.start;
-        let bytes = self.bytes.read(from + rows.start * row_bytes..from + rows.end * row_bytes)?;
+        let bytes = self.parts[*part].read(from + rows.start * row_bytes..from + rows.end * row_bytes)?;
         Ok(tensor::decode(entry.ty, &bytes, entry.cols))
     }
 }

@@ -92,8 +92,10 @@ pub fn open(path: &Path) -> Result<Model, ModelError> {
         return hf::open(path);
     }
     let file_name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-    let model = from_gguf(Gguf::open(path)?, &file_name).map_err(|error| error.in_file(path))?;
-    Ok(Model { origin: Origin { format: "gguf", files: vec![path.to_owned()] }, ..model })
+    let gguf = Gguf::open(path)?;
+    let origin = Origin { format: "gguf", files: gguf.files() };
+    let model = from_gguf(gguf, &file_name).map_err(|error| error.in_file(path))?;
+    Ok(Model { origin, ..model })
 }
 
 /// Makes a model of a file that is open already; `file_name` goes into its `source`.

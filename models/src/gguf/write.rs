@@ -38,32 +38,54 @@ pub fn to_bytes(model: &Model) -> Result<Vec<u8>, ModelError> {
     let texts = [("tokenizer.chat_template", &model.chat_template), ("general.license", &model.licence)];
     pairs.extend(texts.into_iter().filter_map(|(key, text)| Some((key.to_owned(), Value::String(text.clone()?)))));
 
-    let names = model.checkpoint.names();
-    let mut out = MAGIC.to_vec();
-    out.extend(VERSION.to_le_bytes());
-    out.extend((names.len() as u64).to_le_bytes());
-    out.extend((pairs.len() as u64).to_le_bytes());
-    for (key, value) in &pairs {
-        put_text(&mut out, key);
-        put_value(&mut out, value);
-    }
-    let mut data = Vec::new();
-    for name in names {
+    let tensor = |name: &str| {
         let matrix = model.checkpoint.load(name)?;
         let scheme = model.checkpoint.tensor(name).map_or(Scheme::F32, |info| info.scheme);
         let (ty, bytes) = encode(&matrix, scheme);
         let dims = if matrix.rows == 1 { vec![matrix.cols] } else { vec![matrix.cols, matrix.rows] };
+        Ok(RawTensor { name: name.to_owned(), dims, ty, bytes })
+    };
+    let tensors: Vec<RawTensor> =
+        model.checkpoint.names().into_iter().map(tensor).collect::<Result<_, ModelError>>()?;
+    Ok(raw(&pairs, &tensors))
+}
+
+/// A tensor as it is written.
+#[derive(Clone, Debug)]
+pub struct RawTensor {
+    /// Its name.
+    pub name: String,
+    /// Its dimensions, the innermost first.
+    pub dims: Vec<usize>,
+    /// How it is stored.
+    pub ty: TensorType,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// The bytes of a file of these metadata pairs and tensors, whatever they are.
+pub fn raw(pairs: &[(String, Value)], tensors: &[RawTensor]) -> Vec<u8> {
+    let mut out = MAGIC.to_vec();
+    out.extend(VERSION.to_le_bytes());
+    out.extend((tensors.len() as u64).to_le_bytes());
+    out.extend((pairs.len() as u64).to_le_bytes());
+    for (key, value) in pairs {
+        put_text(&mut out, key);
+        put_value(&mut out, value);
+    }
+    let mut data = Vec::new();
+    for RawTensor { name, dims, ty, bytes } in tensors {
         put_text(&mut out, name);
         out.extend((dims.len() as u32).to_le_bytes());
         out.extend(dims.iter().flat_map(|&dim| (dim as u64).to_le_bytes()));
         out.extend(ty.id().to_le_bytes());
         out.extend((data.len() as u64).to_le_bytes());
-        data.extend(bytes);
+        data.extend_from_slice(bytes);
         data.resize(data.len().next_multiple_of(DEFAULT_ALIGNMENT as usize), 0);
     }
     out.resize(out.len().next_multiple_of(DEFAULT_ALIGNMENT as usize), 0);
     out.extend(data);
-    Ok(out)
+    out
 }
 
 fn config_pairs(config: &ModelConfig) -> Vec<(String, Value)> {
