@@ -129,17 +129,18 @@ pub fn open(path: &Path) -> Result<Model, ModelError> {
     let in_config = |error: ModelError| error.in_file(&path.join("config.json"));
     let (layout, mut config) = read_config(&object).map_err(in_config)?;
     let mut checkpoint = weights(&mut folder)?;
-    drop_copies(&mut checkpoint, &config, &layout.names)?;
-    let checkpoint = Views::new(Box::new(checkpoint), &config, &layout.names, BTreeSet::new())
-        .map_err(|error| error.in_file(path))?;
-    let graph = decoder::build(&config, &layout.names, &checkpoint).map_err(|error| error.in_file(path))?;
+    let names = families::names_in(&layout, &checkpoint);
+    drop_copies(&mut checkpoint, &config, &names)?;
+    let checkpoint =
+        Views::new(Box::new(checkpoint), &config, &names, BTreeSet::new()).map_err(|error| error.in_file(path))?;
+    let graph = decoder::build(&config, &names, &checkpoint).map_err(|error| error.in_file(path))?;
 
     let (tokenizer, chat_template) = read_tokenizer(&mut folder, &object, config.vocab)?;
     config.name = model_name(path);
     folder.read.sort();
     Ok(Model {
         source: format!("{} ({})", config.name, path.display()),
-        names: layout.names,
+        names,
         config,
         graph,
         checkpoint: Box::new(checkpoint),
@@ -188,11 +189,10 @@ fn weights(folder: &mut Folder) -> Result<Shards, ModelError> {
     Shards::new(shards, index.as_ref()).map_err(|error| error.in_file(folder.path))
 }
 
-/// Leaves out what the model holds elsewhere: a tied head that is stored a second time, and the rotary frequencies,
-/// which older files keep beside the knobs that they are computed from.
+/// Leaves out a tied head that is stored a second time.
 fn drop_copies(checkpoint: &mut Shards, config: &ModelConfig, names: &TensorNames) -> Result<(), ModelError> {
     let is_copy = config.tied_head && checkpoint.are_equal(names.head, names.embed)?;
-    checkpoint.retain(|name| !(name.ends_with(".rotary_emb.inv_freq") || is_copy && name == names.head));
+    checkpoint.retain(|name| !(is_copy && name == names.head));
     Ok(())
 }
 

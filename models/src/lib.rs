@@ -107,20 +107,21 @@ pub fn from_gguf(gguf: Gguf, file_name: &str) -> Result<Model, ModelError> {
     check_general(&metadata)?;
     let layout = families::find(metadata.text("general.architecture")?)?;
     let mut config = (layout.config)(&metadata)?;
-    let read = families::apply_tensors(&metadata, &gguf, &layout.names, &mut config)?;
+    let names = families::names_in(&layout, &gguf);
+    let read = families::apply_tensors(&metadata, &gguf, &names, &mut config)?;
     config.check()?;
-    config.tied_head = gguf.tensor(layout.names.head).is_none();
+    config.tied_head = gguf.tensor(names.head).is_none();
     let tokenizer = Tokenizer::read(&metadata)?;
     let chat_template = metadata.optional_text("tokenizer.chat_template")?.map(str::to_owned);
     let licence = metadata.optional_text("general.license")?.map(str::to_owned);
     metadata.skip(INFORMATIVE);
     metadata.finish()?;
-    let checkpoint = Views::new(Box::new(gguf), &config, &layout.names, read)?;
-    let graph = layers::decoder::build(&config, &layout.names, &checkpoint)?;
+    let checkpoint = Views::new(Box::new(gguf), &config, &names, read)?;
+    let graph = layers::decoder::build(&config, &names, &checkpoint)?;
     let source = format!("{} ({file_name})", config.name);
     Ok(Model {
         config,
-        names: layout.names,
+        names,
         graph,
         checkpoint: Box::new(checkpoint),
         tokenizer,
@@ -131,8 +132,21 @@ pub fn from_gguf(gguf: Gguf, file_name: &str) -> Result<Model, ModelError> {
     })
 }
 
-/// Keys that describe a file and change nothing in what the model computes, by prefix.
-const INFORMATIVE: &[&str] = &["general.", "quantize."];
+/// Keys that describe a file and change nothing in what the model computes, by prefix: also templates for other uses than
+/// chats, and tokens for uses that Lathe does not have.
+const INFORMATIVE: &[&str] = &[
+    "general.",
+    "quantize.",
+    "tokenizer.chat_template.",
+    "tokenizer.chat_templates",
+    "tokenizer.ggml.cls_token_id",
+    "tokenizer.ggml.fim_",
+    "tokenizer.ggml.mask_token_id",
+    "tokenizer.ggml.middle_token_id",
+    "tokenizer.ggml.prefix_token_id",
+    "tokenizer.ggml.seperator_token_id",
+    "tokenizer.ggml.suffix_token_id",
+];
 
 /// Keys of the file at large that say that it is not a whole model, or not one that this reader understands.
 fn check_general(metadata: &Metadata) -> Result<(), ModelError> {

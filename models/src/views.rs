@@ -3,7 +3,8 @@
 //!
 //! A name in [`TensorNames`] may end in `#PIECE`, `#PIECE^T` or `#^T`. The pieces of
 //! one stored tensor follow each other along its outputs (its rows, its elements if it is a vector, its columns with
-//! `^T`), in the order in which the decoder uses them: queries, keys, values; gate, up.
+//! `^T`), in the order in which the decoder uses them: queries, keys, values; gate, up. A vector's name may end in `^H`:
+//! its elements are stored as rotary pairs, and the decoder wants the halves of each head.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -11,7 +12,7 @@ use std::ops::Range;
 use lathe_ir::scheme::{Code, Matrix, MatrixData};
 
 use crate::checkpoint::{Checkpoint, TensorInfo};
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, RopeLayout};
 use crate::error::ModelError;
 use crate::layers::tensors::{self, TensorNames};
 
@@ -23,6 +24,11 @@ pub fn bias(weight: &str) -> String {
         "" => format!("{tensor}.bias"),
         piece => format!("{tensor}.bias#{piece}"),
     }
+}
+
+/// The name of a bias whose elements are stored as rotary pairs and are wanted as halves.
+pub fn halves(bias: &str) -> String {
+    format!("{bias}{}^H", if bias.contains('#') { "" } else { "#" })
 }
 
 /// The stored tensor that a name refers to.
@@ -37,6 +43,8 @@ struct View {
     /// Its outputs in the stored tensor.
     outputs: Range<usize>,
     transposed: bool,
+    /// Elements of a head, where a vector's pairs become halves.
+    heads_of: Option<usize>,
 }
 
 /// A checkpoint with views of its tensors beside them.
@@ -59,12 +67,14 @@ impl Views {
     ) -> Result<Views, ModelError> {
         let mut views = BTreeMap::new();
         let mut ends: BTreeMap<String, usize> = BTreeMap::new();
-        let used = [names.q, names.o, names.gate, names.up, names.down].iter().any(|name| name.contains('#'));
+        let used = [names.q, names.o, names.gate, names.up, names.down].iter().any(|name| name.contains('#'))
+            || config.knobs.attention_bias && config.rope.layout == RopeLayout::Pairs;
         let slots = used.then(|| tensors::slots(config, names)).into_iter().flatten();
         for slot in slots.filter(|slot| slot.tensor.contains('#')) {
             // What is missing is refused later. A file may claim any number of layers: look no further.
             let Some(info) = inner.tensor(stored(&slot.tensor)) else { break };
             let transposed = slot.tensor.ends_with("^T");
+            let heads_of = slot.tensor.ends_with("^H").then_some(config.head_dim);
             let end = ends.entry(stored(&slot.tensor).to_owned()).or_default();
             let outputs = *end..*end + if slot.vector { slot.cols } else { slot.rows };
             *end = outputs.end;
@@ -73,7 +83,7 @@ impl Views {
                 (false, false) => TensorInfo { rows: outputs.len(), ..info },
                 (false, true) => TensorInfo { rows: outputs.len(), cols: info.rows, scheme: info.scheme },
             };
-            views.insert(slot.tensor, View { info, outputs, transposed });
+            views.insert(slot.tensor, View { info, outputs, transposed, heads_of });
         }
         for (name, end) in ends {
             let whole = inner.tensor(&name).map_or(0, |info| {
@@ -121,8 +131,19 @@ impl Checkpoint for Views {
         }
         let whole = self.inner.load(tensor)?;
         let values = if rows.is_empty() { Vec::new() } else { whole.to_f32()[view.outputs.clone()].to_vec() };
+        let values = match view.heads_of {
+            Some(head_dim) => pairs_to_halves(&values, head_dim),
+            None => values,
+        };
         Ok(Matrix { rows: rows.len(), cols: view.info.cols, data: MatrixData::Float(values) })
     }
+}
+
+/// The first elements of all pairs of a head, then the second ones.
+fn pairs_to_halves(values: &[f32], head_dim: usize) -> Vec<f32> {
+    let of_head =
+        |head: &[f32]| -> Vec<f32> { head.iter().step_by(2).chain(head.iter().skip(1).step_by(2)).copied().collect() };
+    values.chunks(head_dim).flat_map(of_head).collect()
 }
 
 /// Some columns of a matrix, as rows.

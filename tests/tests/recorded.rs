@@ -1,5 +1,6 @@
 //! Small checkpoints of every family, compiled and run, judged by the logits that another implementation computed.
 
+#[expect(dead_code, reason = "the reader's tests need more of it")]
 #[path = "../../models/tests/recorded/case.rs"]
 mod case;
 

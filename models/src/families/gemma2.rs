@@ -69,7 +69,7 @@ pub const FAMILY: Family = Family {
             config.knobs.attention_softcap = Some(keys.number("attn_logit_softcapping")?.unwrap_or(50.0));
             config.knobs.logit_softcap = Some(keys.number("final_logit_softcapping")?.unwrap_or(30.0));
             let positions = keys.size_or_zero("attention.sliding_window")?.unwrap_or(4096);
-            config.knobs.window = Some(Window { positions, layers: Layers::ButEach(2) });
+            config.knobs.window = Some(Window { positions, layers: keys.windowed(2)? });
             Ok(config)
         },
         names: gguf_knobs::NAMES,

@@ -57,7 +57,8 @@ pub const FAMILY: Family = Family {
             config.knobs.attention_scale = gemma2::gguf_attention_scale(&config, 62);
             config.knobs.logit_softcap = keys.number("final_logit_softcapping")?;
             let window = keys.size_or_zero("attention.sliding_window")?;
-            let window = window.map(|positions| Window { positions, layers: Layers::ButEach(PATTERN) });
+            let layers = keys.windowed(PATTERN)?;
+            let window = window.map(|positions| Window { positions, layers });
             let theta = keys.number("rope.freq_base_swa")?.unwrap_or(LOCAL_THETA);
             local(&mut config, window, theta);
             Ok(config)

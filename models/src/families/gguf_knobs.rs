@@ -6,8 +6,9 @@ use lathe_ir::ops::rotary::scaling::{longrope_attention_factor, yarn_attention_f
 use lathe_ir::types::DType;
 
 use crate::checkpoint::Checkpoint;
-use crate::config::{Knobs, Metadata, ModelConfig, NormKind, Rope, RopeLayout, Scaling};
+use crate::config::{Knobs, Layers, Metadata, ModelConfig, NormKind, Rope, RopeLayout, Scaling};
 use crate::error::ModelError;
+use crate::gguf::{Value, ValueType};
 use crate::layers::decoder::TensorNames;
 use crate::views;
 
@@ -30,6 +31,14 @@ pub const NAMES: TensorNames = TensorNames {
     ffn_out_norm: "blk.{}.post_ffw_norm.weight",
     final_norm: "output_norm.weight",
     head: "output.weight",
+};
+
+/// The names in files whose converter joined queries, keys and values.
+pub const FUSED_NAMES: TensorNames = TensorNames {
+    q: "blk.{}.attn_qkv.weight#q",
+    k: "blk.{}.attn_qkv.weight#k",
+    v: "blk.{}.attn_qkv.weight#v",
+    ..NAMES
 };
 
 /// The base of the rotary angles where the file names none.
@@ -55,6 +64,17 @@ impl<'a, 'm> Keys<'a, 'm> {
     /// A number that may be absent.
     pub fn number(&self, name: &str) -> Result<Option<f32>, ModelError> {
         self.metadata.optional_f32(&self.key(name))
+    }
+
+    /// The layers with a window: as the file lists them or by the number after which one has none, else by `pattern`.
+    pub fn windowed(&self, pattern: usize) -> Result<Layers, ModelError> {
+        let key = self.key("attention.sliding_window_pattern");
+        match self.metadata.get(&key) {
+            Some(Value::Scalars { element: ValueType::Bool, bytes }) => {
+                Ok(Layers::Marked(bytes.iter().map(|&mark| mark != 0).collect()))
+            }
+            _ => Ok(Layers::ButEach(self.metadata.optional_size(&key)?.unwrap_or(pattern))),
+        }
     }
 
     /// A size that may be absent, or 0 for none.
@@ -175,12 +195,9 @@ pub fn apply_tensors(
     let has = |name: &str| checkpoint.tensor(name).is_some();
     let first = |template: &str| template.replace("{}", "0");
     let has_bias = |weight: &str| has(views::stored(&views::bias(&first(weight))));
-    if config.rope.layout == RopeLayout::Halves {
-        // Biases of heads in pairs would have to be reordered with their rows.
-        config.knobs.attention_bias |= has_bias(names.q);
-        config.knobs.output_bias |= has_bias(names.o);
-        config.knobs.ffn_bias |= has_bias(names.up);
-    }
+    config.knobs.attention_bias |= has_bias(names.q);
+    config.knobs.output_bias |= has_bias(names.o);
+    config.knobs.ffn_bias |= has_bias(names.up);
     config.knobs.parallel &= !has(&first(names.ffn_norm));
     // What files of models with long contexts say beside the tensors.
     let original = metadata.optional_size(&key("original_context_length"))?;

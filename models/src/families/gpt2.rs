@@ -60,6 +60,29 @@ fn hf(metadata: &Metadata) -> Result<ModelConfig, ModelError> {
     })
 }
 
+/// The names of tensors in directories, behind a prefix.
+macro_rules! names {
+    ($prefix:literal) => {
+        TensorNames {
+            embed: concat!($prefix, "wte.weight"),
+            positions: concat!($prefix, "wpe.weight"),
+            attention_norm: concat!($prefix, "h.{}.ln_1.weight"),
+            q: concat!($prefix, "h.{}.attn.c_attn.weight#q^T"),
+            k: concat!($prefix, "h.{}.attn.c_attn.weight#k^T"),
+            v: concat!($prefix, "h.{}.attn.c_attn.weight#v^T"),
+            o: concat!($prefix, "h.{}.attn.c_proj.weight#^T"),
+            ffn_norm: concat!($prefix, "h.{}.ln_2.weight"),
+            up: concat!($prefix, "h.{}.mlp.c_fc.weight#^T"),
+            down: concat!($prefix, "h.{}.mlp.c_proj.weight#^T"),
+            final_norm: concat!($prefix, "ln_f.weight"),
+            ..hf_knobs::NAMES
+        }
+    };
+}
+
+/// The names in directories that hold the model without its head, as the first ones were published.
+pub(super) const BARE_NAMES: TensorNames = names!("");
+
 /// The family's entry in the registry.
 pub const FAMILY: Family = Family {
     name: "gpt2",
@@ -69,29 +92,7 @@ pub const FAMILY: Family = Family {
             let config = gguf_knobs::decoder(metadata, "gpt2", RopeLayout::Halves, NormKind::Layer)?;
             Ok(ModelConfig { knobs: knobs(Activation::GeluTanh), ..config })
         },
-        names: TensorNames {
-            q: "blk.{}.attn_qkv.weight#q",
-            k: "blk.{}.attn_qkv.weight#k",
-            v: "blk.{}.attn_qkv.weight#v",
-            ..gguf_knobs::NAMES
-        },
+        names: gguf_knobs::FUSED_NAMES,
     }),
-    hf: Some(Layout {
-        architecture: "GPT2LMHeadModel",
-        config: hf,
-        names: TensorNames {
-            embed: "transformer.wte.weight",
-            positions: "transformer.wpe.weight",
-            attention_norm: "transformer.h.{}.ln_1.weight",
-            q: "transformer.h.{}.attn.c_attn.weight#q^T",
-            k: "transformer.h.{}.attn.c_attn.weight#k^T",
-            v: "transformer.h.{}.attn.c_attn.weight#v^T",
-            o: "transformer.h.{}.attn.c_proj.weight#^T",
-            ffn_norm: "transformer.h.{}.ln_2.weight",
-            up: "transformer.h.{}.mlp.c_fc.weight#^T",
-            down: "transformer.h.{}.mlp.c_proj.weight#^T",
-            final_norm: "transformer.ln_f.weight",
-            ..hf_knobs::NAMES
-        },
-    }),
+    hf: Some(Layout { architecture: "GPT2LMHeadModel", config: hf, names: names!("transformer.") }),
 };

@@ -16,9 +16,11 @@ pub mod smollm3;
 pub mod stablelm;
 pub mod starcoder2;
 
+use crate::checkpoint::Checkpoint;
 use crate::config::{Metadata, ModelConfig};
 use crate::error::ModelError;
 use crate::layers::decoder::TensorNames;
+use crate::views;
 
 pub use gguf_knobs::apply_tensors;
 
@@ -70,6 +72,22 @@ pub fn find(architecture: &str) -> Result<Layout, ModelError> {
 /// The layout of an architecture in Hugging Face directories.
 pub fn find_hf(architecture: &str) -> Result<Layout, ModelError> {
     find_in(|family| family.hf, architecture)
+}
+
+/// The names of a layout's tensors in a checkpoint, which may write the family in another known way: queries, keys and
+/// values joined in one tensor, or no prefix in front of all names.
+pub fn names_in(layout: &Layout, checkpoint: &dyn Checkpoint) -> TensorNames {
+    let has = |name: &str| checkpoint.tensor(views::stored(&name.replace("{}", "0"))).is_some();
+    let lacks = |name: &str| !has(name);
+    let mut names = layout.names;
+    if lacks(names.embed) && layout.architecture == "GPT2LMHeadModel" && has(gpt2::BARE_NAMES.embed) {
+        return gpt2::BARE_NAMES;
+    }
+    let fused = gguf_knobs::FUSED_NAMES;
+    if names.q == gguf_knobs::NAMES.q && lacks(names.q) && has(fused.q) {
+        (names.q, names.k, names.v) = (fused.q, fused.k, fused.v);
+    }
+    names
 }
 
 fn find_in(layout: fn(&Family) -> Option<Layout>, architecture: &str) -> Result<Layout, ModelError> {

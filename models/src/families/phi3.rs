@@ -37,12 +37,9 @@ pub const FAMILY: Family = Family {
             Ok(config)
         },
         names: TensorNames {
-            q: "blk.{}.attn_qkv.weight#q",
-            k: "blk.{}.attn_qkv.weight#k",
-            v: "blk.{}.attn_qkv.weight#v",
             gate: "blk.{}.ffn_up.weight#gate",
             up: "blk.{}.ffn_up.weight#up",
-            ..gguf_knobs::NAMES
+            ..gguf_knobs::FUSED_NAMES
         },
     }),
     hf: Some(Layout {

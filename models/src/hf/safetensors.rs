@@ -69,6 +69,8 @@ struct Entry {
 /// One safetensors file, open or in memory.
 pub struct Shard {
     tensors: BTreeMap<String, Entry>,
+    /// Names of tensors that are computed from knobs, see [`is_computed`].
+    computed: BTreeSet<String>,
     bytes: Bytes,
 }
 
@@ -78,8 +80,8 @@ impl Shard {
     /// # Errors
     /// When the file is none of safetensors, is damaged, or holds what is no vector or matrix of floats.
     pub fn open(path: &Path) -> Result<Shard, ModelError> {
-        let (tensors, bytes) = Bytes::open(path, parse)?;
-        Ok(Shard { tensors, bytes })
+        let ((tensors, computed), bytes) = Bytes::open(path, parse)?;
+        Ok(Shard { tensors, computed, bytes })
     }
 
     /// Checks the header of a complete file in memory.
@@ -87,11 +89,21 @@ impl Shard {
     /// # Errors
     /// As [`Shard::open`].
     pub fn from_bytes(file: Vec<u8>) -> Result<Shard, ModelError> {
-        Ok(Shard { tensors: parse(&file)?, bytes: Bytes::Memory(file) })
+        let (tensors, computed) = parse(&file)?;
+        Ok(Shard { tensors, computed, bytes: Bytes::Memory(file) })
     }
 }
 
-fn parse(file: &[u8]) -> Result<BTreeMap<String, Entry>, ModelError> {
+/// What older files keep beside the knobs that it is computed from: rotary frequencies, and GPT-2's causal masks
+/// `[1, 1, T, T]` with the number that stands for what they hide.
+fn is_computed(name: &str, shape: &[u64]) -> bool {
+    name.ends_with(".rotary_emb.inv_freq")
+        || name.ends_with(".attn.bias") && shape.len() == 4
+        || name.ends_with(".attn.masked_bias") && shape.is_empty()
+}
+
+/// The tensors of a file, and the names of those that are computed.
+fn parse(file: &[u8]) -> Result<(BTreeMap<String, Entry>, BTreeSet<String>), ModelError> {
     let expected = "a safetensors file";
     let Some((length, rest)) = file.split_first_chunk::<8>() else {
         return Err(sniff::unexpected(expected, file));
@@ -105,19 +117,35 @@ fn parse(file: &[u8]) -> Result<BTreeMap<String, Entry>, ModelError> {
     let Some((header, data)) = rest.split_at_checked(length as usize) else {
         return Err(ModelError::Truncated { what, needed: length, remaining });
     };
-    let mut tensors = BTreeMap::new();
+    let (mut tensors, mut computed) = (BTreeMap::new(), BTreeSet::new());
+    let mut ranges = Vec::new();
     for (name, value) in json::object(header, "the header of a safetensors file")? {
-        if name != "__metadata__" {
-            let entry = entry(&name, &value, 8 + header.len(), data.len())?;
+        if name == "__metadata__" {
+            continue;
+        }
+        let described = describe(&name, &value, data.len())?;
+        ranges.push(8 + header.len() + described.from..8 + header.len() + described.to);
+        if is_computed(&name, &described.shape) {
+            computed.insert(name);
+        } else {
+            let entry = entry(&name, &described, 8 + header.len())?;
             tensors.insert(name, entry);
         }
     }
-    check_cover(&tensors, 8 + header.len(), file.len())?;
-    Ok(tensors)
+    check_cover(ranges, 8 + header.len(), file.len())?;
+    Ok((tensors, computed))
 }
 
-/// Reads the description of one tensor; `start` is where data begins, and `length` how much there is.
-fn entry(name: &str, value: &Value, start: usize, length: usize) -> Result<Entry, ModelError> {
+/// What the header says of a tensor, whose bytes are there.
+struct Described<'a> {
+    dtype: &'a str,
+    shape: Vec<u64>,
+    from: usize,
+    to: usize,
+}
+
+/// Reads the description of one tensor in a file with `length` bytes of data.
+fn describe<'a>(name: &str, value: &'a Value, length: usize) -> Result<Described<'a>, ModelError> {
     let what = format!("tensor '{}'", name.escape_debug());
     let described = || -> Option<(&str, Vec<u64>, u64, u64)> {
         let value = value.as_object().filter(|value| value.len() == 3)?;
@@ -128,33 +156,43 @@ fn entry(name: &str, value: &Value, start: usize, length: usize) -> Result<Entry
     let Some((dtype, shape, from, to)) = described() else {
         return Err(malformed(what, "a dtype, a shape and two data_offsets", &value.to_string()));
     };
-    let element = match dtype {
+    if from > to {
+        return Err(malformed(what, "an end behind its start", &format!("data_offsets {from} to {to}")));
+    }
+    if to > length as u64 {
+        return Err(ModelError::Truncated { what, needed: to - from, remaining: (length as u64).saturating_sub(from) });
+    }
+    // The whole lies in the file, so that both fit a usize.
+    Ok(Described { dtype, shape, from: from as usize, to: to as usize })
+}
+
+/// Checks that a tensor is a vector or a matrix of floats; `start` is where data begins.
+fn entry(name: &str, described: &Described<'_>, start: usize) -> Result<Entry, ModelError> {
+    let Described { dtype, shape, from, to } = described;
+    let what = format!("tensor '{}'", name.escape_debug());
+    let element = match *dtype {
         "F32" => Element::F32,
         "F16" => Element::F16,
         "BF16" => Element::Bf16,
-        _ => return Err(ModelError::ElementType { tensor: name.to_owned(), found: dtype.to_owned() }),
+        _ => return Err(ModelError::ElementType { tensor: name.to_owned(), found: (*dtype).to_owned() }),
     };
     if shape.is_empty() || shape.len() > 2 || shape.contains(&0) {
         let (expected, found) = ("a vector or a matrix".to_owned(), format!("the shape {shape:?}"));
         return Err(ModelError::Shape { tensor: name.to_owned(), expected, found });
     }
     let needed = shape.iter().try_fold(element.bytes() as u64, |product, &dim| product.checked_mul(dim));
-    if from > to || needed != Some(to - from) {
+    if needed != Some((to - from) as u64) {
         let found = format!("data_offsets {from} to {to}");
         return Err(malformed(what, format!("the bytes of {shape:?} elements of {dtype}"), &found));
-    }
-    if to > length as u64 {
-        return Err(ModelError::Truncated { what, needed: to - from, remaining: (length as u64).saturating_sub(from) });
     }
     // The whole lies in the file, and no dimension is zero, so that each fits a usize.
     let cols = shape[shape.len() - 1] as usize;
     let rows = if shape.len() == 1 { 1 } else { shape[0] as usize };
-    Ok(Entry { element, rows, cols, bytes: start + from as usize..start + to as usize })
+    Ok(Entry { element, rows, cols, bytes: start + from..start + to })
 }
 
 /// The format's rule against hidden or shared bytes: the tensors follow each other from the first byte to the last.
-fn check_cover(tensors: &BTreeMap<String, Entry>, start: usize, end: usize) -> Result<(), ModelError> {
-    let mut ranges: Vec<&Range<usize>> = tensors.values().map(|entry| &entry.bytes).collect();
+fn check_cover(mut ranges: Vec<Range<usize>>, start: usize, end: usize) -> Result<(), ModelError> {
     ranges.sort_by_key(|range| range.start);
     let mut at = start;
     for range in ranges {
@@ -220,8 +258,9 @@ impl Shards {
     /// # Errors
     /// When two files hold one tensor, and when the index contradicts the files.
     pub fn new(files: Vec<(String, Shard)>, index: Option<&BTreeMap<String, String>>) -> Result<Shards, ModelError> {
-        let (mut shards, mut places) = (Vec::new(), BTreeMap::new());
-        for (at, (file, shard)) in files.into_iter().enumerate() {
+        let (mut shards, mut places, mut computed) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
+        for (at, (file, mut shard)) in files.into_iter().enumerate() {
+            computed.append(&mut shard.computed);
             for name in shard.tensors.keys() {
                 let indexed = index.map(|index| index.get(name).map(String::as_str));
                 if indexed.is_some_and(|indexed| indexed != Some(&file)) {
@@ -235,7 +274,7 @@ impl Shards {
             }
             shards.push(shard);
         }
-        match index.into_iter().flatten().find(|(name, _)| !places.contains_key(*name)) {
+        match index.into_iter().flatten().find(|(name, _)| !places.contains_key(*name) && !computed.contains(*name)) {
             None => Ok(Shards { shards, places }),
             Some((name, file)) => {
                 let what = format!("tensor '{}'", name.escape_debug());

@@ -127,7 +127,11 @@ pub(super) fn layer(config: &ModelConfig, names: &TensorNames, layer: usize) -> 
         let bias = biased.then(|| vector(&at(&format!("{role}.bias")), &views::bias(&stored(template)), rows));
         Projection { weight, bias }
     };
-    let ordered = |of: Projection| Projection { weight: Slot { order, ..of.weight }, ..of };
+    let reordered = |bias: Slot| match order {
+        RowOrder::AsStored => bias,
+        RowOrder::PairsToHalves { .. } => Slot { tensor: views::halves(&bias.tensor), ..bias },
+    };
+    let ordered = |of: Projection| Projection { weight: Slot { order, ..of.weight }, bias: of.bias.map(reordered) };
     let (before, after) = match knobs.norms {
         Norms::Before => (true, false),
         Norms::After => (false, true),
@@ -198,11 +202,12 @@ pub fn check_tensors(config: &ModelConfig, names: &TensorNames, checkpoint: &dyn
     for slot in slots(config, names) {
         let Slot { tensor, rows, cols, .. } = slot;
         let Some(info) = checkpoint.tensor(&tensor) else {
-            return Err(ModelError::MissingTensor { tensor, rows, cols });
+            return Err(ModelError::MissingTensor { tensor: views::stored(&tensor).to_owned(), rows, cols });
         };
         if (info.rows, info.cols) != (rows, cols) {
             let expected = format!("{rows} rows of {cols}, by the metadata");
-            return Err(ModelError::Shape { tensor, expected, found: format!("{} rows of {}", info.rows, info.cols) });
+            let found = format!("{} rows of {}", info.rows, info.cols);
+            return Err(ModelError::Shape { tensor: views::stored(&tensor).to_owned(), expected, found });
         }
         unknown.remove(views::stored(&tensor));
     }

@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+/// Name, shape with the outermost dimension first, numbers.
+pub type Tensor = (String, Vec<usize>, Vec<f32>);
+
 /// What was recorded of one checkpoint.
 pub struct Case {
     pub name: String,
@@ -49,18 +52,54 @@ impl Case {
         self.integers("rows")
     }
 
+    /// The knobs, as `config.json` has them.
+    pub fn config(&self) -> &Value {
+        &self.content["config"]
+    }
+
+    /// Every tensor.
+    pub fn tensors(&self) -> Vec<Tensor> {
+        let size = |dim: &Value| dim.as_u64().unwrap() as usize;
+        let tensor = |(name, shape): (&String, &Value)| {
+            let shape: Vec<usize> = shape.as_array().unwrap().iter().map(size).collect();
+            let values = weights(name, &shape).collect();
+            (name.clone(), shape, values)
+        };
+        self.content["tensors"].as_object().unwrap().iter().map(tensor).collect()
+    }
+
+    /// The same family with another number of layers, of which nothing was recorded.
+    pub fn with_layers(mut self, layers: usize, knobs: Value) -> Case {
+        let tensors = self.content["tensors"].as_object_mut().unwrap();
+        let first: Vec<(String, Value)> = tensors
+            .iter()
+            .filter(|(name, _)| name.contains(".layers.0."))
+            .map(|(name, shape)| (name.clone(), shape.clone()))
+            .collect();
+        for layer in 0..layers {
+            tensors
+                .extend(first.iter().map(|(name, shape)| (name.replace(".0.", &format!(".{layer}.")), shape.clone())));
+        }
+        self.content["config"]["num_hidden_layers"] = layers.into();
+        self.content["config"].as_object_mut().unwrap().extend(knobs.as_object().unwrap().clone());
+        Case { name: format!("{}-{layers}-layers", self.name), content: self.content, logits: Vec::new() }
+    }
+
     /// Writes the checkpoint as a Hugging Face directory.
     pub fn write(&self, folder: &Path) {
+        self.write_tensors(folder, self.tensors());
+    }
+
+    /// Writes a directory with other tensors than the checkpoint's own.
+    pub fn write_tensors(&self, folder: &Path, tensors: Vec<Tensor>) {
         fs::create_dir_all(folder).unwrap();
         let mut header = Map::new();
         let mut data: Vec<u8> = Vec::new();
-        for (name, shape) in self.content["tensors"].as_object().unwrap() {
-            let shape: Vec<usize> =
-                shape.as_array().unwrap().iter().map(|dim| dim.as_u64().unwrap() as usize).collect();
+        for (name, shape, values) in tensors {
             let start = data.len();
-            data.extend(weights(name, &shape).flat_map(f32::to_le_bytes));
+            data.extend(values.into_iter().flat_map(f32::to_le_bytes));
             let entry = json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, data.len()] });
-            header.insert(name.clone(), entry);
+            header.insert(name, entry);
         }
         let header = Value::Object(header).to_string();
         let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat();
