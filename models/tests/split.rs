@@ -96,10 +96,10 @@ fn any_part_opens_the_whole_model() {
 
 #[test]
 fn a_file_that_was_joined_again_is_whole() {
-    let mut parts = contents();
+    let parts = contents();
     for count in [0, 1] {
-        let (mut pairs, mut tensors) = (parts[0].0.clone(), Vec::new());
-        parts.iter_mut().for_each(|part| tensors.extend(part.1.clone()));
+        let mut pairs = parts[0].0.clone();
+        let tensors: Vec<RawTensor> = parts.iter().flat_map(|part| part.1.clone()).collect();
         pairs.retain(|(key, _)| key != "split.count");
         pairs.push(("split.count".to_owned(), Value::Unsigned(count)));
         let gguf = Gguf::from_bytes(raw(&pairs, &tensors)).unwrap();

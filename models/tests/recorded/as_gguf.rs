@@ -28,7 +28,7 @@ pub enum Projections {
 /// recorded of two layers has none, and four layers stand in for it.
 pub fn cases() -> Vec<Case> {
     let four = json!({ "no_rope_layers": [1, 1, 1, 0], "no_rope_layer_interval": 4 });
-    let replaced = |case: Case| if case.name == "smollm3" { case.with_layers(4, four.clone()) } else { case };
+    let replaced = |case: Case| if case.name == "smollm3" { case.with_layers(4, &four) } else { case };
     case::cases().into_iter().map(replaced).collect()
 }
 
@@ -167,7 +167,7 @@ fn tensor(knobs: &Knobs, name: &str, shape: Vec<usize>, values: Vec<f32>) -> Ten
             let mut role = find(OF_LAYER, role);
             if rest.ends_with("post_attention_layernorm") && ["gemma2", "gemma3", "olmo2"].contains(&knobs.architecture)
             {
-                role = "post_attention_norm".to_owned();
+                "post_attention_norm".clone_into(&mut role);
             }
             format!("blk.{layer}.{role}")
         }
@@ -286,7 +286,9 @@ fn pairs(knobs: &Knobs, extra: &[Tensor]) -> Vec<(String, Value)> {
         ("rope.dimension_count", (name != "gpt2").then(|| knobs.rotating())),
     ];
     for (key, size) in sizes {
-        size.into_iter().for_each(|size| put(key, Value::Unsigned(size as u64)));
+        if let Some(size) = size {
+            put(key, Value::Unsigned(size as u64));
+        }
     }
     let numbers = [
         ("attention.layer_norm_rms_epsilon", knobs.number(&["rms_norm_eps"])),
@@ -300,12 +302,13 @@ fn pairs(knobs: &Knobs, extra: &[Tensor]) -> Vec<(String, Value)> {
         ("logit_scale", knobs.number(&["logits_scaling"])),
     ];
     for (key, number) in numbers {
-        number.into_iter().for_each(|number| put(key, Value::F32(number)));
+        if let Some(number) = number {
+            put(key, Value::F32(number));
+        }
     }
     let window = knobs.size(&["sliding_window"]).unwrap_or(0) as u64;
     match name {
-        "phi3" => put("attention.sliding_window", Value::Unsigned(window)),
-        "gemma2" => put("attention.sliding_window", Value::Unsigned(window)),
+        "phi3" | "gemma2" => put("attention.sliding_window", Value::Unsigned(window)),
         "gemma3" => {
             put("attention.sliding_window", Value::Unsigned(window));
             let pattern = match knobs.config["layer_types"].as_array() {

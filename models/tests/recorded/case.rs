@@ -69,7 +69,7 @@ impl Case {
     }
 
     /// The same family with another number of layers, of which nothing was recorded.
-    pub fn with_layers(mut self, layers: usize, knobs: Value) -> Case {
+    pub fn with_layers(mut self, layers: usize, knobs: &Value) -> Case {
         let tensors = self.content["tensors"].as_object_mut().unwrap();
         let first: Vec<(String, Value)> = tensors
             .iter()

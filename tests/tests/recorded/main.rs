@@ -1,8 +1,10 @@
 //! Small checkpoints of every family, compiled and run, judged by the logits that another implementation computed.
 
-#[expect(dead_code, reason = "the reader's tests need more of it")]
-#[path = "../../models/tests/recorded/case.rs"]
+#[path = "../../../models/tests/recorded/as_gguf.rs"]
+mod as_gguf;
+#[path = "../../../models/tests/recorded/case.rs"]
 mod case;
+mod llama_cpp;
 
 use lathe_compiler::pass::Activations;
 use lathe_compiler::pipeline::{Goal, Options, compile};
