@@ -3,7 +3,9 @@
 use std::io::{Write, stdout};
 
 use lathe_runtime::chat::{ChatTemplate, Message, Role};
-use lathe_runtime::{Engine, EngineOptions, Event, Plan, Request, stream::TextStream, tokenizer::Tokenizer};
+use lathe_runtime::stream::TextStream;
+use lathe_runtime::tokenizer::{Tokenizer, decoder::Decoder};
+use lathe_runtime::{Engine, EngineOptions, Event, Plan, Request};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args_os().nth(1).ok_or("usage: stream PLAN")?;
@@ -18,11 +20,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         stop: tokenizer.tables().eos.clone(),
         ..Request::default()
     })?;
-    let mut text = TextStream::new();
+    let (mut decoder, mut text) = (Decoder::new(&tokenizer), TextStream::new());
     while !engine.is_idle() {
         for event in engine.step()? {
             let Event::Token { token, .. } = event else { continue };
-            print!("{}", text.push(tokenizer.bytes(*token)));
+            print!("{}", text.push(decoder.visible_bytes(&tokenizer, *token)));
             stdout().flush()?;
         }
     }

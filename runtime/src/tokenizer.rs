@@ -10,6 +10,7 @@
 
 pub mod added;
 mod categories;
+pub mod decoder;
 pub mod merge;
 pub mod split;
 
@@ -20,6 +21,7 @@ use lathe_plan::{DecodeError, PackedTokenizer, SpacePrefix, TokenKind, Tokenizer
 use unicode_normalization::{UnicodeNormalization, is_nfc};
 
 use self::added::Added;
+use self::decoder::Decoder;
 use self::merge::{Merger, UNKNOWN};
 use self::split::Scanner;
 
@@ -242,35 +244,11 @@ impl Tokenizer {
         self.tables.token(id).unwrap_or_default()
     }
 
-    /// The bytes to show for a token: as [`Self::bytes`], but nothing for control tokens and unused rows.
-    pub fn visible_bytes(&self, id: u32) -> &[u8] {
-        match self.tables.kind(id) {
-            None | Some(TokenKind::Control | TokenKind::Unused) => &[],
-            Some(_) => self.bytes(id),
-        }
-    }
-
     /// The bytes of a sequence, control tokens included: the text that [`Self::encode`] would make it from, without the
     /// spaces that it puts in front.
     pub fn decode(&self, ids: &[u32]) -> Vec<u8> {
-        let mut out = Vec::new();
-        let mut has_prefix = self.has_space_prefix();
-        for id in ids {
-            let bytes = self.bytes(*id);
-            let is_ordinary = matches!(self.tables.kind(*id), Some(TokenKind::Normal | TokenKind::Byte));
-            let prefix: &[u8] = if has_prefix && is_ordinary { b" " } else { b"" };
-            out.extend_from_slice(bytes.strip_prefix(prefix).unwrap_or(bytes));
-            has_prefix = match self.tables.space_prefix {
-                SpacePrefix::Never | SpacePrefix::MissingAtStart => false,
-                SpacePrefix::Always | SpacePrefix::Missing => !is_ordinary,
-            };
-        }
-        out
-    }
-
-    /// Whether a text gets a space in front, which an answer begins with too, and which is not part of what it says.
-    pub fn has_space_prefix(&self) -> bool {
-        self.tables.space_prefix != SpacePrefix::Never
+        let mut decoder = Decoder::new(self);
+        ids.iter().flat_map(|id| decoder.bytes(self, *id)).copied().collect()
     }
 
     /// The texts of all control tokens.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use lathe_runtime::stream::TextStream;
 use lathe_runtime::tokenizer::Tokenizer;
+use lathe_runtime::tokenizer::decoder::Decoder;
 use lathe_runtime::{Engine, Event, FinishReason, Request};
 
 use super::interrupt::Interrupt;
@@ -47,10 +48,12 @@ pub fn rate(count: usize, time: Duration) -> f64 {
     if count == 0 { 0.0 } else { count as f64 / time.as_secs_f64().max(1e-9) }
 }
 
-/// Runs one request. `show` gets each piece of text as soon as its characters are whole; Ctrl-C ends the answer there.
+/// Runs one request, whose answer `decoder` makes bytes of. `show` gets each piece of text as soon as its characters are
+/// whole; Ctrl-C ends the answer there.
 pub fn answer(
     engine: &mut Engine,
     tokenizer: &Tokenizer,
+    mut decoder: Decoder,
     request: Request,
     interrupt: &Interrupt,
     mut show: impl FnMut(&str) -> io::Result<()>,
@@ -81,7 +84,7 @@ pub fn answer(
                     }
                     answer.tokens.push(*token);
                     answer.logprobs.push(*logprob);
-                    let text = stream.push(tokenizer.visible_bytes(*token));
+                    let text = stream.push(decoder.visible_bytes(tokenizer, *token));
                     if !text.is_empty() {
                         show(&text)?;
                         answer.text += &text;

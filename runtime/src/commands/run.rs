@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use lathe_runtime::chat::{ChatTemplate, Message, Role};
-use lathe_runtime::tokenizer::Control;
+use lathe_runtime::tokenizer::{Control, decoder::Decoder};
 use lathe_runtime::{Error, FinishReason, Request, SampleParams};
 use serde::{Deserialize, Serialize};
 
@@ -153,21 +153,24 @@ struct Session<'a> {
 impl Session<'_> {
     /// Answers one prompt.
     fn once(&mut self, prompt: &str, template: Option<&ChatTemplate>) -> anyhow::Result<()> {
-        let tokens = match template {
+        let tokenizer = &self.model.tokenizer;
+        let (tokens, decoder) = match template {
             Some(template) => {
                 let mut messages = self.opening();
                 messages.push(Message::new(Role::User, prompt));
-                template.encode(&self.model.tokenizer, &messages, true)?
+                (template.encode(tokenizer, &messages, true)?, Decoder::new(tokenizer))
             }
             None if self.args.chat || self.args.system.is_some() => {
                 return Err(Usage("the plan has no chat template; use --raw, without --system".to_owned()).into());
             }
             None => {
                 let control = if self.args.control_tokens { Control::Recognize } else { Control::AsText };
-                self.model.tokenizer.encode_prompt(prompt, control)
+                let tokens = tokenizer.encode_prompt(prompt, control);
+                let decoder = Decoder::after(tokenizer, &tokens);
+                (tokens, decoder)
             }
         };
-        let answer = self.answer(tokens)?;
+        let answer = self.answer(tokens, decoder)?;
         if answer.reason == FinishReason::Cancelled { Err(Interrupted.into()) } else { Ok(()) }
     }
 
@@ -194,7 +197,7 @@ impl Session<'_> {
     fn turn(&mut self, template: &ChatTemplate, history: &mut Vec<Message>) -> anyhow::Result<Answer> {
         loop {
             let tokens = template.encode(&self.model.tokenizer, history, true)?;
-            let error = match self.answer(tokens) {
+            let error = match self.answer(tokens, Decoder::new(&self.model.tokenizer)) {
                 Err(error) if matches!(error.downcast_ref(), Some(Error::TooLong { .. })) => error,
                 outcome => return outcome,
             };
@@ -213,7 +216,7 @@ impl Session<'_> {
     }
 
     /// Continues a prompt and prints the answer.
-    fn answer(&mut self, tokens: Vec<u32>) -> anyhow::Result<Answer> {
+    fn answer(&mut self, tokens: Vec<u32>, decoder: Decoder) -> anyhow::Result<Answer> {
         let Session { args, model, .. } = self;
         let request = Request {
             tokens,
@@ -225,7 +228,7 @@ impl Session<'_> {
         };
         let mut out = io::stdout().lock();
         self.interrupt.reset();
-        let answer = answer(&mut model.engine, &model.tokenizer, request, &self.interrupt, |text| {
+        let answer = answer(&mut model.engine, &model.tokenizer, decoder, request, &self.interrupt, |text| {
             if args.json {
                 return Ok(());
             }

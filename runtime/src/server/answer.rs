@@ -3,7 +3,9 @@
 use serde_json::{Map, Value, json};
 
 use super::ask::{Ask, Kind};
-use crate::{FinishReason, stream::TextStream, tokenizer::Tokenizer};
+use crate::FinishReason;
+use crate::stream::TextStream;
+use crate::tokenizer::{Tokenizer, decoder::Decoder};
 
 /// A token with its likelihood.
 #[derive(Clone, Debug)]
@@ -19,6 +21,7 @@ pub struct Judged {
 /// One choice as it grows.
 #[derive(Debug, Default)]
 pub struct Choice {
+    decoder: Decoder,
     stream: TextStream,
     held: String, // text that may be the beginning of a stop string
     /// Characters of the text that went out, for offsets.
@@ -36,8 +39,19 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// Takes a token's bytes and gives the text that can go out. A stop string ends the choice.
-    pub fn push(&mut self, bytes: &[u8], ask: &Ask) -> String {
+    /// One that has no token yet.
+    pub fn new(decoder: Decoder) -> Choice {
+        Choice { decoder, ..Choice::default() }
+    }
+
+    /// Takes a token and gives the text that can go out. A stop string ends the choice.
+    pub fn push_token(&mut self, tokenizer: &Tokenizer, token: u32, ask: &Ask) -> String {
+        let bytes = self.decoder.visible_bytes(tokenizer, token);
+        self.push(bytes, ask)
+    }
+
+    /// Takes a token's bytes and gives the text that can go out.
+    fn push(&mut self, bytes: &[u8], ask: &Ask) -> String {
         self.held += &self.stream.push(bytes);
         self.let_go(ask, false)
     }

@@ -13,11 +13,11 @@ use tokio::sync::mpsc;
 use super::{
     Shared,
     answer::{Choice, Judged, Writer, usage},
-    ask::Ask,
+    ask::{Ask, Kind},
     driver::Running,
     refusal::Refusal,
 };
-use crate::{Event, FinishReason};
+use crate::{Event, FinishReason, Request, tokenizer::decoder::Decoder};
 
 /// A completion whose requests the engine has accepted.
 #[derive(Debug)]
@@ -196,13 +196,21 @@ impl Completion {
         }
         choice.tokens += 1;
         choice.logprob += f64::from(logprob);
-        Some(choice.push(self.shared.reader.tokenizer.visible_bytes(token), &self.ask))
+        Some(choice.push_token(&self.shared.reader.tokenizer, token, &self.ask))
     }
 
     fn progress(&self) -> Progress {
-        let choices: usize = self.ask.requests.iter().map(|request| request.more as usize + 1).sum();
+        let tokenizer = &self.shared.reader.tokenizer;
+        let choices = |request: &Request| {
+            // A message of a chat is a text of its own; a completion goes on with its prompt.
+            let decoder = match self.ask.kind {
+                Kind::Chat => Decoder::new(tokenizer),
+                Kind::Text => Decoder::after(tokenizer, &request.tokens),
+            };
+            (0..=request.more).map(move |_| Choice::new(decoder))
+        };
         Progress {
-            choices: (0..choices).map(|_| Choice::default()).collect(),
+            choices: self.ask.requests.iter().flat_map(choices).collect(),
             prompt_tokens: self.ask.requests.iter().map(|request| request.tokens.len()).sum(),
             cached: 0,
             first_token: None,

@@ -73,8 +73,9 @@ fn control_tokens_are_made_only_when_asked() {
     let trusted = tokenizer.encode(text, Control::Recognize);
     assert_eq!(trusted, [u32::from(b'a'), END, THINK, u32::from(b'b')]);
     check(&tokenizer, text, &["a", "<|", "e", "n", "d", "|", ">", "<think>", "b"]);
-    assert_eq!(tokenizer.visible_bytes(END), b"");
-    assert_eq!(tokenizer.visible_bytes(THINK), b"<think>");
+    let mut decoder = Decoder::new(&tokenizer);
+    assert_eq!(decoder.visible_bytes(&tokenizer, END), b"");
+    assert_eq!(decoder.visible_bytes(&tokenizer, THINK), b"<think>");
 }
 
 #[test]
@@ -167,9 +168,37 @@ fn what_no_token_spells_becomes_bytes() {
     let tokens = tokenizer.encode("a\u{e9}", Control::AsText);
     assert_eq!(tokens, [259, 3 + 0xc3, 3 + 0xa9]);
     assert_eq!(tokenizer.decode(&tokens), "a\u{e9}".as_bytes());
+    assert_eq!(shown(&tokenizer, Decoder::new(&tokenizer), &tokens), ["a", "", "\u{e9}"]);
+}
+
+/// The text that comes of each token of a stream.
+fn shown(tokenizer: &Tokenizer, mut decoder: Decoder, tokens: &[u32]) -> Vec<String> {
     let mut stream = crate::stream::TextStream::new();
-    let shown: Vec<String> = tokens.iter().map(|id| stream.push(tokenizer.visible_bytes(*id))).collect();
-    assert_eq!(shown, ["a", "", "\u{e9}"]);
+    tokens.iter().map(|id| stream.push(decoder.visible_bytes(tokenizer, *id))).collect()
+}
+
+/// What a prompt and its answer say as text, and the pieces in which the answer streams, in a chat and going on.
+fn check_stream(tokenizer: &Tokenizer, prompt: &str, answer: &str, in_chat: &[&str], going_on: &[&str]) {
+    let prompt = tokenizer.encode(prompt, Control::Recognize);
+    let whole = [&prompt[..], &tokenizer.encode(answer, Control::Recognize)].concat();
+    let tokens = &whole[prompt.len()..];
+    assert_eq!(shown(tokenizer, Decoder::new(tokenizer), tokens), in_chat);
+    let streamed = shown(tokenizer, Decoder::after(tokenizer, &prompt), tokens);
+    assert_eq!(streamed, going_on);
+    let text = [tokenizer.decode(&prompt), streamed.concat().into_bytes()].concat();
+    assert_eq!(text, tokenizer.decode(&whole), "a stream goes on as the whole text does");
+}
+
+#[test]
+fn a_stream_leaves_out_the_space_that_encoding_puts_in_front() {
+    let tokenizer = spm(true, &[(" ", 9), ("a", 9), (" a", 0), ("b", 9), (" b", 0)]);
+    // An answer in a chat is a text of its own; what goes on after a word keeps its space.
+    check_stream(&tokenizer, "<s>b", "a b", &["a", " b"], &[" a", " b"]);
+    check_stream(&tokenizer, "b\n\n", "a b", &["a", " b"], &["a", " b"]);
+    check_stream(&tokenizer, "", " a", &["", " a"], &["", " a"]);
+    check_stream(&tokenizer, "b", "a\n\nb", &["a", "\n\n", "b"], &[" a", "\n\n", "b"]);
+    let bare = spm(false, &[(" ", 9), ("a", 9), (" a", 0)]);
+    check_stream(&bare, "a", " a", &[" a"], &[" a"]);
 }
 
 #[test]
