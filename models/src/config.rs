@@ -18,6 +18,9 @@ pub use knobs::{Activation, Knobs, Layers, NormKind, Norms, QkNorm, Window};
 pub use lathe_ir::ops::rotary::Scaling;
 pub use rope::{Rope, RopeLayout};
 
+/// Several times as many layers as the deepest model has; a graph of many more would take all memory.
+const MOST_LAYERS: usize = 1024;
+
 /// A decoder, described by numbers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
@@ -62,6 +65,9 @@ impl ModelConfig {
         let wrong = |key: &str, expected: String, found: String| {
             Err(ModelError::Key { key: format!("{}.{key}", self.architecture), expected, found })
         };
+        if self.layers > MOST_LAYERS {
+            return wrong("block_count", format!("at most {MOST_LAYERS} layers"), self.layers.to_string());
+        }
         if !self.heads.is_multiple_of(self.kv_heads) {
             let expected = format!("a divisor of the {} query heads", self.heads);
             return wrong("attention.head_count_kv", expected, self.kv_heads.to_string());

@@ -203,7 +203,21 @@ fn read_tokenizer(
 ) -> Result<(Tokenizer, Option<String>), ModelError> {
     let path = folder.path.join("tokenizer.json");
     let Some(file) = folder.object("tokenizer.json")? else {
-        return Err(folder.needed("a tokenizer.json").in_file(folder.path));
+        let others = [
+            ("tokenizer.model", "SentencePiece's own file, which says less than the model's authors do with it"),
+            ("vocab.json", "the vocabulary of an older tokenizer, which does not say how text is cut"),
+        ];
+        let other = others.into_iter().find(|(name, _)| folder.path.join(name).exists());
+        let error = other.map_or_else(
+            || folder.needed("a tokenizer.json"),
+            |(name, what)| ModelError::Directory {
+                expected: "a tokenizer.json",
+                found: format!(
+                    "{name}, {what}; make one with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+                ),
+            },
+        );
+        return Err(error.in_file(folder.path));
     };
     let settings_file = folder.object("tokenizer_config.json")?;
     let map = folder.object("special_tokens_map.json")?;

@@ -15,6 +15,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("lathe-kernels", &["lathe-ir", "lathe-emulator"]),
     ("lathe-compiler", &["lathe-ir", "lathe-models", "lathe-kernels", "lathe-plan"]),
     ("lathe-runtime", &["lathe-plan"]),
+    ("lathe-fuzz", &["lathe-ir", "lathe-models", "lathe-kernels", "lathe-compiler", "lathe-plan", "lathe-runtime"]),
     ("lathe-tests", &["lathe-ir", "lathe-models", "lathe-kernels", "lathe-compiler", "lathe-plan", "lathe-runtime"]),
 ];
 

@@ -89,7 +89,8 @@ pub fn read(file: &Object, settings: Settings, vocab: usize) -> Result<Tokenizer
         return Err(malformed("'add_prefix_space'", "false: 'pre_tokenizer' adds no space in front", "true"));
     }
     vocabulary::check_model(model, cutting)?;
-    let entries = vocabulary::entries(model, part(file, "added_tokens"), cutting, vocab)?;
+    let added = added(part(file, "added_tokens"), settings)?;
+    let entries = vocabulary::entries(model, &added, cutting, vocab)?;
     let merges = merges(&entries.texts, &vocabulary::merge_lines(model)?)?;
     let (tokens, matching) = (vocabulary::tokens(&entries, cutting)?, entries.matching);
 
@@ -123,6 +124,29 @@ impl Cutting {
 
 fn part<'a>(file: &'a Object, key: &str) -> &'a Value {
     file.get(key).unwrap_or(&Value::Null)
+}
+
+/// The added tokens of `tokenizer.json`. What `tokenizer_config.json` says of the same ids is believed instead, and what
+/// it has beyond is added, as the library does it.
+fn added(own: &Value, settings: Settings) -> Result<Vec<Value>, ModelError> {
+    const KEY: &str = "added_tokens_decoder";
+    let mut added = own.as_array().cloned().unwrap_or_default();
+    let Some(more) = settings.get(KEY) else { return Ok(added) };
+    let wrong = |found: &str| malformed(format!("'{KEY}'"), "an object of added tokens by id", found);
+    for (id, token) in more.as_object().ok_or_else(|| wrong(&more.to_string()))? {
+        let mut token = token.clone();
+        let number: u64 = id.parse().map_err(|_| wrong(id))?;
+        token.as_object_mut().ok_or_else(|| wrong(id))?.insert("id".to_owned(), number.into());
+        match added.iter_mut().find(|other| other["id"] == number) {
+            Some(other) if other["content"] != token["content"] => {
+                let expected = format!("{} as token {id}, as tokenizer.json has it", other["content"]);
+                return Err(malformed(format!("'{KEY}'"), expected, &token["content"].to_string()));
+            }
+            Some(other) => *other = token,
+            None => added.push(token),
+        }
+    }
+    Ok(added)
 }
 
 /// Refuses keys that nothing here reads; those that are `null` ask for nothing.

@@ -100,6 +100,13 @@ fn files_of_other_kinds_are_named() {
         std::fs::remove_file(folder.join(missing)).unwrap();
         refused(lathe_models::open(&folder), &[missing, "model.safetensors"]);
     }
+    for other in ["tokenizer.model", "vocab.json"] {
+        let mut directory = directory("BF16");
+        directory.files.insert(other, b"\n\x0e\n\x05<unk>".to_vec());
+        let folder = directory.write();
+        std::fs::remove_file(folder.join("tokenizer.json")).unwrap();
+        refused(lathe_models::open(&folder), &["a tokenizer.json", other, "save_pretrained"]);
+    }
     refused(lathe_models::open(&folder.join("nothing")), &["cannot open", "nothing"]);
 }
 
@@ -306,6 +313,16 @@ fn a_tokenizer_that_contradicts_itself_is_refused() {
     setting("add_bos_token", json!(true), &["post_processor"]);
     setting("add_bos_token", json!("yes"), &["true or false"]);
     setting("chat_template", json!([]), &["'default'"]);
+    setting("added_tokens_decoder", json!([]), &["an object of added tokens by id", "[]"]);
+    setting("added_tokens_decoder", json!({ "one": {} }), &["by id", "one"]);
+    setting("added_tokens_decoder", json!({ "1": 5 }), &["by id"]);
+    setting(
+        "added_tokens_decoder",
+        json!({ "1": { "content": "<s>" } }),
+        &["<|im_start|>", "as tokenizer.json", "<s>"],
+    );
+    let beyond = json!({ "500": { "content": "<s>" } });
+    changed(|directory| directory.tokenizer_config["added_tokens_decoder"] = beyond, &["128 rows", "500 for '<s>'"]);
     changed(|directory| directory.config["eos_token_id"] = 128.into(), &["'eos_token_id'", "below 128"]);
     let end = |directory: &mut Directory| {
         drop(directory.files.insert("generation_config.json", br#"{"eos_token_id": ["x"]}"#.to_vec()));

@@ -125,6 +125,19 @@ fn added_tokens_are_control_or_user_defined() {
 }
 
 #[test]
+fn settings_add_tokens_and_change_how_they_are_matched() {
+    let mut directory = directory("BF16");
+    let added = |content: &str| json!({ "content": content, "rstrip": true, "normalized": false, "special": true });
+    directory.tokenizer_config["added_tokens_decoder"] = json!({ "2": added("<|im_end|>"), "127": added("ĊĊ") });
+    let tokenizer = directory.open().unwrap().tokenizer;
+    assert_eq!(tokenizer.tokens[127].kind, TokenKind::Control);
+    assert_eq!(
+        tokenizer.matching.iter().map(|(id, how)| (*id, how.rstrip)).collect::<Vec<_>>(),
+        [(2, true), (127, true)]
+    );
+}
+
+#[test]
 fn a_post_processor_adds_the_ends() {
     let special = |text: &str| json!({ "SpecialToken": { "id": text, "type_id": 0 } });
     let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });

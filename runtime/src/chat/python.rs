@@ -2,23 +2,38 @@
 //! values print as Python prints them, `tojson` is `json.dumps`, `strftime_now` writes a date, and the tags that mark an
 //! assistant's words for training mark nothing.
 
-use minijinja::value::{Kwargs, Value, ValueKind};
+mod methods;
+mod numbers;
+
+use std::io::{self, Write};
+
+use minijinja::value::{Kwargs, Tuple, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State, escape_formatter};
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
+use self::numbers::float;
+
 /// Adds all of it but the clock.
 pub fn extend(environment: &mut Environment<'static>) {
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(methods::call);
     environment.set_formatter(print);
     environment.add_filter("tojson", to_json);
     environment.add_filter("string", |value: &Value| text(value));
+    environment.add_filter("int", |value: &Value, default: Option<Value>| numbers::int(value, default));
+    environment.add_function("cycler", minijinja_contrib::globals::cycler);
+    environment.add_function("joiner", minijinja_contrib::globals::joiner);
+    environment.add_filter("trim", |value: &Value, chars: Option<&str>| {
+        methods::strip(&text(value), chars, true, true).to_owned()
+    });
 }
 
 /// Prints a value at the place of `{{ … }}`.
 fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
     match value.kind() {
-        ValueKind::None | ValueKind::Bool | ValueKind::Seq | ValueKind::Map => out.write_str(&text(value))?,
+        ValueKind::None | ValueKind::Bool | ValueKind::Number | ValueKind::Seq | ValueKind::Map => {
+            out.write_str(&text(value))?;
+        }
         _ => escape_formatter(out, state, value)?,
     }
     Ok(())
@@ -27,7 +42,7 @@ fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error
 /// `str(value)`.
 fn text(value: &Value) -> String {
     match value.kind() {
-        ValueKind::None | ValueKind::Bool | ValueKind::Seq | ValueKind::Map => repr(value),
+        ValueKind::None | ValueKind::Bool | ValueKind::Number | ValueKind::Seq | ValueKind::Map => repr(value),
         _ => value.to_string(),
     }
 }
@@ -39,7 +54,17 @@ fn repr(value: &Value) -> String {
         ValueKind::None => "None".to_owned(),
         ValueKind::Bool => if value.is_true() { "True" } else { "False" }.to_owned(),
         ValueKind::String => quoted(value.as_str().unwrap_or_default()),
-        ValueKind::Seq => format!("[{}]", items().map(|item| repr(&item)).collect::<Vec<_>>().join(", ")),
+        ValueKind::Number if !value.is_integer() => {
+            f64::try_from(value.clone()).map_or_else(|_| value.to_string(), float)
+        }
+        ValueKind::Seq => {
+            let items = items().map(|item| repr(&item)).collect::<Vec<_>>();
+            match (value.downcast_object_ref::<Tuple>(), items.as_slice()) {
+                (None, items) => format!("[{}]", items.join(", ")),
+                (Some(_), [item]) => format!("({item},)"),
+                (Some(_), items) => format!("({})", items.join(", ")),
+            }
+        }
         ValueKind::Map => {
             let pair = |key: Value| format!("{}: {}", repr(&key), repr(&value.get_item(&key).unwrap_or_default()));
             format!("{{{}}}", items().map(pair).collect::<Vec<_>>().join(", "))
@@ -59,15 +84,37 @@ fn quoted(text: &str) -> String {
             '\t' => out.push_str("\\t"),
             '\\' => out.push_str("\\\\"),
             c if c == quote => out.extend(['\\', c]),
-            c if c.is_ascii_control() || ('\u{80}'..'\u{a1}').contains(&c) || c == '\u{ad}' => {
-                let escape = format!("\\x{:02x}", u32::from(c));
-                out.push_str(&escape);
-            }
-            c => out.push(c),
+            c if is_shown(c) => out.push(c),
+            c => out.push_str(&escape(u32::from(c))),
         }
     }
     out.push(quote);
     out
+}
+
+/// A character that is not shown, by its number.
+fn escape(code: u32) -> String {
+    match code {
+        ..0x100 => format!("\\x{code:02x}"),
+        0x100..0x1_0000 => format!("\\u{code:04x}"),
+        _ => format!("\\U{code:08x}"),
+    }
+}
+
+/// Whether `str.isprintable` holds: no control or format character, none without a meaning, no space but the usual one.
+fn is_shown(c: char) -> bool {
+    use unicode_general_category::{GeneralCategory as Category, get_general_category};
+    let hidden = [
+        Category::Control,
+        Category::Format,
+        Category::LineSeparator,
+        Category::ParagraphSeparator,
+        Category::PrivateUse,
+        Category::SpaceSeparator,
+        Category::Surrogate,
+        Category::Unassigned,
+    ];
+    c == ' ' || !hidden.contains(&get_general_category(c))
 }
 
 /// `value | tojson(indent=…)` as `json.dumps` writes it; the engine's own filter escapes for HTML.
@@ -84,7 +131,8 @@ fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
     let result = match (indent, separators.as_deref()) {
         (Some(width), None) => {
             let spaces = " ".repeat(width.min(16));
-            value.serialize(&mut Serializer::with_formatter(&mut out, PrettyFormatter::with_indent(spaces.as_bytes())))
+            let formatter = Indented(PrettyFormatter::with_indent(spaces.as_bytes()));
+            value.serialize(&mut Serializer::with_formatter(&mut out, formatter))
         }
         (None, None) => value.serialize(&mut Serializer::with_formatter(&mut out, OneLine { item: ", ", key: ": " })),
         (None, Some([item, key])) => value.serialize(&mut Serializer::with_formatter(&mut out, OneLine { item, key })),
@@ -136,16 +184,65 @@ struct OneLine<'a> {
 }
 
 impl Formatter for OneLine<'_> {
-    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
+    fn write_f64<W: ?Sized + Write>(&mut self, writer: &mut W, value: f64) -> io::Result<()> {
+        writer.write_all(float(value).as_bytes())
+    }
+
+    fn begin_array_value<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
         if first { Ok(()) } else { writer.write_all(self.item.as_bytes()) }
     }
 
-    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
+    fn begin_object_key<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
         if first { Ok(()) } else { writer.write_all(self.item.as_bytes()) }
     }
 
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
+    fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
         writer.write_all(self.key.as_bytes())
+    }
+}
+
+/// JSON with a line for each value.
+struct Indented<'a>(PrettyFormatter<'a>);
+
+impl Formatter for Indented<'_> {
+    fn write_f64<W: ?Sized + Write>(&mut self, writer: &mut W, value: f64) -> io::Result<()> {
+        writer.write_all(float(value).as_bytes())
+    }
+
+    fn begin_array<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.begin_array(writer)
+    }
+
+    fn end_array<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.end_array(writer)
+    }
+
+    fn begin_array_value<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        self.0.begin_array_value(writer, first)
+    }
+
+    fn end_array_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.end_array_value(writer)
+    }
+
+    fn begin_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.begin_object(writer)
+    }
+
+    fn end_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.end_object(writer)
+    }
+
+    fn begin_object_key<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        self.0.begin_object_key(writer, first)
+    }
+
+    fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.begin_object_value(writer)
+    }
+
+    fn end_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.end_object_value(writer)
     }
 }
 
@@ -218,6 +315,8 @@ pub fn strftime(format: &str, seconds: u64) -> Result<String, Error> {
             Some('I') => number((hour + 11) % 12 + 1, 2),
             Some('M') => number(minute, 2),
             Some('S') => number(second, 2),
+            Some('j') => number(days - first_day(year) + 1, 3),
+            Some('R') => format!("{hour:02}:{minute:02}"),
             Some('p') => if hour < 12 { "AM" } else { "PM" }.to_owned(),
             Some('F') => format!("{year}-{month:02}-{day:02}"),
             Some('T') => format!("{hour:02}:{minute:02}:{second:02}"),
@@ -233,6 +332,13 @@ pub fn strftime(format: &str, seconds: u64) -> Result<String, Error> {
         out.push_str(&piece);
     }
     Ok(out)
+}
+
+/// The day since the beginning of 1970 with which a year begins.
+fn first_day(year: u64) -> u64 {
+    let before = year - 1;
+    let leaps = |year: u64| year / 4 - year / 100 + year / 400;
+    (year - 1970) * 365 + leaps(before) - leaps(1969)
 }
 
 /// Year, month and day of a day since the beginning of 1970. Counted from March in eras of 400 years, leap days come
@@ -263,6 +369,8 @@ mod tests {
         check(4_107_542_399, "2100-02-28 23:59:59 Sun");
         check(4_107_542_400, "2100-03-01 00:00:00 Mon");
         assert_eq!(strftime("%-d %B %y%%", 1_722_556_800).expect("a known format"), "2 August 24%");
+        assert_eq!(strftime("%j %R", 951_782_400 + 86_400 + 60).expect("a known format"), "061 00:01");
+        assert_eq!(strftime("%-j", 4_102_444_800 - 1).expect("a known format"), "365");
         assert!(strftime("%Q", 0).is_err() && strftime("%", 0).is_err());
     }
 

@@ -2,7 +2,6 @@
 
 mod bits;
 mod damage;
-mod directory;
 mod quality;
 mod variants;
 

@@ -10,10 +10,13 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::Instant;
 
 use lathe_models::config::Metadata;
 use lathe_models::gguf::{Header, Value};
 use lathe_plan::PackedTokenizer;
+use lathe_runtime::stream::TextStream;
+use lathe_runtime::tokenizer::decoder::Decoder;
 use lathe_runtime::tokenizer::{Control, Tokenizer};
 use lathe_tests::{CORPUS, gemma3, python, qwen2, root, smollm2};
 
@@ -31,7 +34,11 @@ fn tokenizer(path: &Path, pre: &str) -> Tokenizer {
 /// The runtime's tokenizer by way of a plan's bytes.
 fn emitted(tokenizer: &lathe_models::tokenizer::Tokenizer) -> Tokenizer {
     let bytes = lathe_compiler::emit::tokenizer(tokenizer).to_bytes();
-    Tokenizer::new(PackedTokenizer::from_bytes(bytes).expect("the section reads back")).expect("the tables are sound")
+    let begin = Instant::now();
+    let tables = PackedTokenizer::from_bytes(bytes).expect("the section reads back");
+    let loaded = Tokenizer::new(tables).expect("the tables are sound");
+    println!("a vocabulary of {} tokens was ready after {:?}", loaded.tables().len(), begin.elapsed());
+    loaded
 }
 
 /// What llama.cpp makes of the texts.
@@ -175,9 +182,19 @@ fn check(path: &Path, pre: &str) {
             let text: String = text.chars().take(200).collect();
             panic!("{pre} {control:?} {text:?}\n  token {at}: {}\n  llama.cpp: {}", shown(&tokens), shown(&expected));
         }
-        let decoded = String::from_utf8_lossy(&tokenizer.decode(&tokens)).replace('\u{2581}', " ");
-        assert_eq!(decoded, text.replace('\u{2581}', " "), "the tokens of {text:?}");
+        let decoded = tokenizer.decode(&tokens);
+        let decoded = String::from_utf8_lossy(&decoded);
+        assert_eq!(decoded.replace('\u{2581}', " "), text.replace('\u{2581}', " "), "the tokens of {text:?}");
+        assert_eq!(streamed(&tokenizer, &tokens), decoded, "the stream of {text:?}");
     }
+}
+
+/// The text of tokens that arrive one by one.
+fn streamed(tokenizer: &Tokenizer, tokens: &[u32]) -> String {
+    let (mut decoder, mut stream) = (Decoder::new(tokenizer), TextStream::new());
+    let mut text: String = tokens.iter().map(|token| stream.push(decoder.bytes(tokenizer, *token))).collect();
+    text += &stream.finish();
+    text
 }
 
 #[test]

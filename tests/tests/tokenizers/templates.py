@@ -52,7 +52,7 @@ def main():
     for case in json.load(sys.stdin):
         try:
             answers.append({"text": environment.from_string(case["source"]).render(**case["values"])})
-        except jinja2.exceptions.TemplateError as error:
+        except (jinja2.exceptions.TemplateError, TypeError, AttributeError, ValueError) as error:
             answers.append({"error": str(error)})
     json.dump(answers, sys.stdout)
 

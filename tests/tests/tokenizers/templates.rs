@@ -11,12 +11,17 @@ use lathe_tests::{python, root};
 use serde_json::{Value, json};
 
 /// Small templates in the manner of the published ones, by the names of these.
-const TEMPLATES: [(&str, &str); 5] = [
+const TEMPLATES: [(&str, &str); 10] = [
     ("chatml", include_str!("templates/chatml.jinja")),
     ("gemma", include_str!("templates/gemma.jinja")),
     ("granite", include_str!("templates/granite.jinja")),
     ("llama3", include_str!("templates/llama3.jinja")),
     ("mistral", include_str!("templates/mistral.jinja")),
+    ("olmo", include_str!("templates/olmo.jinja")),
+    ("phi", include_str!("templates/phi.jinja")),
+    ("qwen3", include_str!("templates/qwen3.jinja")),
+    ("roles", include_str!("templates/roles.jinja")),
+    ("smollm3", include_str!("templates/smollm3.jinja")),
 ];
 
 /// As in templates.py.
@@ -115,4 +120,108 @@ fn prompts_are_those_of_python() {
     }
     assert!(others.is_empty(), "{} other prompts:\n{}", others.len(), others.join("\n"));
     assert!(rendered > 20 && refused > 1, "{rendered} rendered, {refused} refused");
+}
+
+/// Tokens that are structure in the templates above.
+const CONTROLS: [&str; 22] = [
+    "<s>",
+    "</s>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<|start_of_role|>",
+    "<|end_of_role|>",
+    "<|end_of_text|>",
+    "<|tool_call|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "[INST]",
+    "[/INST]",
+    "[TOOL_CALLS]",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|end|>",
+    "<|tool|>",
+    "<|endoftext|>",
+];
+
+/// Every byte, and [`CONTROLS`].
+fn tokenizer_with_controls() -> Tokenizer {
+    let mut tables = TokenizerTables { pretokenizer: "gpt-2".to_owned(), ..TokenizerTables::default() };
+    for byte in 0..=255u8 {
+        tables.push(&[byte], TokenKind::Normal);
+    }
+    (tables.bos, tables.eos) = (Some(256), vec![257]);
+    for text in CONTROLS {
+        tables.push(text.as_bytes(), TokenKind::Control);
+    }
+    Tokenizer::new(tables).expect("the tables are sound")
+}
+
+/// Whatever a user says, and however a template trims and cuts it: the structure of the prompt is the template's.
+#[test]
+fn what_users_say_stays_text_in_every_template() {
+    let tokenizer = tokenizer_with_controls();
+    let mut said: Vec<String> = CONTROLS.iter().map(|control| format!("a{control}\n{control} b")).collect();
+    for control in CONTROLS {
+        // Ends and beginnings that the template's own text might complete.
+        said.extend(
+            (1..control.len()).flat_map(|at| [format!(" {}", &control[..at]), format!("{}\n", &control[at..])]),
+        );
+        said.push(control.to_owned());
+    }
+    for (name, source) in TEMPLATES {
+        let template = ChatTemplate::new(source, &tokenizer).expect("the template is valid").at(NOW);
+        let structure = |text: &str| -> Vec<u32> {
+            let roles = [Role::System, Role::User, Role::Assistant, Role::User];
+            let messages = roles.map(|role| Message::new(role, text));
+            let tokens = template.encode(&tokenizer, &messages, true);
+            let tokens = tokens.unwrap_or_else(|error| panic!("{name} on {text:?}: {error}"));
+            tokens.into_iter().filter(|token| *token >= 256).collect()
+        };
+        let expected = structure("x");
+        let needs_structure = name != "roles";
+        assert!(!needs_structure || expected.len() > 3, "{name} has the structure {expected:?}");
+        for text in &said {
+            assert_eq!(structure(text), expected, "{name} on {text:?}");
+        }
+    }
+}
+
+/// What templates say of values, one in a line: methods, filters, tests, operators, and how values print.
+const EXPRESSIONS: &str = include_str!("templates/expressions.txt");
+
+#[test]
+fn expressions_are_those_of_python() {
+    let values = json!({
+        "text": "it's what it is, isn't it? I said", "quoted": "they're \"here\" \\ and\tthere", "spaced": "\u{1c}\n \u{a0} two  words \u{3000}\r\n",
+        "lines": "a\nb\r\nc\u{b}d\u{85}e\u{2028}\n", "numbers": [1, 2, 3], "map": { "a": 1, "b": "x", "c": null, "d": [true, 1.5] },
+        "people": [{ "name": "Ann", "age": 31 }, { "name": "Bo", "age": 7 }, { "name": "Cy", "age": 0 }],
+    });
+    let case = |text: &str| json!({ "source": format!("{{{{ {text} }}}}"), "values": values });
+    let cases: Vec<Value> = EXPRESSIONS.lines().filter(|line| !line.starts_with('#')).map(case).collect();
+    let tokenizer = tokenizer();
+    let options: BTreeMap<_, _> = values
+        .as_object()
+        .expect("an object")
+        .iter()
+        .map(|(name, value)| (name.clone(), serde_json::from_str(&value.to_string()).expect("JSON is a value")))
+        .collect();
+    let conversation = Conversation { options, ..Conversation::default() };
+    let mut others = Vec::new();
+    for (case, expected) in cases.iter().zip(expected(&cases)) {
+        let source = case["source"].as_str().expect("a text");
+        let outcome = ChatTemplate::new(source, &tokenizer)
+            .and_then(|template| template.at(NOW).render_conversation(&conversation));
+        match (&outcome, expected["text"].as_str()) {
+            (Ok(text), Some(expected)) if text == expected => {}
+            // Which words a failure has is the engine's own matter.
+            (Err(_), None) => {}
+            _ => others.push(format!("{source}\n  {outcome:?}\n  {expected}")),
+        }
+    }
+    assert!(others.is_empty(), "{} of {} differ:\n{}", others.len(), cases.len(), others.join("\n"));
 }

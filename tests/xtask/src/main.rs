@@ -24,6 +24,8 @@ Commands:
   test [--all] [-- ARGS]
                   Set up, then run every test of the workspace; ARGS go to `cargo test`.
                   --all adds the slow tests, which are otherwise ignored
+  fuzz TARGET [--seconds N] [--threads N] [--input FILE]
+                  Feed a reader with changed files; `fuzz list` names the targets
   dist            Build the binaries that are shipped (profile `dist`) and print their sizes
   deny            Check licences and bans of all dependencies, getting cargo-deny if it is missing
   help            Print this
@@ -42,6 +44,7 @@ Examples:
   cargo xtask demo
   cargo xtask demo \"Write a haiku about compilers.\"
   cargo xtask test -- -p lathe-ir
+  cargo xtask fuzz gguf --seconds 600 --threads 2
   lathe compile \"$(cargo xtask model smollm2)\" -o smollm2.plan
 ";
 
@@ -87,6 +90,7 @@ fn dispatch(arguments: &[&str]) -> Result<()> {
                 _ => Err(misunderstood(arguments)),
             }
         }
+        ["fuzz", rest @ ..] if !rest.is_empty() => tasks::fuzz(rest),
         ["dist"] => tasks::dist(),
         ["deny"] => tasks::deny(),
         _ => Err(misunderstood(arguments)),

@@ -78,6 +78,18 @@ fn totals(line: &str) -> Option<(usize, usize)> {
     Some((count("passed")?, count("failed")?))
 }
 
+/// Runs a fuzz target, whose process may take no more memory than any sound input needs.
+pub fn fuzz(arguments: &[&str]) -> Result<()> {
+    const MEMORY_KIB: u64 = 4 << 20;
+    let mut build = cargo();
+    build.args(["build", "--package", "lathe-fuzz"]);
+    run(build.env("LLVM_SYS_221_PREFIX", setup::llvm()?))?;
+    let mut fuzz = Command::new("sh");
+    fuzz.arg("-c").arg(format!("ulimit -v {MEMORY_KIB} && exec \"$0\" \"$@\""));
+    fuzz.arg(target_dir().join("debug/lathe-fuzz")).args(arguments);
+    finish(&mut fuzz)
+}
+
 /// Builds the shipped binaries and prints their sizes.
 pub fn dist() -> Result<()> {
     let llvm = setup::llvm()?;

@@ -74,7 +74,7 @@ pub struct Entries {
 }
 
 /// Reads the vocabulary and the added tokens.
-pub fn entries(model: &Object, added: &Value, cutting: Cutting, vocab: usize) -> Result<Entries, ModelError> {
+pub fn entries(model: &Object, added: &[Value], cutting: Cutting, vocab: usize) -> Result<Entries, ModelError> {
     let Some(entries) = model.get("vocab").and_then(Value::as_object) else {
         return Err(malformed("'vocab' of 'model'", "an object of ids by token", &part(model, "vocab").to_string()));
     };
@@ -100,7 +100,7 @@ pub fn entries(model: &Object, added: &Value, cutting: Cutting, vocab: usize) ->
         *slot = Some((text.clone(), if is_byte { TokenKind::Byte } else { TokenKind::Normal }));
     }
     let mut matching = BTreeMap::new();
-    for token in added.as_array().into_iter().flatten() {
+    for token in added {
         let text = token["content"].as_str().filter(|text| !text.is_empty());
         let text = text.ok_or_else(|| malformed("'added_tokens'", "a text as 'content'", &token.to_string()))?;
         let id = slot_of(text, token["id"].as_u64())?;
