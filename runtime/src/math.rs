@@ -4,7 +4,8 @@
 
 /// e to the power of `x`, with a relative error below 2⁻²²; zero below -87. Written without branches, so that loops over
 /// slices become vector code.
-#[inline]
+#[expect(clippy::inline_always, reason = "to be compiled for the vectors of its caller")]
+#[inline(always)]
 pub fn exp(x: f32) -> f32 {
     // Adding 1.5 · 2²³ rounds to an integer and leaves it in the low bits of the mantissa.
     const ROUND: f32 = 12_582_912.0;
@@ -42,29 +43,56 @@ pub fn ln(x: f64) -> f64 {
     exponent as f64 * std::f64::consts::LN_2 + 2.0 * (s + s * sum)
 }
 
-/// The largest value and the logarithm of the sum of the exponentials, relative to the largest: `ln Σ exp(xᵢ - max)`.
-/// The order of the sum is fixed: 16 lanes within blocks of 1024, then lanes in order, then blocks in order. The logarithm
-/// is NaN when a value is NaN or +∞, or when all are -∞.
-pub fn log_sum_exp(values: &[f32]) -> (f32, f64) {
-    const LANES: usize = 16;
-    let max = values.iter().copied().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
-    if !max.is_finite() {
-        return (max, f64::NAN);
+/// Values that are worked on side by side.
+const LANES: usize = 16;
+
+/// The largest value; negative infinity where there is none. NaNs are passed over.
+#[expect(clippy::inline_always, reason = "to be compiled for the vectors of its caller")]
+#[inline(always)]
+pub fn max(values: &[f32]) -> f32 {
+    let greater = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let mut chunks = values.chunks_exact(LANES);
+    for chunk in &mut chunks {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane = greater(*lane, x);
+        }
     }
+    lanes.iter().chain(chunks.remainder()).copied().fold(f32::NEG_INFINITY, greater)
+}
+
+/// The sum of a function of all values. Its order is fixed: 16 lanes within blocks of 1024, then lanes in order, then blocks in
+/// order.
+#[expect(clippy::inline_always, reason = "to be compiled for the vectors of its caller")]
+#[inline(always)]
+pub fn sum(values: &[f32], of: impl Fn(f32) -> f32) -> f64 {
     let mut total = 0.0;
     for block in values.chunks(1024) {
         let mut lanes = [0f32; LANES];
         let mut chunks = block.chunks_exact(LANES);
         for chunk in &mut chunks {
             for (lane, &x) in lanes.iter_mut().zip(chunk) {
-                *lane += exp(x - max);
+                *lane += of(x);
             }
         }
         for (lane, &x) in lanes.iter_mut().zip(chunks.remainder()) {
-            *lane += exp(x - max);
+            *lane += of(x);
         }
         total += lanes.iter().map(|&lane| f64::from(lane)).sum::<f64>();
     }
+    total
+}
+
+/// The largest value and the logarithm of the sum of the exponentials, relative to the largest: `ln Σ exp(xᵢ - max)`, in
+/// the order of [`sum`]. The logarithm is NaN when a value is NaN or +∞, or when all are -∞.
+#[expect(clippy::inline_always, reason = "to be compiled for the vectors of its caller")]
+#[inline(always)]
+pub fn log_sum_exp(values: &[f32]) -> (f32, f64) {
+    let max = max(values);
+    if !max.is_finite() {
+        return (max, f64::NAN);
+    }
+    let total = sum(values, |x| exp(x - max));
     (max, if total.is_finite() { ln(total) } else { f64::NAN })
 }
 
@@ -98,6 +126,20 @@ mod tests {
             }
         }
         assert_eq!(ln(1.0), 0.0);
+    }
+
+    #[test]
+    fn max_passes_over_what_is_no_number() {
+        for count in [1, 15, 16, 17, 100] {
+            for place in 0..count {
+                let mut values = vec![-2.0; count];
+                values[place] = 3.0;
+                assert_eq!(max(&values), 3.0, "{place} of {count}");
+                values[place] = f32::NAN;
+                assert_eq!(max(&values), if count == 1 { f32::NEG_INFINITY } else { -2.0 });
+            }
+        }
+        assert_eq!(max(&[]), f32::NEG_INFINITY);
     }
 
     #[test]

@@ -16,8 +16,11 @@
 //!
 //! All arithmetic is in f64 and f32 in a fixed order with the functions of [`crate::math`].
 
+mod select;
+
 use std::{cmp::Ordering, f64::consts::LN_2};
 
+use self::select::{BLOCK, Select, greedy};
 use crate::{
     error::{Error, Result},
     math,
@@ -79,6 +82,7 @@ impl NoiseKey {
 }
 
 /// Scrambles 64 bits; a bijection (the finalizer of `SplitMix64`, Steele, Lea and Flood 2014).
+#[inline]
 pub(crate) fn mix(x: u64) -> u64 {
     let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -91,15 +95,18 @@ pub(crate) fn mix(x: u64) -> u64 {
 pub struct Sampler {
     kept: Vec<u32>,
     edited: Vec<f32>,
+    select: Select,
 }
 
 impl Sampler {
     /// A sampler that never allocates for vocabularies up to this size.
     pub fn new(vocabulary: usize) -> Sampler {
-        Sampler { kept: Vec::with_capacity(vocabulary), edited: Vec::with_capacity(vocabulary) }
+        let (kept, edited) = (Vec::with_capacity(vocabulary), Vec::with_capacity(vocabulary));
+        Sampler { kept, edited, select: Select::new(vocabulary) }
     }
 
     /// Chooses a token. The logits must hold no NaN and no +∞, and one that is finite.
+    #[inline]
     pub fn sample(&mut self, logits: &[f32], params: &SampleParams, key: NoiseKey) -> u32 {
         if params.temperature == 0.0 || params.top_k == 1 {
             return greedy(logits);
@@ -107,7 +114,7 @@ impl Sampler {
         let stream = key.stream();
         let temperature = f64::from(params.temperature);
         if params.top_k == 0 && params.top_p >= 1.0 && params.min_p <= 0.0 {
-            draw(0..logits.len() as u32, logits, temperature, stream)
+            draw_from_all(logits, temperature, stream)
         } else {
             self.keep(logits, params);
             draw(self.kept.iter().copied(), logits, temperature, stream)
@@ -136,94 +143,126 @@ impl Sampler {
     }
 
     /// The `n` greatest logits' tokens, greatest first.
+    #[inline]
     pub fn top(&mut self, logits: &[f32], n: usize) -> &[u32] {
-        self.kept.clear();
-        self.kept.extend(0..logits.len() as u32);
-        sort_prefix(&mut self.kept, logits, n);
-        self.kept.truncate(n);
+        self.select.greatest(logits, n, &mut self.kept);
         &self.kept
     }
 
     /// Leaves the tokens in `self.kept` that top-k, top-p and min-p keep.
+    #[inline]
     fn keep(&mut self, logits: &[f32], params: &SampleParams) {
-        let kept = &mut self.kept;
-        kept.clear();
-        kept.extend(0..logits.len() as u32);
-        if params.top_k > 0 && (params.top_k as usize) < kept.len() {
-            kept.select_nth_unstable_by(params.top_k as usize - 1, |&a, &b| descending(logits, a, b));
-            kept.truncate(params.top_k as usize);
-            kept.sort_unstable(); // into an order that does not depend on how the selection works
+        let &SampleParams { temperature, top_k, top_p, min_p } = params;
+        let max = math::max(logits);
+        let scaled = |logit: f32| (logit - max) / temperature;
+        let weight = |token: &u32| math::exp(scaled(logits[*token as usize]));
+        let has_k = top_k > 0 && (top_k as usize) < logits.len();
+        if has_k {
+            self.select.greatest(logits, top_k as usize, &mut self.kept);
+        } else if top_p >= 1.0 && min_p <= 0.0 {
+            self.select.not_below(logits, f32::NEG_INFINITY, &mut self.kept);
         }
-        let max = logits[greedy(logits) as usize];
-        let scaled =
-            |token: u32| ((f64::from(logits[token as usize]) - f64::from(max)) / f64::from(params.temperature)) as f32;
-        if params.top_p < 1.0 {
-            let total: f64 = kept.iter().map(|&token| f64::from(math::exp(scaled(token)))).sum();
-            let wanted = total * f64::from(params.top_p);
+        if top_p < 1.0 {
+            let total = if has_k {
+                self.kept.iter().map(|token| f64::from(weight(token))).sum()
+            } else {
+                math::sum(logits, |logit| math::exp(scaled(logit)))
+            };
+            let wanted = total * f64::from(top_p);
             // The prefix is short as a rule: sort a little, and more only if that does not reach.
             let mut sorted = 64;
-            let (mut length, mut reached) = (0, 0.0);
-            while reached < wanted && length < kept.len() {
-                if length == 0 || length == sorted {
-                    sorted = if length == 0 { sorted } else { sorted * 8 };
-                    sort_prefix(&mut kept[length..], logits, sorted - length);
+            loop {
+                if !has_k {
+                    self.select.greatest(logits, sorted, &mut self.kept);
                 }
-                reached += f64::from(math::exp(scaled(kept[length])));
-                length += 1;
+                let mut reached = 0.0;
+                let enough = self.kept.iter().position(|token| {
+                    reached += f64::from(weight(token));
+                    reached >= wanted
+                });
+                if let Some(last) = enough {
+                    self.kept.truncate(last + 1);
+                }
+                if enough.is_some() || has_k || self.kept.len() == logits.len() {
+                    break;
+                }
+                sorted *= 8;
             }
-            kept.truncate(length);
         }
-        if params.min_p > 0.0 {
-            kept.retain(|&token| math::exp(scaled(token)) >= params.min_p);
-        }
-    }
-}
-
-/// The token with the greatest logit, the lowest of equals.
-pub fn greedy(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (token, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = token;
+        if min_p > 0.0 {
+            if !has_k && top_p >= 1.0 {
+                // What lies below is below by more than the rounding of the exponential and of this bound.
+                let least = f64::from(max) + f64::from(temperature) * (math::ln(f64::from(min_p)) - 0.01);
+                let least = least - 1e-6 * f64::from(max).abs();
+                self.select.not_below(logits, least as f32, &mut self.kept);
+            }
+            self.kept.retain(|token| weight(token) >= min_p);
         }
     }
-    best as u32
-}
-
-/// Orders tokens by descending logit, equal ones by ascending id.
-fn descending(logits: &[f32], a: u32, b: u32) -> Ordering {
-    let by_logit = logits[b as usize].partial_cmp(&logits[a as usize]).unwrap_or(Ordering::Equal);
-    by_logit.then(a.cmp(&b))
-}
-
-/// Brings the first `n` tokens in descending order to the front.
-fn sort_prefix(tokens: &mut [u32], logits: &[f32], n: usize) {
-    let n = n.min(tokens.len());
-    if n > 0 && n < tokens.len() {
-        tokens.select_nth_unstable_by(n - 1, |&a, &b| descending(logits, a, b));
-    }
-    tokens[..n].sort_unstable_by(|&a, &b| descending(logits, a, b));
 }
 
 /// The token whose logit over temperature plus noise is greatest, the lowest of equals.
 fn draw(tokens: impl Iterator<Item = u32>, logits: &[f32], temperature: f64, stream: u64) -> u32 {
-    let mut best = (f64::NEG_INFINITY, u32::MAX);
+    let mut best = NOBODY;
     for token in tokens {
         let score = f64::from(logits[token as usize]) / temperature;
-        let hash = mix(stream ^ u64::from(token).wrapping_mul(0xd6e8_feb8_6659_fd93));
-        // With q the uniform number below, the noise is at most -ln q, and the hash's leading zeros bound that. Most tokens
-        // of a large vocabulary are out of reach and need no logarithms. The bound is rounded up.
-        let zeros = f64::from(hash.leading_zeros().min(52));
-        if score + (zeros + 1.0) * (LN_2 + 1e-9) < best.0 {
-            continue;
-        }
-        let noisy = score + gumbel(hash);
-        let order = noisy.total_cmp(&best.0).then(best.1.cmp(&token));
-        if order == Ordering::Greater {
-            best = (noisy, token);
+        let hash = noise(stream, token);
+        if score + most_noise(hash) >= best.0 {
+            best = better(best, (score + gumbel(hash), token));
         }
     }
     best.1
+}
+
+/// As [`draw`] from all tokens. Block by block, first bounds, in vectors, and then the few that may win.
+#[expect(clippy::inline_always, reason = "to be compiled for the vectors of its caller")]
+#[inline(always)]
+fn draw_from_all(logits: &[f32], temperature: f64, stream: u64) -> u32 {
+    let mut best = NOBODY;
+    let inverse = 1.0 / temperature;
+    for (block, values) in logits.chunks(BLOCK).enumerate() {
+        let first = (block * BLOCK) as u32;
+        let mut bounds = [f64::NEG_INFINITY; BLOCK];
+        let mut greatest = f64::NEG_INFINITY;
+        for (index, (bound, &logit)) in bounds.iter_mut().zip(values).enumerate() {
+            // The score rounded up; infinity minus infinity would be no number.
+            let score = f64::from(logit) * inverse;
+            *bound = score + score.abs().min(1e300) * 1e-12 + most_noise(noise(stream, first + index as u32));
+            greatest = if *bound > greatest { *bound } else { greatest };
+        }
+        if greatest < best.0 {
+            continue;
+        }
+        for (index, (bound, &logit)) in bounds.iter().zip(values).enumerate() {
+            if *bound >= best.0 {
+                let token = first + index as u32;
+                best = better(best, (f64::from(logit) / temperature + gumbel(noise(stream, token)), token));
+            }
+        }
+    }
+    best.1
+}
+
+/// What any token beats.
+const NOBODY: (f64, u32) = (f64::NEG_INFINITY, u32::MAX);
+
+/// The greater score, the lower token of equals.
+fn better(a: (f64, u32), b: (f64, u32)) -> (f64, u32) {
+    let order = b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+    if order == Ordering::Greater { b } else { a }
+}
+
+/// The hash from which a token's noise is made.
+#[inline]
+fn noise(stream: u64, token: u32) -> u64 {
+    mix(stream ^ u64::from(token).wrapping_mul(0xd6e8_feb8_6659_fd93))
+}
+
+/// What a hash's noise cannot exceed. With q the uniform number of [`gumbel`], the noise is at most -ln q, and the hash's
+/// leading zeros bound that. Most tokens of a large vocabulary are out of reach and need no logarithms. It is rounded up.
+#[inline]
+fn most_noise(hash: u64) -> f64 {
+    f64::from(hash.leading_zeros().min(52) + 1) * (LN_2 + 1e-9)
 }
 
 /// Gumbel noise `-ln(-ln(1 - q))` with q uniform on the odd multiples of 2⁻⁵³, for which `1 - q` is exact.

@@ -47,7 +47,7 @@ fn top_k_keeps_the_greatest() {
 fn top_k_ties_go_to_the_lower_id() {
     let mut sampler = Sampler::default();
     sampler.keep(&[1.0, 2.0, 2.0, 2.0], &SampleParams { top_k: 2, ..BASE });
-    assert_eq!(sampler.kept, [1, 2]);
+    assert_eq!(sampler.kept.iter().copied().collect::<BTreeSet<_>>(), [1, 2].into());
 }
 
 #[test]
@@ -131,6 +131,54 @@ fn the_shortcut_for_hopeless_tokens_changes_nothing() {
         };
         let wanted = (0..2000).rev().max_by(|&a, &b| score(a).total_cmp(&score(b))).unwrap();
         assert_eq!(draw(0..2000, &logits, 0.5, stream), wanted);
+        assert_eq!(draw_from_all(&logits, 0.5, stream), wanted);
+    }
+}
+
+#[test]
+fn a_draw_from_all_never_gives_what_is_forbidden() {
+    let mut logits = vec![f32::NEG_INFINITY; 200];
+    logits[130] = -50.0;
+    logits[7] = -1e30;
+    for position in 0..100 {
+        assert_eq!(draw_from_all(&logits, 1.0, NoiseKey { seed: 1, choice: 0, position }.stream()), 130);
+    }
+}
+
+#[test]
+fn kept_tokens_are_those_that_the_definitions_keep() {
+    let count = 5000;
+    let logits: Vec<f32> = (0..count).map(|token| (mix(token ^ 0x51) % 3000) as f32 / 200.0).collect();
+    let max = logits.iter().copied().fold(f32::MIN, f32::max);
+    for (temperature, top_k, top_p, min_p) in [
+        (0.7, 0, 0.9, 0.0),
+        (3.0, 0, 0.999, 0.0),
+        (1.0, 0, 1.0, 0.05),
+        (0.01, 0, 1.0, 0.5),
+        (1.0, 0, 0.8, 0.3),
+        (1.0, 300, 0.95, 0.01),
+        (2.0, 4000, 1.0, 0.0),
+    ] {
+        let params = SampleParams { temperature, top_k, top_p, min_p };
+        let mut order: Vec<u32> = (0..count as u32).collect();
+        order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
+        if top_k > 0 {
+            order.truncate(top_k as usize);
+        }
+        let weight = |token: u32| (f64::from(logits[token as usize] - max) / f64::from(temperature)).exp();
+        let wanted = f64::from(top_p) * order.iter().map(|&token| weight(token)).sum::<f64>();
+        let mut reached = 0.0;
+        let in_prefix = order.iter().take_while(|&&token| {
+            let is_short = reached < wanted;
+            reached += weight(token);
+            is_short
+        });
+        let mut expected: Vec<u32> = in_prefix.copied().filter(|&token| weight(token) >= f64::from(min_p)).collect();
+        let mut sampler = Sampler::new(logits.len());
+        sampler.keep(&logits, &params);
+        expected.sort_unstable();
+        sampler.kept.sort_unstable();
+        assert_eq!(sampler.kept, expected, "{params:?}");
     }
 }
 
