@@ -5,11 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lathe_plan::Plan;
+use lathe_plan::{Plan, program::StepSize};
 
 use crate::{
     batcher::{BatchOptions, Batcher, Counters, Event, Gauges, Request, RequestId},
-    device::{Device, Limits, Step, StepOutput, choice, options::DeviceOptions},
+    device::{Device, Limits, Step, StepOutput, choice, options::DeviceOptions, timeline::Timeline},
     error::Result,
 };
 
@@ -35,6 +35,27 @@ pub struct Engine {
     events: Vec<Event>,
     clock: Instant,
     last: Option<StepTime>,
+    is_recording: bool,
+    record: Option<StepRecord>,
+}
+
+/// How a step went, from the first to the last thing that the host did for it. Times are in order.
+#[derive(Clone, Debug)]
+pub struct StepRecord {
+    /// The engine began to look for work.
+    pub begin: Instant,
+    /// The step was composed, and went to the device.
+    pub composed: Instant,
+    /// The device's output was there.
+    pub collected: Instant,
+    /// The output had become events.
+    pub end: Instant,
+    /// Tokens, sequences and rows.
+    pub size: StepSize,
+    /// Positions that a token of the step sees, itself included: their mean.
+    pub context: f64,
+    /// What the device did meanwhile.
+    pub device: Timeline,
 }
 
 /// A step's time, predicted and measured.
@@ -74,7 +95,20 @@ impl Engine {
             events: Vec::new(),
             clock: Instant::now(),
             last: None,
+            is_recording: false,
+            record: None,
         }
+    }
+
+    /// Whether steps are to be recorded from now on, which costs a little time. Only CPUs can.
+    pub fn set_recording(&mut self, on: bool) {
+        self.is_recording = on;
+        self.device.record(on);
+    }
+
+    /// The last step, if it was recorded.
+    pub fn take_record(&mut self) -> Option<StepRecord> {
+        self.record.take()
     }
 
     /// What the device was loaded for: vocabulary, context, largest step, cache pages.
@@ -125,6 +159,7 @@ impl Engine {
     /// Takes one step for all requests and returns what happened. When the step fails, all requests have ended.
     pub fn step(&mut self) -> Result<&[Event]> {
         self.events.clear();
+        let begin = self.is_recording.then(Instant::now);
         self.batcher.admit(self.now(), &mut self.events);
         if self.batcher.compose(&mut self.step) {
             let predicted = self.batcher.predicted();
@@ -136,8 +171,19 @@ impl Engine {
             let measured = self.now().saturating_sub(start);
             self.last = Some(StepTime { predicted, measured, tokens: self.step.tokens.len() });
             self.batcher.retire(measured, &self.output, &mut self.events);
+            if let Some(begin) = begin {
+                self.keep_record(begin, self.clock + start, self.clock + start + measured);
+            }
         }
         Ok(&self.events)
+    }
+
+    fn keep_record(&mut self, begin: Instant, composed: Instant, collected: Instant) {
+        let (step, end) = (&self.step, Instant::now());
+        let seen: f64 = step.positions.iter().map(|&position| f64::from(position) + 1.0).sum();
+        let context = seen / step.positions.len().max(1) as f64;
+        let record = |device| StepRecord { begin, composed, collected, end, size: step.size(), context, device };
+        self.record = self.device.timeline().map(record);
     }
 
     /// Runs the step to its end.

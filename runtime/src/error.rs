@@ -109,6 +109,39 @@ pub enum Error {
         source: io::Error,
     },
 
+    /// A number of worker threads that cannot be meant.
+    #[error(
+        "{asked} worker threads were asked for, expected from 1 to {most}, because this process may use {cpus} CPUs; set \
+         --threads to the number of physical cores, or leave it out"
+    )]
+    Threads {
+        /// How many were asked for.
+        asked: usize,
+        /// The most that are accepted.
+        most: usize,
+        /// CPUs that the process may use.
+        cpus: usize,
+    },
+
+    /// The machine lacks the memory that a plan needs.
+    #[error(
+        "the plan needs {} of memory ({} for weights, {} for intermediate results, {} for a cache of {cache_tokens} \
+         positions), but only {} are left here; lower --cache-tokens, take --load mmap, or free memory",
+        mib(weights.saturating_add(*results).saturating_add(*cache)), mib(*weights), mib(*results), mib(*cache), mib(*left)
+    )]
+    Memory {
+        /// Bytes for weights.
+        weights: u64,
+        /// Bytes for intermediate results and scratch.
+        results: u64,
+        /// Bytes of the cache.
+        cache: u64,
+        /// Positions that the cache holds.
+        cache_tokens: u64,
+        /// Bytes that are left.
+        left: u64,
+    },
+
     /// A step exceeds what the device was loaded for.
     #[error("the step has {found} {what}, the plan allows at most {limit}")]
     StepTooLarge {
@@ -253,6 +286,11 @@ pub enum Error {
     /// Scoring needs the engine for itself.
     #[error("scoring needs an idle engine, {0} requests are unfinished; step until they are done")]
     Busy(usize),
+}
+
+/// Bytes for people.
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
 /// A result of the runtime.

@@ -2,6 +2,7 @@
 
 mod commands;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -19,5 +20,14 @@ struct Cli {
 
 fn main() -> ExitCode {
     let start = Instant::now();
-    failure::report(Cli::parse().command.run(start))
+    failure::report(Cli::parse_from(arguments(std::env::args_os())).command.run(start))
+}
+
+/// The command line, with `-pg` of `bench` as llama-bench writes it in the long form: short options here have one letter.
+fn arguments(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = given.collect();
+    if arguments.get(1).is_some_and(|command| command == "bench") {
+        arguments.iter_mut().filter(|argument| *argument == "-pg").for_each(|argument| *argument = "--pg".into());
+    }
+    arguments
 }

@@ -2,15 +2,17 @@
 //!
 //! Its plan is made here, with one kernel assembled by hand, so that no compiler is needed.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use lathe_plan::manifest::Tensor;
 use lathe_plan::{
-    Access, Affine, Bucket, Buffer, CodeObject, Input, Kernel, Launch, Manifest, Operand, PlanWriter, Program, Share,
-    StepSize, Term, TokenKind, TokenizerTables,
+    Access, Affine, Bucket, Buffer, CacheGroup, CacheTensor, CodeObject, Input, Kernel, Launch, Manifest, Operand,
+    PlanWriter, Program, Retention, Share, StepSize, Term, TokenKind, TokenizerTables,
 };
 
 const VOCABULARY: u32 = 258;
@@ -220,6 +222,36 @@ fn ctrl_c_stops_an_answer_and_keeps_the_chat() {
 }
 
 #[test]
+fn workers_without_work_sleep() {
+    let folder = folder("idle", &[], chat);
+    let (mut child, mut input, mut output) = start(&folder, &["run", "model.plan", "-q", "-n", "2", "-t", "2"]);
+    input.write_all(b"one\n").expect("it reads");
+    let mut answer = String::new();
+    output.read_line(&mut answer).expect("it answers");
+    let workers = || {
+        let tasks = fs::read_dir(format!("/proc/{}/task", child.id())).expect("it runs");
+        let text = |task: &Path, file| fs::read_to_string(task.join(file)).unwrap_or_default();
+        let tasks = tasks.filter_map(Result::ok).map(|task| task.path());
+        let workers = tasks.filter(|task| text(task, "comm").starts_with("lathe-worker"));
+        // After the name in parentheses stands the state.
+        workers
+            .map(|task| text(&task, "stat").rsplit(") ").next().unwrap_or_default().starts_with('S'))
+            .collect::<Vec<_>>()
+    };
+    // One that spins or yields is running whenever one looks, so it would never be seen asleep so often in a row.
+    let (mut asleep, begin) = (0, Instant::now());
+    while asleep < 1000 {
+        let workers = workers();
+        assert_eq!(workers.len(), 2);
+        asleep = if workers.iter().all(|&sleeps| sleeps) { asleep + 1 } else { 0 };
+        assert!(begin.elapsed() < Duration::from_secs(60), "the workers stay awake");
+        std::thread::yield_now();
+    }
+    drop(input);
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+}
+
+#[test]
 fn ctrl_c_ends_a_single_answer_with_code_130() {
     let folder = folder_of(&program(ENDLESS), "interrupted", &[], |_| ());
     let (mut child, _input, mut output) = start(&folder, &["run", "model.plan", "-q", "-p", "x"]);
@@ -299,6 +331,124 @@ fn bench_prints_one_row_a_test() {
 }
 
 #[test]
+fn bench_crosses_depths_sequences_and_pairs() {
+    let folder = folder("bench_lists", &[], chat);
+    let args = ["bench", "model.plan", "-p", "8,16", "-n", "0", "-pg", "8,4", "-r", "2", "-t", "1", "-o"];
+    let rows = json(&folder, &[&args[..], &["json"]].concat());
+    let rows = rows.as_array().expect("an array");
+    let size = |row: &serde_json::Value| [&row["n_prompt"], &row["n_gen"], &row["n_sequences"]].map(|n| n.as_u64());
+    let sizes: Vec<_> = rows.iter().map(size).collect();
+    assert_eq!(sizes, [[8, 0, 1], [16, 0, 1], [8, 4, 1]].map(|row| row.map(Some)));
+    let print = |format: &str| {
+        let output = lathe(&folder, &[&args[..], &[format]].concat(), "");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let csv = print("csv");
+    let fields = |line: &str| line.split(',').map(|field| field.trim_matches('"').to_owned()).collect::<Vec<_>>();
+    let lines: Vec<Vec<String>> = csv.lines().map(fields).collect();
+    let column = lines[0].iter().position(|name| name == "n_prompt").expect("a column of llama-bench's");
+    assert_eq!(lines[1..].iter().map(|line| line[column].as_str()).collect::<Vec<_>>(), ["8", "16", "8"]);
+    let each: Vec<serde_json::Value> =
+        print("jsonl").lines().map(|line| serde_json::from_str(line).expect("an object a line")).collect();
+    assert_eq!(each.iter().map(size).collect::<Vec<_>>(), sizes);
+    assert!(print("md").contains("| pp8+tg4 "));
+}
+
+#[test]
+fn threads_that_make_no_sense_are_refused() {
+    let folder = folder("threads", &[], |_| ());
+    for (threads, hint) in [("0", "at least 1"), ("100000", "expected from 1 to"), ("x", "whole number")] {
+        for command in [&["run", "model.plan", "-p", "x"][..], &["bench", "model.plan"], &["bench", "--machine"]] {
+            let stderr = check(&folder, &[command, &["--threads", threads]].concat(), "", 2, "");
+            assert!(stderr.contains(hint), "{command:?} {threads}: {stderr}");
+        }
+    }
+}
+
+#[test]
+fn a_cache_larger_than_memory_is_refused_before_it_is_allocated() {
+    let mut program = program(64);
+    program.cache_groups = vec![CacheGroup {
+        name: "all".to_owned(),
+        page_tokens: 16,
+        retention: Retention::All,
+        tensors: vec![CacheTensor { name: "kv.0".to_owned(), page_bytes: 1 << 20 }],
+    }];
+    program.inputs.push(Input::BlockTable { group: 0 });
+    let folder = folder_of(&program, "memory", &[], |_| ());
+    check(&folder, &["run", "model.plan", "-p", "x", "-n", "1", "-q"], "", 0, "A\n");
+    let tokens = (1u64 << 31).to_string();
+    let stderr = check(&folder, &["run", "model.plan", "-p", "x", "--cache-tokens", &tokens], "", 1, "");
+    for part in ["needs 134217728.", "cache of 2147483648 positions", "lower --cache-tokens"] {
+        assert!(stderr.contains(part), "{part} is missing in {stderr}");
+    }
+}
+
+#[test]
+fn the_machine_s_limits_are_measured() {
+    let folder = folder("machine", &[], |_| ());
+    let limits = json(&folder, &["bench", "--machine", "-t", "1", "-o", "json"]);
+    assert_eq!(limits["n_threads"], 1);
+    let rate = |value: &serde_json::Value| value.as_f64().expect("a number");
+    // A byte takes no more arithmetic than a float, whatever the machine.
+    assert!(rate(&limits["int8"]["per_second"]) > rate(&limits["f32"]["per_second"]), "{limits}");
+    assert!(rate(&limits["memory_huge_pages"]) > 0.0 && rate(&limits["memory_small_pages"]) > 0.0, "{limits}");
+}
+
+#[test]
+fn a_profile_accounts_for_the_step_and_a_trace_nests() {
+    let folder = folder("profile", &[], chat);
+    let args = ["bench", "model.plan", "-p", "8", "-n", "6", "-t", "2", "--profile", "--trace", "trace.json"];
+    let all = json(&folder, &[&args[..], &["-o", "json"]].concat());
+    let profiles = all["profiles"].as_array().expect("a decode step and a prefill chunk");
+    assert_eq!(profiles.iter().map(|profile| profile["tokens"].as_u64()).collect::<Vec<_>>(), [Some(1), Some(8)]);
+    let number = |value: &serde_json::Value| value.as_f64().expect("a number");
+    for profile in profiles {
+        let kernel = &profile["kernels"][0];
+        assert_eq!((&kernel["kernel"], &kernel["launches"]), (&"always_the_same".into(), &1.into()));
+        assert!((number(&kernel["flops"]) - 1000.0 * number(&profile["tokens"])).abs() < 1e-6, "{kernel}");
+        let host = profile["host"].as_object().expect("parts").values().map(number).sum::<f64>();
+        let parts = number(&kernel["us"]) + number(&profile["waiting_us"]) + host;
+        assert!(parts >= number(&profile["step_us"]) * 0.999, "{profile}");
+    }
+    let trace = fs::read_to_string(folder.join("trace.json")).expect("it was written");
+    let trace: serde_json::Value = serde_json::from_str(&trace).expect("it is JSON");
+    let mut tracks: BTreeMap<(u64, u64), Vec<(f64, f64)>> = BTreeMap::new();
+    for event in trace["traceEvents"].as_array().expect("events").iter().filter(|event| event["ph"] == "X") {
+        let track = (event["pid"].as_u64().expect("a number"), event["tid"].as_u64().expect("a number"));
+        let start = number(&event["ts"]);
+        tracks.entry(track).or_default().push((start, start + number(&event["dur"])));
+    }
+    // Two steps, each with a host and two workers.
+    assert_eq!(tracks.keys().copied().collect::<Vec<_>>(), [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)]);
+    for events in tracks.values() {
+        let mut open: Vec<f64> = Vec::new();
+        for &(start, end) in events {
+            open.retain(|&outer| start < outer - 1e-6);
+            assert!(open.iter().all(|&outer| end <= outer + 1e-6), "an event outlasts the one around it: {events:?}");
+            open.push(end);
+        }
+    }
+}
+
+#[test]
+fn doctor_says_whether_a_plan_runs_here() {
+    let sound = folder("doctor", &["avx2"], |_| ());
+    let text = lathe(&sound, &["doctor", "--quick"], "");
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    assert!(text.contains("# Machine") && text.contains("# To change"), "{text}");
+    let story = json(&sound, &["doctor", "model.plan", "--quick", "--json"]);
+    assert_eq!(story["plan"]["chosen"], "x86-64");
+    assert!(story["machine"]["threads"].as_u64() >= Some(1));
+    let odd = folder("doctor_odd", &["a_feature_of_no_cpu"], |_| ());
+    let output = lathe(&odd, &["doctor", "model.plan", "--quick"], "");
+    assert_eq!(output.status.code(), Some(3));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("this CPU lacks a_feature_of_no_cpu") && text.contains("Recompile the plan"), "{text}");
+}
+
+#[test]
 fn inspect_tells_what_is_there() {
     let folder = folder("inspect", &["avx512f"], chat);
     let story = json(&folder, &["inspect", "model.plan", "--json"]);
@@ -346,7 +496,7 @@ fn compile_becomes_a_compiler_of_the_same_version() {
 #[test]
 fn help_has_examples_and_exit_codes() {
     let folder = folder("help", &[], |_| ());
-    for command in ["run", "eval", "bench", "inspect"] {
+    for command in ["run", "eval", "bench", "doctor", "inspect"] {
         let help = lathe(&folder, &[command, "--help"], "");
         let help = String::from_utf8_lossy(&help.stdout).into_owned();
         assert!(help.contains("Examples:") && help.contains(&format!("lathe {command} smol.plan")), "{help}");

@@ -25,6 +25,11 @@ Examples:
 #[error("{0}")]
 pub struct Usage(pub String);
 
+/// The plan is not for this machine.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Unsuitable(pub String);
+
 /// The user pressed Ctrl-C, and what there was until then has been printed.
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted")]
@@ -43,8 +48,11 @@ pub fn report(result: anyhow::Result<()>) -> ExitCode {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    if error.is::<Usage>() {
+    if error.is::<Usage>() || matches!(error.downcast_ref(), Some(Error::Threads { .. })) {
         return 2;
+    }
+    if error.is::<Unsuitable>() {
+        return 3;
     }
     if error.is::<Interrupted>() {
         return 130;

@@ -5,6 +5,7 @@
 pub mod answer;
 pub mod bench;
 pub mod compile;
+pub mod doctor;
 pub mod eval;
 pub mod failure;
 pub mod inspect;
@@ -30,8 +31,10 @@ pub enum Command {
     Serve(Box<serve::Args>),
     /// Measure perplexity on a text
     Eval(eval::Args),
-    /// Measure prefill and decode speed
-    Bench(bench::Args),
+    /// Measure prefill and decode speed, or the machine's limits
+    Bench(Box<bench::Args>),
+    /// Say what this machine has, whether a plan runs on it, and what to change
+    Doctor(doctor::Args),
     /// Show everything that a plan contains
     Inspect(inspect::Args),
     /// Print a completion script for a shell
@@ -50,6 +53,7 @@ impl Command {
             Command::Serve(args) => serve::run(&args),
             Command::Eval(args) => eval::run(&args),
             Command::Bench(args) => bench::run(&args),
+            Command::Doctor(args) => doctor::run(&args),
             Command::Inspect(args) => inspect::run(&args),
             Command::Completions { shell } => {
                 // Into memory first: the generator would panic when nobody reads on.

@@ -92,7 +92,10 @@ impl Model {
             target: machine.cpu.clone(),
             ..DeviceOptions::default()
         };
-        let Loaded { device, name, threads } = choice::load(&plan, &load)?;
+        let Loaded { device, name, threads, warning } = choice::load(&plan, &load)?;
+        if let Some(warning) = warning {
+            eprintln!("warning: {warning}");
+        }
         let options = EngineOptions { prefill_chunk: machine.prefill_chunk, batching, ..EngineOptions::default() };
         let engine = Engine::with_device(device, &options);
         let tokenizer =

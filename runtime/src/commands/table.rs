@@ -1,14 +1,14 @@
 //! Tables in Markdown, aligned so that they read well as text too, and numbers as people read them.
 
-/// A table. Columns whose cells all start with a digit are aligned to the right.
+/// A table. Columns whose cells all start with a digit, empty ones apart, are aligned to the right.
 pub fn markdown(header: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
         cells.chain([header[column].chars().count(), 3]).max().unwrap_or(3)
     };
     let is_number = |column: usize| {
-        !rows.is_empty()
-            && rows.iter().all(|row| row.get(column).is_some_and(|cell| cell.starts_with(|c: char| c.is_ascii_digit())))
+        let mut cells = rows.iter().filter_map(|row| row.get(column)).filter(|cell| !cell.is_empty()).peekable();
+        cells.peek().is_some() && cells.all(|cell| cell.starts_with(|c: char| c.is_ascii_digit()))
     };
     let columns: Vec<(usize, bool)> = (0..header.len()).map(|column| (width(column), is_number(column))).collect();
     let line = |cells: &mut dyn Iterator<Item = &str>| {
@@ -64,12 +64,17 @@ mod tests {
 
     #[test]
     fn tables_align() {
-        let rows = [vec!["pp512".to_owned(), "12.50 ± 1".to_owned()], vec!["tg".to_owned(), "9".to_owned()]];
+        let rows = [
+            vec!["pp512".to_owned(), "12.50 ± 1".to_owned()],
+            vec!["tg".to_owned(), "9".to_owned()],
+            vec!["all".to_owned(), String::new()],
+        ];
         let expected = "\
 | test  |       t/s |
 |-------|----------:|
 | pp512 | 12.50 ± 1 |
 | tg    |         9 |
+| all   |           |
 ";
         assert_eq!(markdown(&["test", "t/s"], &rows), expected);
     }

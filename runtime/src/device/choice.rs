@@ -18,6 +18,8 @@ pub struct Loaded {
     pub name: String,
     /// Worker threads.
     pub threads: usize,
+    /// Why it will be slower than could be, and what to do.
+    pub warning: Option<String>,
 }
 
 /// Loads a plan's main program onto a device.
@@ -33,8 +35,9 @@ pub fn load(plan: &Plan, options: &DeviceOptions) -> Result<Loaded> {
     if let Some(ordinal) = gpu {
         let device = CudaDevice::load(plan, ordinal, options)?;
         // The thread that hands steps over and samples.
-        return Ok(Loaded { name: device.name().to_owned(), threads: 1, device: Box::new(device) });
+        return Ok(Loaded { name: device.name().to_owned(), threads: 1, warning: None, device: Box::new(device) });
     }
     let device = CpuDevice::load(plan, options)?;
-    Ok(Loaded { name: "CPU".to_owned(), threads: device.workers(), device: Box::new(device) })
+    let (threads, warning) = (device.workers(), device.warning().map(str::to_owned));
+    Ok(Loaded { name: "CPU".to_owned(), threads, warning, device: Box::new(device) })
 }

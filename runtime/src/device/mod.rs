@@ -17,6 +17,8 @@ pub mod cuda;
 pub mod null;
 pub mod options;
 mod tickets;
+pub mod timeline;
+mod wide;
 
 use lathe_plan::program::{Program, Retention, StepSize};
 
@@ -25,6 +27,8 @@ use crate::{
     exec, math,
     sample::{NoiseKey, SampleParams, Sampler},
 };
+
+use self::timeline::Timeline;
 
 /// Runs the steps of one program.
 pub trait Device: Send {
@@ -37,6 +41,14 @@ pub trait Device: Send {
     /// Waits for a step and puts its output into `output`, whose memory is used again. Each ticket is collected once, in
     /// any order.
     fn collect(&mut self, ticket: Ticket, output: &mut StepOutput) -> Result<()>;
+
+    /// Whether the steps from now on are to be recorded. Devices that cannot ignore it.
+    fn record(&mut self, _on: bool) {}
+
+    /// What the workers did in the last step that was collected, if it was recorded.
+    fn timeline(&mut self) -> Option<Timeline> {
+        None
+    }
 }
 
 /// How many steps may be submitted and not yet collected.
@@ -146,6 +158,8 @@ pub struct Row {
 
 impl Row {
     /// Picks the row's token from its logits, of which one must exist. Returns whether they are sound: no NaN, no +∞, not all -∞.
+    #[expect(clippy::inline_always, reason = "to be compiled for the vectors of its caller")]
+    #[inline(always)]
     pub(crate) fn pick(&self, logits: &[f32], sampler: &mut Sampler, output: &mut RowOutput) -> bool {
         let (max, log_sum) = math::log_sum_exp(logits);
         let logprob = |token: u32| (f64::from(logits[token as usize]) - f64::from(max) - log_sum) as f32;

@@ -35,6 +35,14 @@ impl Region {
         Region::map(what, bytes, false)
     }
 
+    /// As [`Region::new`], and in no larger pages even where the system would choose them: for comparing.
+    pub fn small(what: &'static str, bytes: usize) -> Result<Region> {
+        let region = Region::map(what, bytes, false)?;
+        // SAFETY: the range is our mapping. It is advice, so failure changes nothing.
+        unsafe { libc::madvise(region.start().cast(), bytes, libc::MADV_NOHUGEPAGE) };
+        Ok(region)
+    }
+
     /// As [`Region::new`], in pages of 2 MiB where the system has them: for memory that every step walks through.
     pub fn huge(what: &'static str, bytes: usize) -> Result<Region> {
         Region::map(what, bytes, bytes >= HUGE)

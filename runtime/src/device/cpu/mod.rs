@@ -1,15 +1,18 @@
 //! The CPU device: runs a plan's x86-64 code on pinned worker threads.
 //!
 //! From the bottom up: `memory` maps memory and code, `float` is the kernels' floating-point mode, `machine` holds a
-//! loaded program and calls its kernels, `sync` is how threads wait, `worker` is what they do, `features` and
-//! `topology` describe the machine.
+//! loaded program and calls its kernels, `sync` is how threads wait, `worker` is what they do. `features`, `topology` and
+//! `quota` describe the machine, `roofline` measures it, and `room` says whether a plan fits.
 
-mod features;
+pub mod features;
 mod float;
 mod machine;
 mod memory;
+pub mod quota;
+pub mod roofline;
+pub mod room;
 mod sync;
-mod topology;
+pub mod topology;
 mod worker;
 
 use std::{
@@ -22,9 +25,10 @@ use lathe_plan::{Code, Plan, PlanError, program::Program};
 use self::{
     machine::{Machine, WeightBytes},
     memory::Kernels,
+    topology::{Cpus, Workers},
     worker::Shared,
 };
-use super::{Device, Limits, Step, StepOutput, Ticket, options::DeviceOptions, tickets::Tickets};
+use super::{Device, Limits, Step, StepOutput, Ticket, options::DeviceOptions, tickets::Tickets, timeline::Timeline};
 use crate::error::{Error, Result};
 
 /// How the targets of CPU code are called, before their level.
@@ -37,6 +41,7 @@ pub struct CpuDevice {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     tickets: Tickets,
+    warning: Option<String>,
 }
 
 impl CpuDevice {
@@ -53,6 +58,9 @@ impl CpuDevice {
         let codes: Vec<&Code> =
             plan.codes("main").filter(|code| code.object.target.starts_with(TARGET_PREFIX)).collect();
         let code = features::choose(&codes, options.target.as_deref(), has)?;
+        // What will not fit is refused before anything is allocated, and so is a number of threads that makes no sense.
+        let workers = Cpus::here().workers(options.threads)?;
+        room::needs(program, options, workers.count).fit(quota::memory_left(&quota::file))?;
         let kernels = Kernels::map(&code.object, program.kernels.len())?;
         let readers = thread::available_parallelism().map_or(1, usize::from);
         let weights = plan.load_weights("main", &code.layout, options.load, readers)?;
@@ -61,13 +69,13 @@ impl CpuDevice {
 
     /// Allocates a program's memory and starts the workers.
     fn start(program: &Program, kernels: Kernels, weights: WeightBytes, options: &DeviceOptions) -> Result<CpuDevice> {
-        let cpus = topology::cpus();
-        let workers = options.threads.unwrap_or_else(|| cpus.default_workers()).max(1);
+        let cpus = Cpus::here();
+        let Workers { count: workers, warning } = cpus.workers(options.threads)?;
         let limits = Limits::of(program, options.cache_tokens);
         let pages: Vec<u32> = limits.groups.iter().map(|group| group.pages).collect();
         let machine = Machine::new(program, kernels, weights, workers, &pages)?;
         let shared = Arc::new(Shared::new(machine, &limits, workers, options.poison));
-        let mut device = CpuDevice { limits, shared, threads: Vec::new(), tickets: Tickets::default() };
+        let mut device = CpuDevice { limits, shared, threads: Vec::new(), tickets: Tickets::default(), warning };
         for worker in 0..workers {
             let shared = Arc::clone(&device.shared);
             let cpu = cpus.of_worker(worker, workers).filter(|_| !options.unpinned);
@@ -84,6 +92,11 @@ impl CpuDevice {
     /// The number of worker threads.
     pub fn workers(&self) -> usize {
         self.threads.len()
+    }
+
+    /// Why the workers will be slower than could be, and what to do.
+    pub fn warning(&self) -> Option<&str> {
+        self.warning.as_deref()
     }
 }
 
@@ -105,6 +118,14 @@ impl Device for CpuDevice {
     fn collect(&mut self, ticket: Ticket, output: &mut StepOutput) -> Result<()> {
         self.tickets.redeem(ticket)?;
         self.shared.collect(ticket.0, output)
+    }
+
+    fn record(&mut self, on: bool) {
+        self.shared.record(on);
+    }
+
+    fn timeline(&mut self) -> Option<Timeline> {
+        self.shared.timeline()
     }
 }
 

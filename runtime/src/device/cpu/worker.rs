@@ -9,7 +9,11 @@
 use std::{
     any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Mutex, PoisonError, RwLock},
+    sync::{
+        Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
 };
 
 use super::{
@@ -17,7 +21,11 @@ use super::{
     sync::{Abandoned, Barrier, Signal, lock},
 };
 use crate::{
-    device::{IN_FLIGHT, Limits, RowOutput, Step, StepOutput, StepToken},
+    device::{
+        IN_FLIGHT, Limits, RowOutput, Step, StepOutput, StepToken,
+        timeline::{Span, Timeline, Work},
+        wide,
+    },
     error::{Error, Result},
     exec::Numbers,
     sample::Sampler,
@@ -41,6 +49,8 @@ pub struct Shared {
     finished: Signal,            // steps whose output is there
     barrier: Barrier,
     failure: Mutex<Option<String>>,
+    recording: AtomicBool,
+    logs: Vec<Mutex<Vec<Span>>>, // [workers]
 }
 
 /// A step in flight.
@@ -77,7 +87,21 @@ impl Shared {
             finished: Signal::default(),
             barrier: Barrier::new(workers),
             failure: Mutex::new(None),
+            recording: AtomicBool::new(false),
+            logs: (0..workers).map(|_| Mutex::default()).collect(),
         }
+    }
+
+    /// Whether workers write down what they do from the next step on.
+    pub fn record(&self, on: bool) {
+        self.recording.store(on, Ordering::Relaxed);
+    }
+
+    /// What the workers wrote down in the last step. None may be in flight.
+    pub fn timeline(&self) -> Option<Timeline> {
+        let is_recorded = self.recording.load(Ordering::Relaxed);
+        let bucket = self.numbers.read().unwrap_or_else(PoisonError::into_inner).bucket;
+        is_recorded.then(|| Timeline { bucket, workers: self.logs.iter().map(|log| lock(log).clone()).collect() })
     }
 
     /// Starts a step that has been checked. Its slot must be free.
@@ -138,8 +162,9 @@ impl Shared {
             if seen == SHUTDOWN {
                 return;
             }
+            let mut recorder = self.recorder(worker);
             let step = self.slot(seen - 1).step.read().unwrap_or_else(PoisonError::into_inner);
-            match catch_unwind(AssertUnwindSafe(|| self.work(worker, &step, &mut sampler))) {
+            match catch_unwind(AssertUnwindSafe(|| self.work(worker, &step, &mut sampler, &mut recorder))) {
                 Ok(Ok(())) => {}
                 Ok(Err(Abandoned)) => return,
                 Err(panic) => return self.fail(worker, panic.as_ref()),
@@ -152,6 +177,7 @@ impl Shared {
         if let Some(failure) = self.failure() {
             return Err(failure);
         }
+        let mut recorder = self.recorder(0);
         let slot = self.slot(ticket);
         let step = slot.step.read().unwrap_or_else(PoisonError::into_inner);
         tokens.clear();
@@ -168,7 +194,9 @@ impl Shared {
             self.machine.bring_in(&step, tokens);
         }
         self.released.raise(ticket + 1);
-        self.work(0, &step, sampler).map_err(|Abandoned| Error::DeviceLost("a worker failed".into()))?;
+        recorder.done(Work::BringIn);
+        let lost = |Abandoned| Error::DeviceLost("a worker failed".into());
+        self.work(0, &step, sampler, &mut recorder).map_err(lost)?;
 
         let mut result = lock(&slot.result);
         let output = &mut result.0;
@@ -184,29 +212,52 @@ impl Shared {
         *known = ticket;
         sampled.clear();
         sampled.extend(output.rows.iter().map(|row| row.token));
+        recorder.done(Work::HandOver);
         Ok(())
     }
 
     /// A worker's share of a step. When it returns, all workers have done theirs.
-    fn work(&self, worker: usize, step: &Step, sampler: &mut Sampler) -> Result<(), Abandoned> {
+    fn work(
+        &self,
+        worker: usize,
+        step: &Step,
+        sampler: &mut Sampler,
+        recorder: &mut Recorder,
+    ) -> Result<(), Abandoned> {
         let numbers = self.numbers.read().unwrap_or_else(PoisonError::into_inner);
         for (index, launch) in self.machine.buckets()[numbers.bucket].launches.iter().enumerate() {
             if launch.barrier && index > 0 {
                 self.barrier.wait()?;
+                recorder.done(Work::Wait);
             }
             // SAFETY: the step was brought in before it was released, each thread has its own worker index, and the plan
             // has a barrier before every launch that depends on earlier ones.
             unsafe { self.machine.launch(&numbers, index, worker) };
+            recorder.done(Work::Launch(index));
         }
         self.barrier.wait()?;
+        recorder.done(Work::Wait);
         for index in (worker..step.rows.len()).step_by(self.workers) {
             // SAFETY: all launches have finished at the barrier, and the next step starts after the one below.
             let logits = unsafe { self.machine.logits(&numbers, index) };
             let picked = &mut *lock(&self.rows[index]);
-            picked.finite = step.rows[index].pick(logits, sampler, &mut picked.output);
+            picked.finite = wide::pick(&step.rows[index], logits, sampler, &mut picked.output);
         }
+        recorder.done(Work::Sample);
         drop(numbers);
-        self.barrier.wait()
+        self.barrier.wait()?;
+        recorder.done(Work::Wait);
+        Ok(())
+    }
+
+    /// What a worker writes a step down with.
+    fn recorder(&self, worker: usize) -> Recorder<'_> {
+        let log = self.recording.load(Ordering::Relaxed).then(|| {
+            let mut log = lock(&self.logs[worker]);
+            log.clear();
+            log
+        });
+        Recorder { log, last: Instant::now() }
     }
 
     fn slot(&self, ticket: u64) -> &Slot {
@@ -218,6 +269,22 @@ impl Shared {
         let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
         lock(&self.failure).get_or_insert_with(|| format!("worker {worker} panicked: {text}"));
         self.barrier.abandon();
+    }
+}
+
+/// Writes down what a worker does, if that is wanted: each entry lasts from the one before it until now.
+struct Recorder<'a> {
+    log: Option<MutexGuard<'a, Vec<Span>>>,
+    last: Instant,
+}
+
+impl Recorder<'_> {
+    fn done(&mut self, work: Work) {
+        if let Some(log) = &mut self.log {
+            let now = Instant::now();
+            log.push(Span { work, start: self.last, end: now });
+            self.last = now;
+        }
     }
 }
 

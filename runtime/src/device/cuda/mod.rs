@@ -70,8 +70,16 @@ pub fn has_code(plan: &Plan) -> bool {
     plan.codes("main").any(|code| code.object.target.starts_with(TARGET_PREFIX))
 }
 
+/// The name of a GPU and its compute capability, times ten.
+///
+/// # Errors
+/// When there is no driver, or no such GPU.
+pub fn describe(ordinal: usize) -> Result<(String, u32)> {
+    Context::open(ordinal).map(|context| (context.name.clone(), context.capability))
+}
+
 /// The compute capability, times ten, that a code object needs; `None` when it is for no GPU.
-fn capability(object: &CodeObject) -> Option<u32> {
+pub fn capability(object: &CodeObject) -> Option<u32> {
     object.target.strip_prefix(TARGET_PREFIX)?.parse().ok()
 }
 
