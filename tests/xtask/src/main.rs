@@ -4,6 +4,7 @@
 //! stdout, what it does meanwhile to stderr.
 
 mod downloads;
+mod instructions;
 mod process;
 mod setup;
 mod tasks;
@@ -18,7 +19,7 @@ Chores of the Lathe repository.
 Usage: cargo xtask <COMMAND>
 
 Commands:
-  setup           Get what building and testing need: LLVM 22, a Python environment, ptxas, SmolLM2
+  setup           Get what building and testing need: LLVM 22, a Python environment, ptxas, valgrind, SmolLM2
   model [NAME]    Get one model into the cache and print its path; without NAME, list the models
   demo [PROMPT]   Compile SmolLM2 and stream its answer
   test [--all] [-- ARGS]
@@ -26,6 +27,7 @@ Commands:
                   --all adds the slow tests, which are otherwise ignored
   fuzz TARGET [--seconds N] [--threads N] [--input FILE]
                   Feed a reader with changed files; `fuzz list` names the targets
+  instructions    Count the instructions of a decode step and a prefill chunk of SmolLM2, with valgrind
   dist            Build the binaries that are shipped (profile `dist`) and print their sizes
   deny            Check licences and bans of all dependencies, getting cargo-deny if it is missing
   help            Print this
@@ -91,6 +93,7 @@ fn dispatch(arguments: &[&str]) -> Result<()> {
             }
         }
         ["fuzz", rest @ ..] if !rest.is_empty() => tasks::fuzz(rest),
+        ["instructions"] => instructions::count(),
         ["dist"] => tasks::dist(),
         ["deny"] => tasks::deny(),
         _ => Err(misunderstood(arguments)),

@@ -13,6 +13,7 @@ pub fn everything() -> Result<()> {
         ("LLVM 22", llvm()?),
         ("Python for the reference", reference_python()?),
         ("ptxas", downloads::ptxas()?),
+        ("valgrind", valgrind()?),
         ("SmolLM2", downloads::model("smollm2")?),
         ("Gemma 3", downloads::model("gemma3")?),
     ] {
@@ -85,6 +86,18 @@ pub fn reference_python() -> Result<PathBuf> {
         fs::write(&stamp, &wanted).map_err(io_failure("writing", &stamp))?;
     }
     Ok(python)
+}
+
+/// The program valgrind, installed if it is missing and this program may.
+pub fn valgrind() -> Result<PathBuf> {
+    let version = || capture(Command::new("valgrind").arg("--version"));
+    if version().is_none() {
+        install("valgrind", "valgrind")?;
+    }
+    match version() {
+        Some(_) => Ok("valgrind".into()),
+        None => Err(Failure::Step("the package valgrind is installed, and yet `valgrind --version` fails".into())),
+    }
 }
 
 /// Installs a Debian package when this is root on a machine with apt, and otherwise says how.
