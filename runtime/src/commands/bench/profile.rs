@@ -135,7 +135,7 @@ fn record(model: &mut Model, case: &Case, runs: usize, tokens: &mut Tokens) -> a
             let sampled: Vec<u32> = model.engine.step()?.iter().filter_map(token).collect();
             let start = Instant::now();
             for token in sampled {
-                std::hint::black_box(text.push(model.tokenizer.visible_bytes(token)));
+                std::hint::black_box(text.push(model.tokenizer.bytes(token)));
             }
             let detokenizing = start.elapsed();
             records.extend(model.engine.take_record().map(|step| Recorded { step, detokenizing }));
