@@ -4,8 +4,7 @@
 
 /// e to the power of `x`, with a relative error below 2⁻²²; zero below -87. Written without branches, so that loops over
 /// slices become vector code.
-#[expect(clippy::inline_always, reason = "to be compiled for the vectors of its caller")]
-#[inline(always)]
+#[inline]
 pub fn exp(x: f32) -> f32 {
     // Adding 1.5 · 2²³ rounds to an integer and leaves it in the low bits of the mantissa.
     const ROUND: f32 = 12_582_912.0;

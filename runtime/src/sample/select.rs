@@ -64,7 +64,7 @@ impl Select {
 pub fn greedy(logits: &[f32]) -> u32 {
     let max = crate::math::max(logits);
     // Any in a block first, without branches.
-    let found = |values: &[f32]| values.iter().fold(false, |found, &value| found | (value >= max));
+    let found = |values: &[f32]| values.iter().fold(0, |found, &value| found | u8::from(value >= max)) != 0;
     let block = logits.chunks(BLOCK).position(found).unwrap_or(0) * BLOCK;
     let place = logits.iter().skip(block).position(|&value| value >= max);
     place.map_or(0, |place| (block + place) as u32)

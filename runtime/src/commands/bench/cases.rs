@@ -1,5 +1,6 @@
 //! The tests that the options ask for: each depth and number of sequences with each prompt, answer and pair.
 
+use std::fmt::Write;
 use std::str::FromStr;
 
 use crate::commands::failure::Usage;
@@ -82,10 +83,10 @@ impl Case {
             (prompt, answer) => format!("pp{prompt}+tg{answer}"),
         };
         if self.n_depth > 0 {
-            name += &format!(" @ d{}", self.n_depth);
+            let _ = write!(name, " @ d{}", self.n_depth);
         }
         if self.sequences > 1 {
-            name += &format!(" × {}", self.sequences);
+            let _ = write!(name, " × {}", self.sequences);
         }
         name
     }

@@ -73,7 +73,7 @@ pub struct Args {
     /// Show where the time of a decode step and of a prefill chunk goes instead
     #[arg(long)]
     profile: bool,
-    /// Write a decode step and a prefill chunk, worker by worker, for chrome://tracing or ui.perfetto.dev
+    /// Write a decode step and a prefill chunk, worker by worker, for a viewer of Chrome traces
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
     #[command(flatten)]

@@ -43,7 +43,7 @@ struct Profile {
     step_us: f64,
     kernels: Vec<KernelRow>,
     waiting_us: f64,
-    host: Host,
+    host_us: Host,
 }
 
 /// A kernel's launches in a step, together.
@@ -58,20 +58,20 @@ struct KernelRow {
     roofline: f64,
 }
 
-/// What is done for a step besides its kernels.
+/// What is done for a step besides its kernels, in microseconds.
 #[derive(Debug, Default, Serialize)]
 struct Host {
     /// Composing the step and turning its output into events.
-    batching_us: f64,
+    batching: f64,
     /// Waking the workers, bringing inputs in and handing the output over.
-    handing_over_us: f64,
-    sampling_us: f64,
-    detokenizing_us: f64,
+    handing_over: f64,
+    sampling: f64,
+    detokenizing: f64,
 }
 
 impl Host {
     fn total(&self) -> f64 {
-        self.batching_us + self.handing_over_us + self.sampling_us + self.detokenizing_us
+        self.batching + self.handing_over + self.sampling + self.detokenizing
     }
 }
 
@@ -111,12 +111,11 @@ pub fn run(args: &Args, model: &mut Model) -> anyhow::Result<()> {
     }
     let limits = machine::measure(Some(model.threads))?;
     let profiles: Vec<Profile> = kinds.iter().map(|(name, records)| profile(name, program, records, &limits)).collect();
-    let text = match args.output {
-        Output::Md => profiles.iter().map(|profile| as_table(profile, &limits)).collect::<Vec<_>>().join("\n"),
-        _ => {
-            let json = serde_json::json!({ "machine": machine::to_json(&limits), "profiles": profiles });
-            serde_json::to_string_pretty(&json)? + "\n"
-        }
+    let text = if args.output == Output::Md {
+        profiles.iter().map(|profile| as_table(profile, &limits)).collect::<Vec<_>>().join("\n")
+    } else {
+        let json = serde_json::json!({ "machine": machine::to_json(&limits), "profiles": profiles });
+        serde_json::to_string_pretty(&json)? + "\n"
     };
     Ok(io::stdout().lock().write_all(text.as_bytes())?)
 }
@@ -190,10 +189,10 @@ fn profile(step: &'static str, program: &Program, records: &[Recorded], limits: 
     }
     kernels.sort_by(|a, b| b.us.total_cmp(&a.us));
     let host = Host {
-        batching_us: mean(&|r| us(r.step.composed - r.step.begin) + us(r.step.end - r.step.collected)),
-        handing_over_us: mean(&|r| us(r.step.collected - r.step.composed) - inside(&r.step)),
-        sampling_us: mean(&|r| sampling(&r.step)),
-        detokenizing_us: mean(&|r| us(r.detokenizing)),
+        batching: mean(&|r| us(r.step.composed - r.step.begin) + us(r.step.end - r.step.collected)),
+        handing_over: mean(&|r| us(r.step.collected - r.step.composed) - inside(&r.step)),
+        sampling: mean(&|r| sampling(&r.step)),
+        detokenizing: mean(&|r| us(r.detokenizing)),
     };
     let step_us = mean(&|r| us(r.step.end - r.step.begin) + us(r.detokenizing));
     let in_kernels: f64 = kernels.iter().map(|row| row.us).sum();
@@ -207,7 +206,7 @@ fn profile(step: &'static str, program: &Program, records: &[Recorded], limits: 
         step_us,
         waiting_us: (step_us - in_kernels - host.total()).max(0.0),
         kernels,
-        host,
+        host_us: host,
     }
 }
 
@@ -281,7 +280,7 @@ fn window(kernel: &str) -> Option<f64> {
 }
 
 fn as_table(profile: &Profile, limits: &Roofline) -> String {
-    let Profile { step_us, host, .. } = profile;
+    let Profile { step_us, host_us: host, .. } = profile;
     let share = |us: f64| format!("{:.1} %", 100.0 * us / step_us);
     let kernel = |row: &KernelRow| {
         vec![
@@ -304,10 +303,10 @@ fn as_table(profile: &Profile, limits: &Roofline) -> String {
     let mut rows: Vec<Vec<String>> = profile.kernels.iter().map(kernel).collect();
     rows.extend([
         other("waiting for other workers", profile.waiting_us),
-        other("sampling", host.sampling_us),
-        other("batching", host.batching_us),
-        other("handing over", host.handing_over_us),
-        other("detokenizing", host.detokenizing_us),
+        other("sampling", host.sampling),
+        other("batching", host.batching),
+        other("handing over", host.handing_over),
+        other("detokenizing", host.detokenizing),
         other("all", *step_us),
     ]);
     let header = ["kernel", "launches", "µs", "share", "bytes", "operations", "GB/s", "G/s", "of roofline"];

@@ -21,7 +21,7 @@ pub fn write(program: &Program, steps: &[(&str, &StepRecord)]) -> Value {
             track.thread = worker + 1;
             track.name("thread_name", &format!("worker {worker}"));
             let (Some(first), Some(last)) = (spans.first(), spans.last()) else { continue };
-            track.event(name, first.start, last.end, json!({}));
+            track.event(name, first.start, last.end, &json!({}));
             for span in spans {
                 let (name, args) = match span.work {
                     Work::BringIn => ("bring in", json!({})),
@@ -30,7 +30,7 @@ pub fn write(program: &Program, steps: &[(&str, &StepRecord)]) -> Value {
                     Work::HandOver => ("hand over", json!({})),
                     Work::Launch(index) => launch(program, step, index),
                 };
-                track.event(name, span.start, span.end, args);
+                track.event(name, span.start, span.end, &args);
             }
         }
     }
@@ -40,10 +40,10 @@ pub fn write(program: &Program, steps: &[(&str, &StepRecord)]) -> Value {
 fn host(track: &mut Track, name: &str, step: &StepRecord) {
     track.name("thread_name", "host");
     let size = json!({ "tokens": step.size.tokens, "sequences": step.size.sequences, "rows": step.size.rows });
-    track.event(name, step.begin, step.end, size);
-    track.event("compose", step.begin, step.composed, json!({}));
-    track.event("device", step.composed, step.collected, json!({}));
-    track.event("retire", step.collected, step.end, json!({}));
+    track.event(name, step.begin, step.end, &size);
+    track.event("compose", step.begin, step.composed, &json!({}));
+    track.event("device", step.composed, step.collected, &json!({}));
+    track.event("retire", step.collected, step.end, &json!({}));
 }
 
 /// A launch's kernel and what it costs.
@@ -71,7 +71,7 @@ impl Track<'_> {
         self.events.push(json!({ "ph": "M", "name": what, "pid": pid, "tid": tid, "args": { "name": name } }));
     }
 
-    fn event(&mut self, name: &str, start: Instant, end: Instant, args: Value) {
+    fn event(&mut self, name: &str, start: Instant, end: Instant, args: &Value) {
         let since = |time: Instant| time.saturating_duration_since(self.begin).as_nanos() as f64 / 1e3;
         let (ts, dur) = (since(start), since(end) - since(start));
         let (pid, tid) = (self.process, self.thread);

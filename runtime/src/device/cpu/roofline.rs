@@ -178,8 +178,10 @@ fn read_rate(
         let start = regions[worker].start();
         // SAFETY: the whole region is written, by the one thread that uses it.
         unsafe { start.write_bytes(1, bytes) };
-        // SAFETY: the region starts on a page and is initialized; nobody writes to it any more.
-        unsafe { slice::from_raw_parts(start.cast_const().cast::<u64>(), bytes / 8) }
+        #[expect(clippy::cast_ptr_alignment, reason = "a region starts on a page")]
+        let words = start.cast_const().cast::<u64>();
+        // SAFETY: the region is aligned and initialized, and nobody writes to it any more.
+        unsafe { slice::from_raw_parts(words, bytes / 8) }
     };
     let round = |words: &mut &[u64], round: usize| {
         let begin = round % (bytes / each) * (each / 8);
