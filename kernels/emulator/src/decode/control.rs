@@ -1,6 +1,6 @@
 //! Branches, returns and calls. A device function is written out where it is called.
 
-use super::{Decoder, MOST_DEPTH, Mods, Result, Symbol};
+use super::{Decoder, MOST_CALLS, MOST_DEPTH, Mods, Result, Symbol};
 use crate::counters::Class;
 use crate::exec::op::Op;
 use crate::ptx::tree::{Instruction, Operand, Ty};
@@ -98,6 +98,10 @@ impl<'a> Decoder<'a> {
             function.ok_or_else(|| PtxError::new(i.at, format!("the function `{name}` has no body in this module")))?;
         if self.chain.iter().any(|open| open == name) || self.chain.len() >= MOST_DEPTH {
             return Err(PtxError::new(i.at, format!("`{name}` calls itself, or calls are nested too deep")));
+        }
+        self.calls += 1;
+        if self.calls > MOST_CALLS {
+            return Err(PtxError::new(i.at, format!("more than {MOST_CALLS} calls in one kernel, written out")));
         }
         if function.returns.len() != results.len() || function.params.len() != arguments.len() {
             return Err(PtxError::new(i.at, format!("`{name}` has other numbers of arguments or results")));

@@ -2,10 +2,12 @@
 //! written into their callers, and blocks are ordered so that lanes that part meet again as early as they can.
 
 mod arithmetic;
+mod carry;
 pub(crate) mod compare;
 mod control;
 pub(crate) mod flags;
 pub(crate) mod floating;
+mod hopper;
 mod integer;
 mod order;
 mod special;
@@ -25,6 +27,8 @@ pub(crate) const PARAM_BASE: u64 = 3 << 40;
 
 /// The most instructions of one kernel, device functions written out.
 const MOST_CODE: usize = 1 << 20;
+/// The most calls of a kernel that are written out.
+const MOST_CALLS: usize = 1 << 14;
 /// The deepest chain of calls.
 const MOST_DEPTH: usize = 32;
 /// The most registers of a kernel that it uses.
@@ -77,9 +81,13 @@ struct Decoder<'a> {
     literals64: HashMap<u64, u32>,
     /// Names of the functions being written out.
     chain: Vec<String>,
+    /// Calls written out so far.
+    calls: usize,
     /// Where `ret` goes in a device function: its jumps are patched to the end.
     returns: Vec<Vec<usize>>,
     last_label: Option<String>,
+    /// The predicate that stands for the carry, once something uses it.
+    carry_flag: Option<u32>,
 }
 
 impl<'a> Decoder<'a> {
@@ -116,8 +124,10 @@ impl<'a> Decoder<'a> {
             literals32: HashMap::new(),
             literals64: HashMap::new(),
             chain: vec![],
+            calls: 0,
             returns: vec![],
             last_label: None,
+            carry_flag: None,
         };
         decoder.open();
         let mut dynamic = Vec::new();
@@ -479,10 +489,11 @@ impl<'a> Decoder<'a> {
         let mut parts = i.opcode.split('.');
         let name = parts.next().unwrap_or_default();
         let mut mods = Mods { list: parts.collect(), at: i.at, opcode: &i.opcode };
+        Self::hopper(name, &mods, i)?;
         if self.control(name, &mut mods, i, guard)? || self.system(name, &mut mods, i, guard)? {
             return mods.finish();
         }
-        if self.arithmetic(name, &mut mods, i, guard)? {
+        if self.carry(name, &mut mods, i, guard)? || self.arithmetic(name, &mut mods, i, guard)? {
             return mods.finish();
         }
         Err(PtxError::new(i.at, format!("the instruction `{}` is not known", i.opcode)))

@@ -72,7 +72,7 @@ impl Decoder<'_> {
     pub(super) fn system(&mut self, name: &str, mods: &mut Mods<'_>, i: &Instruction, guard: Guard) -> Result<bool> {
         let (op, class) = match name {
             "ld" | "ldu" | "st" => (self.load_or_store(name, mods, i)?, Class::Memory),
-            "atom" | "red" if !mods.list.contains(&"async") => (self.atomic(name, mods, i)?, Class::Atomic),
+            "atom" | "red" => (self.atomic(name, mods, i)?, Class::Atomic),
             "shfl" => (self.shuffle(mods, i)?, Class::Warp),
             "vote" | "match" | "elect" => (self.vote(name, mods, i)?, Class::Warp),
             "redux" => (self.redux(mods, i)?, Class::Warp),
@@ -299,9 +299,6 @@ impl Decoder<'_> {
     }
 
     fn barrier(&mut self, mods: &mut Mods<'_>, i: &Instruction) -> Result<Op> {
-        if mods.take("cluster") {
-            return wrong(i, "clusters are not supported");
-        }
         if mods.take("warp") {
             mods.take("sync");
             let Some(members) = i.operands.first() else { return wrong(i, "takes a mask") };
@@ -357,9 +354,6 @@ impl Decoder<'_> {
         if mods.take("wait_group") {
             let Some(Operand::Int(left)) = i.operands.first() else { return wrong(i, "takes a number of groups") };
             return self.push(Op::CpWait(*left as u32), guard, Class::Sync, i.at).map(drop);
-        }
-        if mods.list.iter().any(|name| matches!(*name, "bulk" | "mbarrier" | "reduce")) {
-            return wrong(i, "bulk copies and mbarriers are not supported yet");
         }
         mods.take("shared");
         mods.take("shared::cta");

@@ -91,6 +91,9 @@ impl Grid<'_> {
     }
 }
 
+/// The most bytes of the host for registers and local memory of a CTA.
+const MOST_PRIVATE: u64 = 1 << 28;
+
 /// What the host threads share.
 struct Pool {
     next: AtomicU64,
@@ -113,6 +116,7 @@ pub(crate) fn launch(
     regions: Vec<Arc<Region>>,
     launch: &Launch<'_>,
 ) -> Result<Counters, Fault> {
+    // The sizes are checked before anything is computed from them.
     check(kernel, chip, launch)?;
     let total = launch.grid.iter().map(|&n| u64::from(n)).product::<u64>();
     let grid = Grid {
@@ -179,14 +183,14 @@ fn check(kernel: &Kernel, chip: Chip, launch: &Launch<'_>) -> Result<(), Fault> 
         })
     };
     let ([x, y, z], [a, b, c]) = (launch.block, launch.grid);
-    let threads = u64::from(x) * u64::from(y) * u64::from(z);
+    let threads = u64::from(x).saturating_mul(u64::from(y)).saturating_mul(u64::from(z));
     if threads == 0 || threads > 1024 || z > 64 {
         return refuse(format!("a block of {x} x {y} x {z} threads; 1 to 1024 are possible, 64 of them in z"));
     }
     if a == 0 || b == 0 || c == 0 || a > i32::MAX as u32 || b > 65535 || c > 65535 {
         return refuse(format!("a grid of {a} x {b} x {c} CTAs; y and z go to 65535"));
     }
-    if u64::from(a) * u64::from(b) * u64::from(c) >= 1 << 24 {
+    if u64::from(a).saturating_mul(u64::from(b)).saturating_mul(u64::from(c)) >= 1 << 24 {
         return refuse(format!("a grid of {a} x {b} x {c} CTAs; the emulator runs fewer than 2^24"));
     }
     if let Some(most) = kernel.max_threads.filter(|&most| threads > most) {
@@ -198,6 +202,15 @@ fn check(kernel: &Kernel, chip: Chip, launch: &Launch<'_>) -> Result<(), Fault> 
     let shared = kernel.shared_bytes + u64::from(launch.shared_bytes);
     if shared > chip.shared_limit() {
         return refuse(format!("{shared} bytes of shared memory; {} is the most", chip.shared_limit()));
+    }
+    let warps = threads.div_ceil(32);
+    let registers = (u64::from(kernel.regs32) * 128 + u64::from(kernel.regs64) * 256) * warps;
+    let private = registers + 2 * kernel.local_bytes * 32 * warps;
+    if private > MOST_PRIVATE {
+        return refuse(format!(
+            "registers and local memory of one CTA need {private} bytes of the host; {MOST_PRIVATE} is the most: \
+             launch fewer threads"
+        ));
     }
     if launch.params.len() != kernel.param_bytes as usize {
         return refuse(format!("{} bytes of parameters; {} are declared", launch.params.len(), kernel.param_bytes));

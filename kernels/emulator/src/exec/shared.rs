@@ -192,10 +192,11 @@ impl Shared {
             let index = self.check(address, bytes, lane)?;
             for (offset, values) in values.iter().enumerate() {
                 let at = index + offset;
+                let changes = self.words[at] != values[lane];
                 if self.checks && !(simple && Self::writes_freely(&mut self.shadow[at], now, who(by))) {
-                    self.note_store(at, 15, address + 4 * offset as u64, by, weak)?;
+                    self.note_store(at, 15, address + 4 * offset as u64, by, weak, changes)?;
                 }
-                changed += u64::from(self.words[at] != values[lane]);
+                changed += u64::from(changes);
                 self.words[at] = values[lane];
             }
         }
@@ -212,14 +213,15 @@ impl Shared {
         weak: bool,
     ) -> Result<bool, Wrong> {
         let index = self.check(address, bytes, by.lane)?;
-        if self.checks {
-            self.note_store(index, byte_mask(address, bytes), address, by, weak)?;
-        }
         let shift = 8 * (address & 3) as u32;
         let bits = if bytes < 4 { ((1u32 << (8 * bytes)) - 1) << shift } else { u32::MAX };
         let old = self.words[index];
-        self.words[index] = old & !bits | value << shift & bits;
-        Ok(self.words[index] != old)
+        let new = old & !bits | value << shift & bits;
+        if self.checks {
+            self.note_store(index, byte_mask(address, bytes), address, by, weak, new != old)?;
+        }
+        self.words[index] = new;
+        Ok(new != old)
     }
 
     /// Notes a weak reading of a whole word, where nothing but the word's shadow is needed to know that it is right.
@@ -292,11 +294,25 @@ impl Shared {
         Ok(())
     }
 
-    fn note_store(&mut self, index: usize, mask: u8, address: u64, by: Thread, weak: bool) -> Result<(), Wrong> {
-        if self.shadow[index].pending & mask != 0 {
+    /// Notes a write. Several threads may write the same value, as they do where each of them has a copy.
+    fn note_store(
+        &mut self,
+        index: usize,
+        mask: u8,
+        address: u64,
+        by: Thread,
+        weak: bool,
+        changes: bool,
+    ) -> Result<(), Wrong> {
+        let now = self.now(by.warp);
+        let shadow = &mut self.shadow[index];
+        if shadow.pending & mask != 0 {
             return Err(pending(address, by.lane));
         }
         if weak {
+            if !changes && shadow.written & mask == mask && shadow.write_at.phase == now.phase {
+                (shadow.write_at, shadow.write_by) = (now, who(by));
+            }
             self.note_write(index, mask, address, by)?;
         }
         self.shadow[index].written |= mask;
@@ -391,7 +407,7 @@ impl Shared {
         for (offset, &word) in words.iter().enumerate() {
             if self.checks {
                 self.shadow[first + offset].pending = 0;
-                self.note_store(first + offset, 15, address + 4 * offset as u64, by, true)?;
+                self.note_store(first + offset, 15, address + 4 * offset as u64, by, true, true)?;
             }
             self.words[first + offset] = word;
         }

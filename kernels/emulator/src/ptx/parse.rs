@@ -574,6 +574,11 @@ impl<'a> Parser<'a> {
         };
         let mut offset = 0i64;
         while !self.takes(']') {
+            if base.is_some() && self.takes(',') {
+                self.operand(1)?;
+                self.punct(']')?;
+                return Ok(Operand::Tensor);
+            }
             let plus = self.takes('+');
             let minus = self.takes('-');
             if base.is_some() && !plus && !minus {

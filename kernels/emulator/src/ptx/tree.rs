@@ -127,6 +127,8 @@ pub(crate) enum Operand {
         base: Option<String>,
         offset: i64,
     },
+    /// `[base, {coordinates}]` of a tensor copy.
+    Tensor,
     /// `{a, b}`, or `(a, b)` of a call.
     List(Vec<Operand>),
     /// `%p|%q`.
