@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-/// Where global memory begins in the 64-bit address space.
-pub(crate) const GLOBAL_BASE: u64 = 0x7f00_0000_0000;
+/// Where global memory begins in the 64-bit address space: beyond what a process of the host may use, so that the two kinds
+/// of addresses are told apart.
+pub(crate) const GLOBAL_BASE: u64 = 0x8000_0000_0000;
 /// Alignment of allocations; at least as many bytes lie between two of them.
 const ALIGN: u64 = 512;
 
@@ -208,7 +209,13 @@ pub struct Memory {
 impl Memory {
     /// An empty memory of `limit` bytes.
     pub fn new(limit: u64) -> Memory {
-        Memory { regions: RwLock::default(), state: Mutex::new((GLOBAL_BASE, 0)), limit }
+        Self::numbered(limit, 0)
+    }
+
+    /// The same for one of several devices, whose addresses differ.
+    pub(crate) fn numbered(limit: u64, number: u32) -> Memory {
+        let base = GLOBAL_BASE + (u64::from(number) << 44);
+        Memory { regions: RwLock::default(), state: Mutex::new((base, 0)), limit }
     }
 
     /// Bytes that are free, and bytes in all.

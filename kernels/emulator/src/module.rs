@@ -26,6 +26,11 @@ impl Device {
     pub fn new(chip: Chip, bytes: u64) -> Device {
         Device { chip, memory: Memory::new(bytes) }
     }
+
+    /// The same for one of several devices, which share one space of addresses.
+    pub fn numbered(chip: Chip, bytes: u64, number: u32) -> Device {
+        Device { chip, memory: Memory::numbered(bytes, number) }
+    }
 }
 
 /// Why a module could not be loaded.
@@ -140,23 +145,33 @@ impl Module {
         })
     }
 
+    /// The kernel of a launch, or the fault that there is none.
+    fn named(&self, kernel: &str) -> Result<&Kernel, Fault> {
+        self.find(kernel).ok_or_else(|| Fault {
+            kind: FaultKind::Launch,
+            kernel: kernel.to_owned(),
+            line: 0,
+            cta: [0; 3],
+            warp: 0,
+            lanes: 0,
+            message: "the module has no kernel of this name".into(),
+        })
+    }
+
+    /// Checks the sizes of a launch without running it.
+    ///
+    /// # Errors
+    /// The fault that the launch itself is.
+    pub fn check(&self, device: &Device, kernel: &str, launch: &Launch<'_>) -> Result<(), Fault> {
+        launch::check(self.named(kernel)?, device.chip, launch)
+    }
+
     /// Runs a kernel to its end.
     ///
     /// # Errors
     /// The first fault that a CTA runs into, or that the launch itself is.
     pub fn launch(&self, device: &Device, kernel: &str, launch: &Launch<'_>) -> Result<Counters, Fault> {
-        let Some(kernel) = self.find(kernel) else {
-            return Err(Fault {
-                kind: FaultKind::Launch,
-                kernel: kernel.to_owned(),
-                line: 0,
-                cta: [0; 3],
-                warp: 0,
-                lanes: 0,
-                message: "the module has no kernel of this name".into(),
-            });
-        };
-        launch::launch(kernel, device.chip, device.memory.snapshot(), launch)
+        launch::launch(self.named(kernel)?, device.chip, device.memory.snapshot(), launch)
     }
 }
 

@@ -4,6 +4,7 @@
 //! stdout, what it does meanwhile to stderr.
 
 mod downloads;
+mod emulate;
 mod instructions;
 mod process;
 mod setup;
@@ -28,6 +29,8 @@ Commands:
   fuzz TARGET [--seconds N] [--threads N] [--input FILE]
                   Feed a reader with changed files; `fuzz list` names the targets
   instructions    Count the instructions of a decode step and a prefill chunk of SmolLM2, with valgrind
+  emulate -- CMD  Run a command with the emulated CUDA driver in the place of NVIDIA's; its device is an A100,
+                  or what LATHE_EMULATE says: sm_80, sm_86, sm_89, sm_90, several with commas between, or none
   dist            Build the binaries that are shipped (profile `dist`) and print their sizes
   deny            Check licences and bans of all dependencies, getting cargo-deny if it is missing
   help            Print this
@@ -47,6 +50,7 @@ Examples:
   cargo xtask demo \"Write a haiku about compilers.\"
   cargo xtask test -- -p lathe-ir
   cargo xtask fuzz gguf --seconds 600 --threads 2
+  cargo xtask emulate -- target/release/lathe run model.plan --device cuda:0 -p Hi
   lathe compile \"$(cargo xtask model smollm2)\" -o smollm2.plan
 ";
 
@@ -94,6 +98,7 @@ fn dispatch(arguments: &[&str]) -> Result<()> {
         }
         ["fuzz", rest @ ..] if !rest.is_empty() => tasks::fuzz(rest),
         ["instructions"] => instructions::count(),
+        ["emulate", "--", command @ ..] => emulate::emulate(command),
         ["dist"] => tasks::dist(),
         ["deny"] => tasks::deny(),
         _ => Err(misunderstood(arguments)),

@@ -170,7 +170,8 @@ pub(crate) fn launch(
     }
 }
 
-fn check(kernel: &Kernel, chip: Chip, launch: &Launch<'_>) -> Result<(), Fault> {
+/// Checks the sizes of a launch.
+pub(crate) fn check(kernel: &Kernel, chip: Chip, launch: &Launch<'_>) -> Result<(), Fault> {
     let refuse = |message: String| {
         Err(Fault {
             kind: FaultKind::Launch,
