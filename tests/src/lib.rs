@@ -5,6 +5,7 @@
 
 pub mod compare;
 pub mod reference;
+pub mod server;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,106 +1,15 @@
 //! `lathe serve` from outside, over sockets: what streams say under load, what a server refuses, and how it ends.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::io::{Read, Write};
+use std::process::Command;
 use std::thread;
 
-use lathe_tests::{Scratch, lathe, lathe_compile, smollm2};
+use lathe_tests::lathe;
+use lathe_tests::server::{Server, plan, post};
 use serde_json::{Value, json};
 
 /// How often a gauge is asked for before it is taken to be stuck.
 const PATIENCE: usize = 2000;
-
-/// The plan of SmolLM2, made once and removed with the process.
-fn plan() -> PathBuf {
-    static PLAN: OnceLock<(Scratch, PathBuf)> = OnceLock::new();
-    let make = || {
-        let scratch = Scratch::new();
-        let path = scratch.file("smollm2.plan");
-        let output = Command::new(lathe_compile()).arg(smollm2()).arg("-o").arg(&path).output();
-        let output = output.expect("the compiler starts");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        (scratch, path)
-    };
-    PLAN.get_or_init(make).1.clone()
-}
-
-/// A server on a port of its own; killed when dropped.
-struct Server {
-    process: Child,
-    address: String,
-}
-
-impl Server {
-    fn start(flags: &[&str]) -> Server {
-        let mut command = Command::new(lathe());
-        command.arg("serve").arg(plan()).args(["--port", "0", "--name", "smol"]).args(flags);
-        let mut process = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the server starts");
-        let mut line = String::new();
-        let stdout = process.stdout.take().expect("it is piped");
-        BufReader::new(stdout).read_line(&mut line).expect("the server says where it listens");
-        let address = line.trim().strip_prefix("http://").expect("an address").to_owned();
-        Server { process, address }
-    }
-
-    fn connect(&self) -> TcpStream {
-        TcpStream::connect(&self.address).expect("the server accepts")
-    }
-
-    /// Sends bytes and gives back status, head and body of the answer.
-    fn raw(&self, request: &[u8]) -> (u16, String, String) {
-        let mut socket = self.connect();
-        // A server that refuses early may close before it has read everything.
-        let _ = socket.write_all(request);
-        let mut answer = Vec::new();
-        let _ = socket.read_to_end(&mut answer);
-        let answer = String::from_utf8_lossy(&answer).into_owned();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
-        (status, head.to_ascii_lowercase(), body.to_owned())
-    }
-
-    fn get(&self, path: &str) -> (u16, String) {
-        let (status, _, body) =
-            self.raw(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes());
-        (status, body)
-    }
-
-    fn post(&self, path: &str, body: &str) -> (u16, String) {
-        let (status, _, body) = self.raw(&post(path, body));
-        (status, body)
-    }
-
-    /// A gauge of `/metrics` that counts.
-    fn metric(&self, name: &str) -> u64 {
-        let (_, text) = self.get("/metrics");
-        let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name}: {text}"));
-        line.rsplit(' ').next().and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{line}"))
-    }
-
-    fn signal(&self, name: &str) {
-        let status = Command::new("kill").args(["-s", name]).arg(self.process.id().to_string()).status();
-        assert!(status.expect("kill runs").success());
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn post(path: &str, body: &str) -> Vec<u8> {
-    let length = body.len();
-    let head = format!(
-        "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
-    );
-    [head.as_bytes(), body.as_bytes()].concat()
-}
 
 /// A request that asks for much of what can differ: some greedy, some sampled, prompts of several lengths.
 fn request(index: usize) -> Value {

@@ -116,10 +116,11 @@ impl Loop {
             let outcome = catch_unwind(AssertUnwindSafe(|| engine.step().map(<[Event]>::to_vec)));
             let failure = match outcome {
                 Ok(Ok(events)) => {
+                    // First the counts, so that who has an answer finds its tokens in `/metrics`.
+                    self.metrics.observe_engine(&self.engine);
                     for event in events {
                         self.tell(event);
                     }
-                    self.metrics.observe_engine(&self.engine);
                     continue;
                 }
                 Ok(Err(error)) => error.to_string(),

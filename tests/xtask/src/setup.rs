@@ -70,19 +70,24 @@ pub fn python() -> Result<PathBuf> {
     Ok(python)
 }
 
-/// An interpreter that can run `tests/reference/reference.py`.
+/// What the Python programs of the tests need, in one environment.
+const REQUIREMENTS: &[&str] = &["tests/reference/requirements.txt", "tests/clients/requirements.txt"];
+
+/// An interpreter that can run the Python programs of the tests.
 pub fn reference_python() -> Result<PathBuf> {
     let python = python()?;
-    let wanted_path = root().join("tests/reference/requirements.txt");
-    let wanted = fs::read_to_string(&wanted_path).map_err(io_failure("reading", &wanted_path))?;
+    let lists: Vec<PathBuf> = REQUIREMENTS.iter().map(|list| root().join(list)).collect();
+    let read = |path: &PathBuf| fs::read_to_string(path).map_err(io_failure("reading", path));
+    let wanted = lists.iter().map(read).collect::<Result<String>>()?;
     let stamp = cache_dir()?.join("python/installed-requirements.txt");
     let is_current = || fs::read_to_string(&stamp).is_ok_and(|found| found == wanted);
     let _lock = lock_cache()?;
     if !is_current() {
-        say("installing NumPy, gguf and llama.cpp into the Python environment");
+        say("installing NumPy, gguf, llama.cpp and clients into the Python environment");
         let mut pip = Command::new(&python);
         pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--quiet", "--only-binary", ":all:"]);
-        run(pip.arg("--requirement").arg(&wanted_path))?;
+        lists.iter().for_each(|list| drop(pip.arg("--requirement").arg(list)));
+        run(&mut pip)?;
         fs::write(&stamp, &wanted).map_err(io_failure("writing", &stamp))?;
     }
     Ok(python)
