@@ -4,7 +4,8 @@ use std::path::Path;
 use std::process::Command;
 
 use lathe_tests::server::Server;
-use lathe_tests::{python, root};
+use lathe_tests::{Scratch, lathe, python, root};
+use serde_json::Value;
 
 /// Runs a program of `tests/clients` with arguments; its output is shown when it fails.
 fn run(program: &str, arguments: &[&str]) {
@@ -20,4 +21,49 @@ fn the_official_client_of_openai_finds_what_it_expects() {
     let strict = ["--strict-fields", "--policy", "priority", "--max-running", "1", "--max-waiting", "3"];
     let strict = Server::start(&strict);
     run("openai_client.py", &[&format!("http://{}", open.address), &format!("http://{}", strict.address)]);
+}
+
+/// Runs `lathe bench serve` against a server; gives its exit code, rows and messages.
+fn bench(address: &str, arguments: &[&str]) -> (Option<i32>, Value, String) {
+    let output = Command::new(lathe()).args(["bench", "serve", address, "-o", "json"]).args(arguments).output();
+    let output = output.expect("lathe starts");
+    let rows = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    (output.status.code(), rows, String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn the_load_generator_counts_what_the_server_counts() {
+    let server = Server::start(&[]);
+    let address = format!("mine=http://{}", server.address);
+    let (scratch, generated) = (Scratch::new(), || server.metric("lathe_generation_tokens_total"));
+    let picture = scratch.file("load.svg");
+    let load = ["--clients", "1,3", "--requests", "6", "--prompt", "8-16", "--generate", "5", "--rounds", "2"];
+    let (code, rows, errors) = bench(&address, &[&load[..], &["--svg", &picture.to_string_lossy()]].concat());
+    assert_eq!(code, Some(0), "{errors}");
+    // A round of each of the two loads warms up with one more.
+    assert_eq!(generated(), 2 * 2 * 7 * 5, "{rows}");
+    for (row, clients) in rows.as_array().expect("rows").iter().zip([1, 3]) {
+        assert_eq!((&row["server"], &row["max_concurrency"]), (&"mine".into(), &clients.into()));
+        assert_eq!(
+            (&row["completed"], &row["failed"], &row["total_output_tokens"]),
+            (&12.into(), &0.into(), &60.into())
+        );
+        let times = ["ttft_ms", "itl_ms", "e2el_ms"].map(|name| row[name]["median"].as_f64().expect("a time"));
+        assert!(times.iter().all(|time| *time > 0.0) && times[2] > times[0] && times[2] > times[1], "{row}");
+    }
+    let picture = std::fs::read_to_string(picture).expect("there is a picture");
+    assert!(picture.starts_with("<svg") && picture.contains("mine, 3 clients"), "{picture}");
+
+    let beside =
+        ["--clients", "1", "--requests", "2", "--prompt", "64", "--generate", "1", "--streams", "2", "--quiet", "1"];
+    let (code, rows, errors) = bench(&address, &beside);
+    assert_eq!(code, Some(0), "{errors}");
+    let streams = &rows[0]["streams"];
+    assert_eq!(streams["count"], 2, "{rows}");
+    assert!(streams["p99_ratio"].as_f64() > Some(0.0) && streams["load_began"].as_f64() >= Some(1.0), "{streams}");
+
+    let (code, _, errors) = bench(&address, &["--model", "other"]);
+    assert!(code == Some(1) && errors.contains("404") && errors.contains("smol"), "{errors}");
+    let (code, _, errors) = bench("ftp://nowhere", &[]);
+    assert!(code == Some(2) && errors.contains("http://127.0.0.1:8000"), "{errors}");
 }

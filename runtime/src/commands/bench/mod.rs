@@ -3,12 +3,14 @@
 //!
 //! [`cases`] are the tests that the options ask for, [`measure`] runs one, [`rows`] prints what came out. [`machine`]
 //! prints the machine's limits, [`profile`] a table of kernels as shares of them, and [`trace`] writes a step for a viewer.
+//! [`serve`] measures servers instead.
 
 mod cases;
 pub mod machine;
 mod measure;
 mod profile;
 mod rows;
+mod serve;
 mod trace;
 
 use std::io::{self, Write};
@@ -31,14 +33,15 @@ Examples:
   lathe bench smol.plan -p 0 -n 0 -pg 512,128 -t 2    a prompt and its answer, two threads
   lathe bench smol.plan -o json | jq '.[].avg_ts'
   lathe bench --machine -t 2                          the machine's limits
-  lathe bench smol.plan --profile --trace step.json   where the time of a step goes";
+  lathe bench smol.plan --profile --trace step.json   where the time of a step goes
+  lathe bench serve http://127.0.0.1:8000             a server under load";
 
 /// Cache positions that there are at the least, as in other commands.
 const CACHE_TOKENS: usize = 8192;
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Args {
     /// The plan
     #[arg(required_unless_present = "machine")]
@@ -78,6 +81,15 @@ pub struct Args {
     trace: Option<PathBuf>,
     #[command(flatten)]
     on: MachineArgs,
+    #[command(subcommand)]
+    other: Option<Other>,
+}
+
+/// What is measured besides a plan.
+#[derive(Debug, clap::Subcommand)]
+enum Other {
+    /// Send one load to one server or several, and compare
+    Serve(serve::Args),
 }
 
 /// How to print.
@@ -95,6 +107,9 @@ enum Output {
 
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    if let Some(Other::Serve(args)) = &args.other {
+        return serve::run(args);
+    }
     if args.machine {
         return machine::run(args);
     }
