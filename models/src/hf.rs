@@ -21,7 +21,7 @@ use crate::families::Layout;
 use crate::layers::decoder::{self, TensorNames};
 use crate::tokenizer::Tokenizer;
 use crate::views::Views;
-use crate::{Model, Origin, families, mapping, sniff};
+use crate::{Model, Origin, families, mapping, sniff, template};
 use safetensors::{Shard, Shards};
 use tokenizer::Settings;
 
@@ -238,8 +238,11 @@ fn read_tokenizer(
         Err(error) => Err(json::malformed("the template", "UTF-8 text", &error.to_string())),
     };
     let template = match folder.file("chat_template.jinja", text)? {
-        Some(template) => Some(template),
-        None => settings.chat_template()?.map(str::to_owned),
+        Some(default) => {
+            let tool_use = folder.file("additional_chat_templates/tool_use.jinja", text)?;
+            Some(template::with_tool_use(&default, tool_use.as_deref()))
+        }
+        None => settings.chat_template()?,
     };
     Ok((tokenizer, template))
 }

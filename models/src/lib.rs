@@ -16,6 +16,7 @@ mod mapping;
 pub mod seeded;
 pub mod shapes;
 mod sniff;
+pub mod template;
 pub mod tokenizer;
 pub mod views;
 
@@ -112,7 +113,9 @@ pub fn from_gguf(gguf: Gguf, file_name: &str) -> Result<Model, ModelError> {
     config.check()?;
     config.tied_head = gguf.tensor(names.head).is_none();
     let tokenizer = Tokenizer::read(&metadata)?;
-    let chat_template = metadata.optional_text("tokenizer.chat_template")?.map(str::to_owned);
+    let tool_use = metadata.optional_text("tokenizer.chat_template.tool_use")?;
+    let chat_template = metadata.optional_text("tokenizer.chat_template")?;
+    let chat_template = chat_template.map(|default| template::with_tool_use(default, tool_use));
     let licence = metadata.optional_text("general.license")?.map(str::to_owned);
     metadata.skip(INFORMATIVE);
     metadata.finish()?;

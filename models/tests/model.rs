@@ -251,6 +251,12 @@ fn text(text: &str) -> Value {
 }
 
 #[test]
+fn a_template_for_tools_is_taken_where_there_are_tools() {
+    let template = with("tokenizer.chat_template.tool_use", text("x\n")).unwrap().chat_template.unwrap();
+    assert!(template.starts_with("{% if tools %}\nx{%+ else %}\n{% for message"), "{template}");
+}
+
+#[test]
 fn metadata_that_is_not_understood_is_refused_by_name() {
     with("general.author", text("anybody")).unwrap();
     for key in ["llama.rope.scaling.alpha", "llama.expert_count", "split.count", "tokenizer.ggml.precompiled_charsmap"]
@@ -270,7 +276,8 @@ fn knobs_out_of_range_are_refused_by_name() {
     refused(with("llama.block_count", text("two")), &["llama.block_count", "an integer", "'two'"]);
     refused(number("llama.block_count", 0), &["llama.block_count", "integer 0"]);
     refused(number("llama.block_count", 1 << 31), &["llama.block_count", "2147483648"]);
-    refused(number("llama.block_count", (1 << 31) - 1), &["'blk.2.attn_norm.weight' is missing"]);
+    refused(number("llama.block_count", (1 << 31) - 1), &["llama.block_count", "at most 1024 layers", "2147483647"]);
+    refused(number("llama.block_count", 1024), &["'blk.2.attn_norm.weight' is missing"]);
     refused(number("llama.attention.head_count_kv", 3), &["head_count_kv", "a divisor of the 4", "3"]);
     refused(number("llama.attention.value_length", 16), &["value_length", "16"]);
     refused(number("llama.rope.dimension_count", 15), &["rope.dimension_count", "an even number up to 32", "15"]);

@@ -202,7 +202,8 @@ def main():
     write_weights(folder, list(tensors(reader, architecture, heads, kv_heads, options.dtype)), options.shards)
     knobs = config(value, architecture, "output.weight" not in names)
     write_json(folder / "config.json", knobs)
-    write_json(folder / "generation_config.json", {key: knobs[key] for key in ("bos_token_id", "eos_token_id")})
+    ends = {"bos_token_id": knobs["bos_token_id"], "eos_token_id": hf_tokenizer.ends(value)}
+    write_json(folder / "generation_config.json", ends)
     write_json(folder / "tokenizer.json", hf_tokenizer.tokenizer(value))
     write_json(folder / "tokenizer_config.json", hf_tokenizer.settings(value))
     template = value("tokenizer.chat_template")

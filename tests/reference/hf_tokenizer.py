@@ -50,6 +50,8 @@ def characters_by_scores(value, texts):
     """SentencePiece's BPE, of whose scores merges are made: every pair of tokens whose joined text is a token, the best
     first."""
     scores, kinds = value("tokenizer.ggml.scores"), value("tokenizer.ggml.token_type")
+    # Tokens that are added by hand come before all others, as SentencePiece scores them and converters do not.
+    scores = [0.0 if kind == USER_DEFINED else score for score, kind in zip(scores, kinds)]
     vocab = {text: i for i, text in texts.items()}
     merges = []
     for text, token in vocab.items():
@@ -103,6 +105,14 @@ def tokenizer(value):
         "added_tokens": added,
         "post_processor": post if value("tokenizer.ggml.add_bos_token", is_scored) else None,
     } | parts
+
+
+def ends(value):
+    """The ids that end an answer: that of a text, and that of a turn where the vocabulary has one of the usual texts."""
+    texts, eos = value("tokenizer.ggml.tokens"), value("tokenizer.ggml.eos_token_id")
+    usual = ["<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>", "<|endoftext|>"]
+    turn = next((texts.index(text) for text in usual if text in texts), eos)
+    return [eos] if turn == eos else [eos, turn]
 
 
 def settings(value):

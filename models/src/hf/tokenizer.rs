@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use super::json::malformed;
 use crate::error::ModelError;
+use crate::template;
 use crate::tokenizer::bpe::merges;
 use crate::tokenizer::{Algorithm, SpacePrefix, Token, TokenKind, Tokenizer};
 use cutting::Cutting;
@@ -48,20 +49,20 @@ impl<'a> Settings<'a> {
         id.map(Some).ok_or_else(|| malformed(format!("'{key}'"), "the text of a token", &value.to_string()))
     }
 
-    /// The chat template: a text, or the one named `default` of several.
+    /// The chat template: a text, or of several named ones the one that the library takes, with and without tools.
     ///
     /// # Errors
     /// When there are several and none is the default.
-    pub fn chat_template(&self) -> Result<Option<&'a str>, ModelError> {
+    pub fn chat_template(&self) -> Result<Option<String>, ModelError> {
         let Some(value) = self.get("chat_template") else { return Ok(None) };
-        let is_default = |entry: &&Value| entry.get("name").and_then(Value::as_str) == Some("default");
-        let default = || value.as_array()?.iter().find(is_default)?.get("template")?.as_str();
+        let named = |name: &str| {
+            let is_it = |entry: &&Value| entry.get("name").and_then(Value::as_str) == Some(name);
+            value.as_array()?.iter().find(is_it)?.get("template")?.as_str()
+        };
         let expected = "a text, or a list of named texts with one named 'default'";
-        value
-            .as_str()
-            .or_else(default)
-            .map(Some)
-            .ok_or_else(|| malformed("'chat_template'", expected, &value.to_string()))
+        let default = value.as_str().or_else(|| named("default"));
+        let default = default.ok_or_else(|| malformed("'chat_template'", expected, &value.to_string()))?;
+        Ok(Some(template::with_tool_use(default, named("tool_use"))))
     }
 }
 
@@ -82,6 +83,9 @@ pub fn read(file: &Object, settings: Settings, vocab: usize) -> Result<Tokenizer
         "model",
     ];
     only("tokenizer.json", file, &PARTS)?;
+    if let Some(version) = file.get("version").filter(|&version| !version.is_null() && version != "1.0") {
+        return Err(malformed("'version'", "\"1.0\", the only one that is known", &version.to_string()));
+    }
     let model = part(file, "model").as_object();
     let model = model.ok_or_else(|| malformed("'model'", "an object", &part(file, "model").to_string()))?;
     let cutting = cutting::read(file, part(model, "byte_fallback") == &Value::Bool(true))?;

@@ -58,6 +58,7 @@ fn knobs_out_of_range_are_refused_by_name() {
     knob("hidden_size", "wide", &["'wide'"]);
     knob("num_hidden_layers", -1, &["-1"]);
     knob("rms_norm_eps", Value::Null, &["missing"]);
+    changed(|directory| directory.config["num_hidden_layers"] = 5000.into(), &["block_count", "at most 1024", "5000"]);
     changed(|directory| directory.config["head_dim"] = 16.into(), &["q_proj", "64 rows of 64", "128 rows of 64"]);
     changed(|directory| directory.config["num_key_value_heads"] = 3.into(), &["a divisor of the 4"]);
     changed(|directory| directory.config["vocab_size"] = (1u64 << 31).into(), &["vocab_size", "2147483648"]);
@@ -271,6 +272,10 @@ fn a_tokenizer_that_works_in_another_way_is_refused() {
     tokenizer(|file| file["model"]["unk_token"] = "<|endoftext|>".into(), &["unk_token", "every byte"]);
     tokenizer(|file| file["model"]["seed"] = 1.into(), &["'seed'"]);
     tokenizer(|file| file["extra"] = 1.into(), &["'extra'"]);
+    tokenizer(|file| file["version"] = "2.0".into(), &["'version'", "2.0"]);
+    for flag in ["special", "normalized", "lstrip", "rstrip", "single_word"] {
+        tokenizer(|file| file["added_tokens"][0][flag] = 1.into(), &[flag, "<|endoftext|>", "true or false"]);
+    }
     let composed = |file: &mut Value| {
         file["normalizer"] = json!({ "type": "NFC" });
         let entry = json!({ "id": 127, "content": "\u{e9}", "special": false, "normalized": true });

@@ -184,6 +184,21 @@ fn the_template_file_comes_before_the_settings() {
 }
 
 #[test]
+fn a_template_for_tools_is_taken_where_there_are_tools() {
+    let mut directory = directory("BF16");
+    let named = json!([{ "name": "tool_use", "template": "a\n" }, { "name": "default", "template": "b" }]);
+    directory.tokenizer_config["chat_template"] = named;
+    let joined = |a: &str, b: &str| Some(format!("{{% if tools %}}\n{a}{{%+ else %}}\n{b}{{%+ endif %}}"));
+    assert_eq!(directory.open().unwrap().chat_template, joined("a", "b"));
+    // Files beside it come before the settings.
+    directory.files.insert("chat_template.jinja", b"c\n".to_vec());
+    let folder = directory.write();
+    std::fs::create_dir(folder.join("additional_chat_templates")).unwrap();
+    std::fs::write(folder.join("additional_chat_templates/tool_use.jinja"), "d").unwrap();
+    assert_eq!(open(&folder).unwrap().chat_template, joined("d", "c"));
+}
+
+#[test]
 fn the_licence_is_what_the_card_or_the_file_states() {
     let licence = |files: &[(&'static str, &str)]| {
         let mut directory = directory("BF16");

@@ -21,32 +21,40 @@ pub struct Outcome(String);
 impl Outcome {
     /// It was read; `what` tells readings apart.
     pub fn accepted(what: impl std::fmt::Display) -> Outcome {
-        Outcome(format!("accepted: {what}"))
+        Outcome(format!("accepted: {}", kind(&what.to_string())))
     }
 
     /// It was refused with a sentence.
     pub fn refused(error: &dyn std::error::Error) -> Outcome {
-        let (mut kind, mut quoted) = (String::from("refused: "), None);
         let text = error.to_string();
         // What was found is the input's own.
         let text = text.split_once(", found ").map_or(text.as_str(), |(before, _)| before);
-        for c in text.chars().take(400) {
-            match (quoted, c) {
-                (Some(quote), c) if c == quote => quoted = None,
-                (Some(_), _) => continue,
-                (None, '\'' | '`' | '"') => quoted = Some(c),
-                (None, c) if c.is_ascii_digit() && kind.ends_with('0') => continue,
-                _ => {}
-            }
-            kind.push(if c.is_ascii_digit() { '0' } else { c });
-        }
-        Outcome(kind)
+        Outcome(format!("refused: {}", kind(text)))
     }
 
     /// Whether it was read.
     pub fn is_accepted(&self) -> bool {
         self.0.starts_with("accepted")
     }
+}
+
+/// A text with 0 for each number, and nothing between quotes.
+fn kind(text: &str) -> String {
+    let (mut kind, mut quoted, mut last) = (String::new(), None, ' ');
+    for c in text.chars().take(400) {
+        // An apostrophe within a word is no quote.
+        let in_word = std::mem::replace(&mut last, c).is_alphanumeric();
+        match (quoted, c) {
+            (None, '\'') if in_word => {}
+            (Some(quote), c) if c == quote => quoted = None,
+            (Some(_), _) => continue,
+            (None, '\'' | '`' | '"') => quoted = Some(c),
+            (None, c) if c.is_ascii_digit() && kind.ends_with('0') => continue,
+            _ => {}
+        }
+        kind.push(if c.is_ascii_digit() { '0' } else { c });
+    }
+    kind
 }
 
 impl std::fmt::Display for Outcome {

@@ -191,6 +191,24 @@ fn what_users_say_stays_text_in_every_template() {
     }
 }
 
+/// Two templates in one, as directories may have them: each writes what it writes alone.
+#[test]
+fn a_template_for_tools_is_the_one_that_writes() {
+    let tokenizer = tokenizer();
+    let render = |source: &str, tools: bool| {
+        let template = ChatTemplate::new(source, &tokenizer).expect("the template is valid").at(NOW);
+        let mut conversation = conversation(&conversations()[if tools { 4 } else { 0 }]);
+        conversation.tools = conversation.tools.filter(|_| tools);
+        template.render_conversation(&conversation).expect("it renders")
+    };
+    let own = [("\n  a\n\n", "  {% if true %}\n b\n  {% endif %}\n"), (TEMPLATES[0].1, TEMPLATES[2].1), ("x", "")];
+    for (default, tool_use) in own {
+        let both = lathe_models::template::with_tool_use(default, Some(tool_use));
+        assert_eq!(render(&both, false), render(default, false));
+        assert_eq!(render(&both, true), render(tool_use, true));
+    }
+}
+
 /// What templates say of values, one in a line: methods, filters, tests, operators, and how values print.
 const EXPRESSIONS: &str = include_str!("templates/expressions.txt");
 

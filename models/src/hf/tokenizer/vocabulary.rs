@@ -104,7 +104,7 @@ pub fn entries(model: &Object, added: &[Value], cutting: Cutting, vocab: usize) 
         let text = token["content"].as_str().filter(|text| !text.is_empty());
         let text = text.ok_or_else(|| malformed("'added_tokens'", "a text as 'content'", &token.to_string()))?;
         let id = slot_of(text, token["id"].as_u64())?;
-        let is_special = token["special"] == true;
+        let is_special = flag(token, "special")?;
         match &slots[id] {
             Some((other, _)) if other != text => return Err(twice(other, text)),
             // Runs of spaces come from spaces by merges; text that spells them otherwise means the same.
@@ -128,9 +128,21 @@ fn is_spaces(text: &str, cutting: Cutting) -> bool {
     matches!(cutting, Cutting::Characters { .. }) && text.chars().all(|c| c == SPACE)
 }
 
+/// A flag of an added token; an absent one is not set.
+fn flag(token: &Value, key: &str) -> Result<bool, ModelError> {
+    match &token[key] {
+        Value::Null => Ok(false),
+        Value::Bool(set) => Ok(*set),
+        other => {
+            let what = format!("'{key}' of added token {}", token["content"]);
+            Err(malformed(what, "true or false", &other.to_string()))
+        }
+    }
+}
+
 /// How an added token is matched.
 fn how(token: &Value, text: &str, cutting: Cutting) -> Result<Matching, ModelError> {
-    let second = token["normalized"] == true;
+    let second = flag(token, "normalized")?;
     // What is normalized is looked for in normalized text, where its own text may be another.
     let changes = match cutting {
         Cutting::Bytes { nfc, .. } => nfc && !text.is_ascii(),
@@ -141,9 +153,9 @@ fn how(token: &Value, text: &str, cutting: Cutting) -> Result<Matching, ModelErr
         return Err(malformed(what, "false: 'normalizer' changes its text", "true"));
     }
     Ok(Matching {
-        lstrip: token["lstrip"] == true,
-        rstrip: token["rstrip"] == true,
-        single_word: token["single_word"] == true,
+        lstrip: flag(token, "lstrip")?,
+        rstrip: flag(token, "rstrip")?,
+        single_word: flag(token, "single_word")?,
         second,
     })
 }
