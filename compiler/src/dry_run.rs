@@ -38,12 +38,28 @@ const A100: Machine =
 const H100: Machine =
     Machine { name: "H100 SXM (3.35 TB/s, 989 TFLOP/s)", bandwidth: 3.35e12, rate: 989e12, launch: 1.3e-6 };
 
+/// The same of the A10.
+const A10: Machine = Machine { name: "A10 (600 GB/s, 125 TFLOP/s)", bandwidth: 0.6e12, rate: 125e12, launch: 2e-6 };
+/// The same of the L40S.
+const L40S: Machine = Machine { name: "L40S (864 GB/s, 362 TFLOP/s)", bandwidth: 0.864e12, rate: 362e12, launch: 2e-6 };
+/// The same of the B200.
+const B200: Machine = Machine { name: "B200 (8 TB/s, 2250 TFLOP/s)", bandwidth: 8e12, rate: 2250e12, launch: 1.3e-6 };
+/// The same of the RTX 5090.
+const RTX_5090: Machine =
+    Machine { name: "RTX 5090 (1.79 TB/s, 210 TFLOP/s)", bandwidth: 1.79e12, rate: 210e12, launch: 2e-6 };
+
 impl Machine {
     fn of(target: &Target) -> &'static Machine {
         match target.machine {
             Kind::X86 => &CPU,
-            Kind::Nvptx if target.name.starts_with("sm_8") => &A100,
-            Kind::Nvptx => &H100,
+            Kind::Nvptx => match target.name {
+                "sm_80" => &A100,
+                "sm_86" => &A10,
+                "sm_89" => &L40S,
+                "sm_90" => &H100,
+                "sm_100" => &B200,
+                _ => &RTX_5090,
+            },
         }
     }
 

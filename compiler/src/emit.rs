@@ -91,10 +91,12 @@ fn kernel(kernel: &KernelSpec) -> plan::Kernel {
             .collect(),
     });
     let recipe = recipe(kernel).map_or_else(String::new, |recipe| recipe.to_string());
+    let spec::Grid { threads, units, rows } = kernel.grid();
     plan::Kernel {
         name: kernel.to_string(),
         recipe,
         params: kernel.params().len() as u32,
+        grid: plan::Grid { threads, units, rows },
         operands: operands.collect(),
     }
 }

@@ -2,14 +2,17 @@
 
 use lathe_ir::recipe::{ATTENTION_SPLIT, Recipe};
 
-use crate::spec::{Activation, KernelSpec};
+use crate::spec::{Activation, KernelSpec, PARTS, Tile};
 
 /// The order in which a kernel reduces; `None` when each of its results comes from one element of each operand. A tile
-/// is no part of it: all tiles of a product give the same bits.
+/// is no part of it, but for those of tensor cores: all tiles of a product on one kind of machine give the same bits.
 pub fn recipe(spec: &KernelSpec) -> Option<Recipe> {
     match spec {
         KernelSpec::Rows { norm: Some(_), .. } | KernelSpec::HeadNorm { .. } => Some(Recipe::LaneTree),
         KernelSpec::Linear { act: Activation::F32, .. } => Some(Recipe::Sequential),
+        KernelSpec::Linear { scheme, tile: Tile::Mma { .. }, .. } => {
+            Some(Recipe::Parts { scheme: *scheme, parts: PARTS })
+        }
         KernelSpec::Linear { act: Activation::Int8, scheme, .. } => Some(Recipe::Groups { scheme: *scheme }),
         KernelSpec::Attention { .. } => Some(Recipe::Splits { tokens: ATTENTION_SPLIT }),
         KernelSpec::Rows { norm: None, .. }

@@ -12,6 +12,7 @@ use std::fmt;
 
 use lathe_ir::ops::glu::Function;
 use lathe_ir::ops::rotary::Scaling;
+use lathe_ir::recipe::ATTENTION_SPLIT;
 use lathe_ir::scheme::Scheme;
 use lathe_ir::types::DType;
 
@@ -48,7 +49,27 @@ pub enum Tile {
         /// Rows of activations per inner tile.
         tokens: usize,
     },
+    /// For the tensor cores of a GPU: a block of threads multiplies a strip with `tokens` rows of activations, each of
+    /// its warps a part of the columns.
+    Mma {
+        /// Rows of activations per block of threads, a multiple of 8.
+        tokens: usize,
+    },
 }
+
+/// How blocks of GPU threads cover a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grid {
+    /// Threads of a block.
+    pub threads: u32,
+    /// Units that a block has threads for.
+    pub units: u32,
+    /// Rows, by the kernel's first parameter, that a block takes; 0 where it takes all of them.
+    pub rows: u32,
+}
+
+/// Columns of a product on tensor cores are cut into this many parts, one for each warp of a block.
+pub const PARTS: usize = 8;
 
 /// A norm of a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -322,6 +343,20 @@ impl KernelSpec {
         head.unwrap_or(STRIP_ROWS / BLOCK_ROWS)
     }
 
+    /// How blocks of GPU threads cover a launch: eight units of 16 threads each, or one unit by all of their threads.
+    pub fn grid(&self) -> Grid {
+        let whole = |threads| Grid { threads, units: 1, rows: 0 };
+        match self {
+            KernelSpec::Linear { tile: Tile::Mma { tokens }, .. } => {
+                Grid { threads: 32 * PARTS as u32, units: 1, rows: *tokens as u32 }
+            }
+            KernelSpec::Rows { .. } | KernelSpec::Embed { .. } => whole(128),
+            // A team of 16 threads for each page of a split.
+            KernelSpec::Attention { .. } => whole((ATTENTION_SPLIT / PAGE_TOKENS * BLOCK_ROWS) as u32),
+            _ => Grid { threads: 128, units: 128 / BLOCK_ROWS as u32, rows: 0 },
+        }
+    }
+
     /// Names of the launch parameters, in order.
     pub fn params(&self) -> &'static [&'static str] {
         match self {
@@ -456,7 +491,7 @@ impl KernelSpec {
     fn linear_scratch(scheme: Scheme, act: Activation, tile: Tile, epilogue: &[Stage]) -> Operand {
         let rows = Self::strip_blocks(epilogue) * BLOCK_ROWS;
         let bytes = match tile {
-            Tile::Stream { .. } => 0,
+            Tile::Stream { .. } | Tile::Mma { .. } => 0,
             Tile::Unpack { .. } => rows * Self::unpacked_group_bytes(scheme, act) * (scheme.span() / GROUP),
         };
         operand("scratch", Access::ReadWrite, bytes, &[2])
@@ -529,6 +564,7 @@ impl fmt::Display for KernelSpec {
                 let tile = match tile {
                     Tile::Stream { tokens } => format!("stream {tokens}"),
                     Tile::Unpack { tokens } => format!("unpack {tokens}"),
+                    Tile::Mma { tokens } => format!("mma {tokens}"),
                 };
                 write!(f, "linear[{scheme} x {act}, {tile}")?;
                 for stage in epilogue {

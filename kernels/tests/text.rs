@@ -9,7 +9,7 @@ use lathe_ir::ops::rotary::Scaling;
 use lathe_ir::scheme::Scheme;
 use lathe_ir::types::DType;
 use lathe_kernels::spec::{Activation, KernelSpec, MapOp, Norm, Stage, Tile};
-use lathe_kernels::targets::Target;
+use lathe_kernels::targets::{Machine, TARGETS, Target};
 use lathe_kernels::{KernelError, TextLevel, text};
 
 fn linear(scheme: Scheme, act: Activation, tile: Tile, epilogue: Vec<Stage>) -> KernelSpec {
@@ -72,6 +72,29 @@ fn portable() -> Vec<KernelSpec> {
     specs
 }
 
+/// The kernels for tensor cores.
+fn tensor() -> Vec<KernelSpec> {
+    let mma = |scheme, tokens, epilogue| linear(scheme, Activation::Int8, Tile::Mma { tokens }, epilogue);
+    let qkv = |head_dim| {
+        vec![
+            Stage::HeadNorm { head_dim, first: 9, heads: 3, eps: 1e-6 },
+            Stage::Rope { head_dim, dim: head_dim, heads: 12 },
+            Stage::AppendQkv { head_dim, heads: 9, kv_heads: 3, dtype: DType::F16 },
+        ]
+    };
+    vec![
+        mma(Scheme::INT4, 8, qkv(64)),
+        mma(Scheme::INT4, 16, qkv(64)),
+        mma(Scheme::INT4_SUPER, 8, qkv(128)),
+        mma(Scheme::INT4, 8, vec![Stage::Glu(Function::Silu)]),
+        mma(Scheme::INT4_SUPER, 32, vec![Stage::Glu(Function::Silu)]),
+        mma(Scheme::INT6_SUPER, 32, vec![Stage::Add]),
+        mma(Scheme::INT2_SUPER, 32, vec![]),
+        mma(Scheme::IQ4_SUPER, 8, vec![]),
+        mma(Scheme::INT8, 8, vec![]),
+    ]
+}
+
 fn target(name: &str) -> &'static Target {
     Target::parse(name).expect("a known target")
 }
@@ -79,9 +102,10 @@ fn target(name: &str) -> &'static Target {
 #[test]
 fn llvm_ir_of_small_kernels() {
     let norm = KernelSpec::Rows { gather: false, norm: Some(Norm::Rms { eps: 1e-5 }), add: false, quantize: false };
-    let product = linear(Scheme::INT8, Activation::Int8, Tile::Stream { tokens: 2 }, vec![Stage::Add]);
-    for (name, spec) in [("rms_norm", norm), ("linear_int8_add", product)] {
-        for machine in ["x86-64-v4+vnni+bf16", "sm_80"] {
+    let product = |tile| linear(Scheme::INT8, Activation::Int8, tile, vec![Stage::Add]);
+    let (lanes, mma) = (product(Tile::Stream { tokens: 2 }), product(Tile::Mma { tokens: 8 }));
+    for (machine, product) in [("x86-64-v4+vnni+bf16", lanes), ("sm_80", mma)] {
+        for (name, spec) in [("rms_norm", norm.clone()), ("linear_int8_add", product)] {
             let ir = text(std::slice::from_ref(&spec), target(machine), TextLevel::Llvm).expect("the kernel builds");
             insta::assert_snapshot!(format!("{name}.{machine}"), ir);
         }
@@ -89,24 +113,39 @@ fn llvm_ir_of_small_kernels() {
 }
 
 #[test]
-fn ptxas_accepts_every_portable_kernel_without_spills() {
+fn ptxas_accepts_every_kernel_for_gpus_without_spills() {
     let ptxas = std::env::var("LATHE_PTXAS").expect("LATHE_PTXAS names ptxas; `cargo xtask test` sets it");
     let folder = std::env::temp_dir().join(format!("lathe-ptx-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a temporary folder");
-    for (index, spec) in portable().into_iter().enumerate() {
-        let ptx = text(std::slice::from_ref(&spec), target("sm_80"), TextLevel::Assembly).expect("the kernel builds");
-        assert!(ptx.contains(".target sm_80") && ptx.contains(".version 7.0"), "{spec}: {}", &ptx[..200]);
-        let path = folder.join(format!("{index}.ptx"));
+    let path = folder.join("kernel.ptx");
+    let check = |ptx: &str, name: &str, arch: &str, spec: &KernelSpec| {
         std::fs::write(&path, ptx).expect("a writable temporary folder");
+        let mut command = Command::new(&ptxas);
+        command.args(["-v", &format!("-arch={arch}"), "-o", "/dev/null"]).arg(&path);
+        let output = command.output().unwrap_or_else(|error| panic!("{ptxas}: {error}"));
+        let report = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{name} on {arch}: {report}");
+        assert!(report.contains("0 bytes spill stores, 0 bytes spill loads"), "{name} on {arch}: {report}");
+        // A block's threads fit a multiprocessor's 65,536 registers together.
+        let registers = report.split("Used ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u32>().ok());
+        let registers = registers.unwrap_or_else(|| panic!("ptxas says how many registers: {report}"));
+        assert!(registers * spec.grid().threads <= 65_536, "{name} on {arch}: {report}");
+    };
+    let tensor: Vec<KernelSpec> = tensor();
+    let gpus = TARGETS.iter().filter(|target| target.machine == Machine::Nvptx);
+    let ptx = |specs: &[KernelSpec], target| text(specs, target, TextLevel::Assembly).expect("the kernels build");
+    // One kernel of each kind for every architecture, and all of them for the least.
+    for target in gpus {
+        let kernels = ptx(&tensor[..1], target);
+        assert!(kernels.contains(&format!(".target {target}\n")), "{target}: {}", &kernels[..200]);
+        check(&kernels, &format!("the first kernel of {target}"), target.name, &tensor[0]);
+    }
+    for spec in tensor.iter().chain(&portable()) {
+        let kernel = ptx(std::slice::from_ref(spec), target("sm_80"));
+        assert!(kernel.contains(".version 7.0\n"), "{spec}: {}", &kernel[..200]);
+        assert_eq!(kernel.contains("mma.sync.aligned."), tensor.contains(spec), "{spec}");
         for arch in ["sm_80", "sm_90"] {
-            let output = Command::new(&ptxas)
-                .args(["-v", &format!("-arch={arch}"), "-o", "/dev/null"])
-                .arg(&path)
-                .output()
-                .unwrap_or_else(|error| panic!("{ptxas}: {error}"));
-            let report = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success(), "{spec} on {arch}: {report}");
-            assert!(report.contains("0 bytes spill stores, 0 bytes spill loads"), "{spec} on {arch}: {report}");
+            check(&kernel, &spec.to_string(), arch, spec);
         }
     }
     std::fs::remove_dir_all(folder).expect("the folder is ours");

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use lathe_plan::manifest::Tensor;
 use lathe_plan::{
-    Access, Affine, Bucket, Buffer, CacheGroup, CacheTensor, CodeObject, Input, Kernel, Launch, Manifest, Operand,
-    PlanWriter, Program, Retention, Share, StepSize, Term, TokenKind, TokenizerTables,
+    Access, Affine, Bucket, Buffer, CacheGroup, CacheTensor, CodeObject, Grid, Input, Kernel, Launch, Manifest,
+    Operand, PlanWriter, Program, Retention, Share, StepSize, Term, TokenKind, TokenizerTables,
 };
 
 const VOCABULARY: u32 = 258;
@@ -54,6 +54,7 @@ fn program(max_context: u32) -> Program {
             name: "always_the_same".to_owned(),
             recipe: String::new(),
             params: 1,
+            grid: Grid::default(),
             operands: vec![Operand { access: Access::Write, extent: per_row }],
         }],
         buckets: vec![Bucket {

@@ -31,6 +31,14 @@ pub enum Recipe {
         /// The weight scheme.
         scheme: Scheme,
     },
+    /// As [`Recipe::Groups`], but columns are cut into `parts` runs of equally many groups of 32 (the last ones may have
+    /// fewer, or none); each run is summed from zero, and the runs' sums are added in order.
+    Parts {
+        /// The weight scheme.
+        scheme: Scheme,
+        /// How many runs.
+        parts: usize,
+    },
     /// Attention over cached tokens in order: pages of 16 tokens; online softmax inside a split of
     /// [`ATTENTION_SPLIT`] tokens; splits merged in order.
     Splits {
@@ -45,6 +53,7 @@ impl fmt::Display for Recipe {
             Recipe::LaneTree => write!(f, "lane_tree(16)"),
             Recipe::Sequential => write!(f, "sequential"),
             Recipe::Groups { scheme } => write!(f, "groups({scheme})"),
+            Recipe::Parts { scheme, parts } => write!(f, "groups({scheme}) in {parts} parts"),
             Recipe::Splits { tokens } => write!(f, "splits({tokens})"),
         }
     }

@@ -12,7 +12,7 @@ pub mod print;
 
 use lathe_ir::graph::{Graph, NodeId, StepInput, Weight};
 use lathe_ir::types::{CacheType, Dim, StepSize, Type};
-use lathe_kernels::spec::{Access, KernelSpec, PAGE_TOKENS, Tile};
+use lathe_kernels::spec::{Access, Activation, KernelSpec, PAGE_TOKENS, Tile};
 use lathe_kernels::targets::Machine;
 
 /// Rows of activations that a streaming kernel multiplies by each decoded weight: four rows of accumulators fit the 32
@@ -21,6 +21,10 @@ pub const STREAM_ROWS: usize = 4;
 /// Rows per inner tile over an unpacked strip. With two blocks of weights that is 8 sums and 8 dot products in the 32
 /// vector registers; 6 and 8 rows spill and measured 5 to 8 % slower at 512 tokens on Zen 4.
 pub const UNPACK_ROWS: usize = 4;
+/// Rows of activations that tensor cores multiply at the least.
+const MMA_FEW_ROWS: usize = 8;
+/// Sums of a warp of GPU threads for many rows: half of a thread's registers hold its share.
+const MMA_SUMS: usize = 32 * 32;
 /// The largest step of the small bucket: a decode step of a small batch, which lives on reading each weight once.
 pub const DECODE: StepSize = StepSize { tokens: 16, sequences: 16, rows: 16 };
 /// The largest step: a prefill chunk long enough that arithmetic, not the weights, takes the time, and a bounded number
@@ -238,13 +242,17 @@ pub fn build(graph: &Graph, max_context: usize, machine: Machine) -> Result<Sche
     Ok(Schedule { name: graph.name.clone(), weights, caches, groups, max_context, buckets })
 }
 
-/// The tile for a product over at most `rows` rows of activations. Rows whose logits are wanted are few even where
-/// tokens are many. A GPU has no kernel over unpacked strips: a strip would take more than its shared memory.
-fn tile(rows: Dim, max: StepSize, machine: Machine) -> Tile {
-    if machine == Machine::Nvptx || rows.t == 0 || rows.eval(max) <= STREAM_MAX_ROWS {
-        Tile::Stream { tokens: STREAM_ROWS }
-    } else {
-        Tile::Unpack { tokens: UNPACK_ROWS }
+/// The tile for a product over at most `rows` rows of activations with strips of `strip` rows of weights. Rows whose
+/// logits are wanted are few even where tokens are many. A GPU has no kernel over unpacked strips: a strip would take
+/// more than its shared memory; its tensor cores take what is quantized.
+fn tile(rows: Dim, strip: usize, act: Activation, max: StepSize, machine: Machine) -> Tile {
+    let few = rows.t == 0 || rows.eval(max) <= STREAM_MAX_ROWS;
+    match (machine, act) {
+        (Machine::Nvptx, Activation::Int8) if few => Tile::Mma { tokens: MMA_FEW_ROWS },
+        (Machine::Nvptx, Activation::Int8) => Tile::Mma { tokens: (MMA_SUMS / strip).max(MMA_FEW_ROWS) },
+        (Machine::Nvptx, Activation::F32) => Tile::Stream { tokens: STREAM_ROWS },
+        (Machine::X86, _) if few => Tile::Stream { tokens: STREAM_ROWS },
+        (Machine::X86, _) => Tile::Unpack { tokens: UNPACK_ROWS },
     }
 }
 

@@ -2,7 +2,7 @@
 
 use inkwell::intrinsics::Intrinsic;
 use inkwell::types::BasicTypeEnum;
-use inkwell::values::{BasicMetadataValueEnum, BasicValueEnum};
+use inkwell::values::{BasicMetadataValueEnum, BasicValueEnum, CallSiteValue};
 use inkwell::{FloatPredicate, IntPredicate};
 
 use super::builder::{Builder, Kind, Val, ok};
@@ -89,13 +89,21 @@ impl<'c> Builder<'c> {
 
     /// A call of an LLVM intrinsic.
     pub fn intrinsic(&self, name: &str, types: &[BasicTypeEnum<'c>], args: &[Val<'c>]) -> Val<'c> {
+        Val(self.call(name, types, args).try_as_basic_value().basic().expect("the intrinsic has a result"))
+    }
+
+    /// A call of an LLVM intrinsic without a result.
+    pub fn effect(&self, name: &str, args: &[Val<'c>]) {
+        self.call(name, &[], args);
+    }
+
+    fn call(&self, name: &str, types: &[BasicTypeEnum<'c>], args: &[Val<'c>]) -> CallSiteValue<'c> {
         let intrinsic = Intrinsic::find(name).unwrap_or_else(|| panic!("LLVM has no intrinsic {name}"));
         let function = intrinsic
             .get_declaration(&self.module, types)
             .unwrap_or_else(|| panic!("LLVM's intrinsic {name} does not take these types"));
         let args: Vec<BasicMetadataValueEnum<'c>> = args.iter().map(|arg| arg.0.into()).collect();
-        let call = ok(self.llvm.build_call(function, &args, ""));
-        Val(call.try_as_basic_value().basic().expect("the intrinsic has a result"))
+        ok(self.llvm.build_call(function, &args, ""))
     }
 
     // Conversions.

@@ -71,6 +71,7 @@ pub struct Builder<'c> {
     params: Vec<Val<'c>>,
     units: Option<(Val<'c>, Val<'c>, Val<'c>)>,
     pub(super) lane: Option<Val<'c>>,
+    pub(super) teams: usize,
 }
 
 /// Unwraps inkwell's result; an error is a mistake in a template.
@@ -91,6 +92,7 @@ impl<'c> Builder<'c> {
             params: Vec::new(),
             units: None,
             lane: None,
+            teams: 1,
         }
     }
 
@@ -153,18 +155,21 @@ impl<'c> Builder<'c> {
             }
             self.params = (0..params.len()).map(|i| Val(arg(operands.len() + i))).collect();
             let end = Val(arg(operands.len() + params.len()));
-            let special = |name: &str| {
-                let register = self.intrinsic(&format!("llvm.nvvm.read.ptx.sreg.{name}"), &[], &[]);
-                self.zext(register, Kind::I64)
-            };
-            let (tid, ntid) = (special("tid.x"), special("ntid.x"));
-            let (cta, ncta) = (special("ctaid.x"), special("nctaid.x"));
-            let thread = self.add(self.mul(cta, ntid), tid);
+            let (tid, cta, ncta) = (self.special("tid.x"), self.special("ctaid.x"), self.special("nctaid.x"));
             let lanes = self.int(LANES as i64);
-            let first = self.udiv(thread, lanes);
-            let stride = self.udiv(self.mul(ncta, ntid), lanes);
             self.lane = Some(self.urem(tid, lanes));
-            self.units = Some((first, end, stride));
+            let grid = spec.grid();
+            self.teams = if grid.units == 1 { grid.threads as usize / LANES } else { 1 };
+            self.units = if grid.units == 1 {
+                let threads = grid.threads.to_string();
+                let attribute = self.context.create_string_attribute("nvvm.reqntid", &threads);
+                function.add_attribute(AttributeLoc::Function, attribute);
+                Some((cta, end, ncta))
+            } else {
+                let ntid = self.special("ntid.x");
+                let first = self.udiv(self.add(self.mul(cta, ntid), tid), lanes);
+                Some((first, end, self.udiv(self.mul(ncta, ntid), lanes)))
+            };
         }
     }
 

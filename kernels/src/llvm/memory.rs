@@ -113,6 +113,11 @@ impl<'c> Builder<'c> {
         }
     }
 
+    /// Stores a value of this thread's own.
+    pub fn plain_store(&self, kind: Kind, pointer: PointerValue<'c>, value: Val<'c>) {
+        self.aligned_store(pointer, value, kind.bytes());
+    }
+
     /// An array of `count` f32 in the kernel's frame.
     pub fn frame(&self, count: usize) -> PointerValue<'c> {
         let ty = self.context.f32_type().array_type(count as u32);

@@ -5,6 +5,7 @@
 //! Every reduction follows the same lane tree, so both machines implement the same recipes.
 
 mod arith;
+pub mod block;
 pub mod builder;
 pub mod dot;
 mod functions;

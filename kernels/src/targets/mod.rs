@@ -126,19 +126,29 @@ pub const TARGETS: &[Target] = &[
         proven: true,
         summary: "AVX2 with FMA and F16C (Haswell, Zen 1 and later)",
     },
+    gpu("sm_120", "+ptx87", "NVIDIA Blackwell of workstations (RTX 50, RTX PRO), as PTX 8.7"),
+    gpu("sm_100", "+ptx86", "NVIDIA Blackwell of data centres (B200), as PTX 8.6"),
+    gpu("sm_90", "+ptx78", "NVIDIA Hopper (H100, H200) and later, as PTX 7.8"),
+    gpu("sm_89", "+ptx78", "NVIDIA Ada (L4, L40S, RTX 40) and later, as PTX 7.8"),
+    gpu("sm_86", "+ptx71", "NVIDIA Ampere of workstations (A10, RTX 30) and later, as PTX 7.1"),
+    gpu("sm_80", "+ptx70", "NVIDIA Ampere (A100) and later, as PTX 7.0"),
+];
+
+/// A GPU, by its architecture and the least PTX version that knows it.
+const fn gpu(name: &'static str, ptx: &'static str, summary: &'static str) -> Target {
     Target {
-        name: "sm_80",
+        name,
         machine: Machine::Nvptx,
         triple: "nvptx64-nvidia-cuda",
-        cpu: "sm_80",
-        llvm_features: "+ptx70",
+        cpu: name,
+        llvm_features: ptx,
         features: &[],
         vector_bits: 0,
         tile: TILE_512,
         proven: false,
-        summary: "NVIDIA Ampere and later, as PTX 7.0",
-    },
-];
+        summary,
+    }
+}
 
 /// Why a target cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -2,7 +2,7 @@
 //!
 //! Online softmax (Milakov and Gimelshein, 2018) over pages of 16 tokens, in splits of 256 tokens that merge in order,
 //! as flash attention does (Dao et al., 2022). A token's result depends on nothing but its own history, in logical
-//! order. Scores of tokens after the position or before the window are replaced, and their values never read; pages
+//! order. (On GPUs a block of threads shares a unit: [`super::attention_block`].) Scores of tokens after the position or before the window are replaced, and their values never read; pages
 //! before the window are not touched, so its length bounds the work.
 
 use inkwell::IntPredicate;
@@ -30,10 +30,10 @@ pub struct Scores {
 }
 
 /// The running state of one query head: maximum, lane sums of weights, weighted sum of values.
-struct State<'c> {
-    max: Var<'c>,
-    sum: Var<'c>,
-    values: Vec<Var<'c>>,
+pub(super) struct State<'c> {
+    pub max: Var<'c>,
+    pub sum: Var<'c>,
+    pub values: Vec<Var<'c>>,
 }
 
 /// Operands: q, positions, sequences, block table, cache, out. Params: T, KV, S, B.
@@ -49,7 +49,7 @@ pub fn attention<'c>(b: &Builder<'c>, group: usize, head_dim: usize, dtype: DTyp
         let table = b.element(table, b.mul(sequence, width), 4);
         let query = b.element(q, unit, 4 * group * head_dim);
         let pages = b.add(b.udiv(position, b.int(PAGE_TOKENS as i64)), b.int(1));
-        let total: Vec<State<'_>> = (0..group).map(|_| start(b, head_dim)).collect();
+        let total: Vec<State<'_>> = (0..group).map(|_| start(b, head_dim / LANES)).collect();
         let split = b.int((ATTENTION_SPLIT / PAGE_TOKENS) as i64);
         // The first token that this one sees, its page and the start of its split: splits begin at multiples of their
         // size whatever the window, so that the order of the sum is that of positions.
@@ -60,7 +60,7 @@ pub fn attention<'c>(b: &Builder<'c>, group: usize, head_dim: usize, dtype: DTyp
         let first_page = first_seen.map(|token| b.udiv(token, b.int(PAGE_TOKENS as i64)));
         let start_page = first_page.map_or(b.int(0), |page| b.mul(b.udiv(page, split), split));
         b.for_range(start_page, pages, split, |first| {
-            let partial: Vec<State<'_>> = (0..group).map(|_| start(b, head_dim)).collect();
+            let partial: Vec<State<'_>> = (0..group).map(|_| start(b, head_dim / LANES)).collect();
             let end = b.overloaded("llvm.smin", &[b.add(first, split), pages]);
             let begin = first_page.map_or(first, |page| b.overloaded("llvm.smax", &[first, page]));
             b.for_range(begin, end, b.int(1), |page| {
@@ -106,15 +106,15 @@ pub fn attention<'c>(b: &Builder<'c>, group: usize, head_dim: usize, dtype: DTyp
     });
 }
 
-fn start<'c>(b: &Builder<'c>, head_dim: usize) -> State<'c> {
+pub(super) fn start<'c>(b: &Builder<'c>, blocks: usize) -> State<'c> {
     State {
         max: b.var(b.float(f32::NEG_INFINITY)),
         sum: b.var(b.float_lanes(0.0)),
-        values: (0..head_dim / LANES).map(|_| b.var(b.float_lanes(0.0))).collect(),
+        values: (0..blocks).map(|_| b.var(b.float_lanes(0.0))).collect(),
     }
 }
 
-fn load<'c>(b: &Builder<'c>, pointer: PointerValue<'c>, dtype: DType) -> Val<'c> {
+pub(super) fn load<'c>(b: &Builder<'c>, pointer: PointerValue<'c>, dtype: DType) -> Val<'c> {
     if dtype == DType::F16 {
         b.to_width(b.load_lanes(Kind::F16, pointer), Kind::F32)
     } else {
@@ -132,18 +132,13 @@ fn score<'c>(
     dtype: DType,
 ) -> Vec<Val<'c>> {
     let dots: Vec<Var<'c>> = (0..group).map(|_| b.var(b.float_lanes(0.0))).collect();
-    let add = |d: Val<'c>| {
+    for d in 0..head_dim {
+        let d = b.int(d as i64);
         let key = load(b, b.element(keys, d, PAGE_TOKENS * dtype.bytes()), dtype);
         for (i, &dot) in dots.iter().enumerate() {
             let q = b.load(Kind::F32, b.offset(b.element(query, d, 4), b.int((4 * i * head_dim) as i64)));
             b.set(dot, b.fma(b.splat(q), key, b.get(dot)));
         }
-    };
-    if b.is_vector() {
-        (0..head_dim).for_each(|d| add(b.int(d as i64)));
-    } else {
-        // A loop, so that a thread does not keep the whole query in registers.
-        b.for_range(b.int(0), b.int(head_dim as i64), b.int(1), add);
     }
     dots.into_iter().map(|dot| b.get(dot)).collect()
 }
@@ -202,7 +197,7 @@ fn add_values_of<'c>(
 }
 
 /// Merges a finished split into the total.
-fn merge<'c>(b: &Builder<'c>, total: &State<'c>, partial: &State<'c>) {
+pub(super) fn merge<'c>(b: &Builder<'c>, total: &State<'c>, partial: &State<'c>) {
     let (old, other) = (b.get(total.max), b.get(partial.max));
     let new = b.fmax(old, other);
     let keep = b.splat(b.exp_uniform(b.fsub(old, new)));

@@ -123,6 +123,28 @@ impl<'c> Columns<'_, 'c> {
         }
     }
 
+    /// Quad `q`, a uniform i64, of one row.
+    pub fn quad(&self, q: Val<'c>) -> Val<'c> {
+        let b = self.b;
+        let (bits, lines) = (self.scheme.bits(), self.lines());
+        let mut quad = None;
+        let (mut first_line, mut place) = (0, 0);
+        for &piece in pieces(bits) {
+            let width = usize::from(piece);
+            let per_line = b.int((8 / width) as i64);
+            let line = b.element(lines, b.udiv(q, per_line), LINE);
+            let word = self.read(Kind::I32, line, first_line * LINE);
+            let shift = b.trunc(b.mul(b.urem(q, per_line), b.int(width as i64)), Kind::I32);
+            let mask = ((1u32 << (piece - 1)) - 1) << 1 | 1;
+            let high = b.and(b.lshr(word, shift), b.int32((mask * 0x0101_0101) as i32));
+            quad = Some(self.join(quad, high, place));
+            first_line += width;
+            place += piece;
+        }
+        let quad = quad.expect("a code has pieces");
+        if self.scheme.code == Code::Table { b.look_up(&TABLE, quad) } else { quad }
+    }
+
     /// The parameters of each group.
     pub fn parameters(&self) -> Parameters<'c> {
         let b = self.b;

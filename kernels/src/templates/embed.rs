@@ -16,7 +16,7 @@ pub fn embed(b: &Builder<'_>, scheme: Scheme) {
         let block = b.mul(b.udiv(id, block_rows), spans);
         let row = b.urem(id, block_rows);
         let row_out = b.element(out, b.mul(token, spans), 4 * scheme.span());
-        b.for_range(b.int(0), spans, b.int(1), |s| {
+        b.for_team(spans, |s| {
             let span = b.element(table, b.add(block, s), block_span_bytes(scheme));
             let out = b.element(row_out, s, 4 * scheme.span());
             b.repeat(span_groups(scheme), |index| {

@@ -28,12 +28,12 @@ pub fn linear(b: &Builder<'_>, scheme: Scheme, act: Activation, tile: Tile, epil
         let block = b.mul(strip, b.int(kernel.blocks as i64));
         let weights = b.element(b.operand(1), b.mul(block, b.param(2)), block_span_bytes(scheme));
         let weights = match tile {
-            Tile::Stream { .. } => weights,
+            Tile::Stream { .. } | Tile::Mma { .. } => weights,
             Tile::Unpack { .. } => kernel.unpack(weights),
         };
         let registers = b.target.tile;
         let tokens = match tile {
-            Tile::Stream { tokens } => tokens.min(registers.stream_rows),
+            Tile::Stream { tokens } | Tile::Mma { tokens } => tokens.min(registers.stream_rows),
             Tile::Unpack { tokens } => tokens.min(registers.unpack_rows),
         };
         let rows = b.param(0);
@@ -227,7 +227,7 @@ impl<'c> Linear<'_, 'c> {
         let Place { block, span, index } = place;
         let span = b.add(b.mul(b.param(2), b.int(block as i64)), span);
         match tile {
-            Tile::Stream { .. } => self.decode(weights, span, index),
+            Tile::Stream { .. } | Tile::Mma { .. } => self.decode(weights, span, index),
             Tile::Unpack { .. } => self.load_unpacked(self.unpacked(weights, span, index)),
         }
     }

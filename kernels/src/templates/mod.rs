@@ -2,20 +2,26 @@
 
 mod append;
 mod attention;
+mod attention_block;
 mod decode;
 mod embed;
 mod linear;
+mod linear_mma;
 mod map;
 mod rotary;
 mod rows;
 mod stages;
 
 use crate::llvm::builder::Builder;
-use crate::spec::{KernelSpec, Tile};
+use crate::spec::{Activation, KernelSpec, Tile};
 
 /// Why a spec has no generator on the builder's target, or `None` when it has one.
 pub fn missing(spec: &KernelSpec, vector: bool) -> Option<&'static str> {
     match spec {
+        KernelSpec::Linear { tile: Tile::Mma { .. }, .. } if vector => Some("CPUs have no tensor cores"),
+        KernelSpec::Linear { tile: Tile::Mma { .. }, act: Activation::F32, .. } => {
+            Some("on tensor cores, weights meet activations quantized to int8 only so far")
+        }
         _ if vector => None,
         KernelSpec::Linear { tile: Tile::Unpack { .. }, .. } => {
             Some("the linear kernel for many tokens is generated for CPUs only so far")
@@ -33,10 +39,17 @@ pub fn generate(b: &mut Builder<'_>, symbol: &str, spec: &KernelSpec) {
             rows::rows(b, rows::Steps { gather: *gather, norm: *norm, add: *add, quantize: *quantize });
         }
         KernelSpec::Rotary { dim, theta, scaling } => rotary::rotary(b, *dim, *theta, scaling),
+        KernelSpec::Linear { scheme, tile: Tile::Mma { tokens }, epilogue, .. } => {
+            linear_mma::linear(b, *scheme, *tokens, epilogue);
+        }
         KernelSpec::Linear { scheme, act, tile, epilogue } => linear::linear(b, *scheme, *act, *tile, epilogue),
         KernelSpec::Attention { group, head_dim, dtype, scale, window, softcap } => {
             let scores = attention::Scores { scale: *scale, window: *window, softcap: *softcap };
-            attention::attention(b, *group, *head_dim, *dtype, scores);
+            if b.is_vector() {
+                attention::attention(b, *group, *head_dim, *dtype, scores);
+            } else {
+                attention_block::attention(b, *group, *head_dim, *dtype, scores);
+            }
         }
         KernelSpec::Map { op } => map::map(b, *op),
         KernelSpec::Rope { head_dim, dim } => rotary::rope(b, *head_dim, *dim),

@@ -5,14 +5,17 @@
 //! two by one fused multiply-add. Quantization takes groups of 32:
 //! scale = max|y| / 127, code = y / scale rounded to even, and stores scale · Σcode and Σcode beside the codes.
 
-use inkwell::FloatPredicate;
 use inkwell::values::PointerValue;
+use inkwell::{FloatPredicate, IntPredicate};
 
 use crate::llvm::builder::{Builder, Kind, LANES, Val};
 use crate::spec::{ACT_GROUP_BYTES, GROUP, Norm};
 
 /// The largest magnitude of a code.
 const MAX_CODE: f32 = 127.0;
+
+/// Columns of a row that lie in shared memory at once.
+const ROW_PIECE: usize = 4096;
 
 /// What is done to a row, in order.
 #[derive(Clone, Copy)]
@@ -50,7 +53,7 @@ pub fn rows<'c>(b: &Builder<'c>, Steps { gather, norm, add, quantize }: Steps) {
             }
         };
         let row_base = b.mul(row, groups);
-        b.for_range(b.int(0), groups, b.int(1), |g| {
+        b.for_team(groups, |g| {
             let half = |i: usize| {
                 let load = |base: PointerValue<'c>| {
                     let at = b.offset(b.element(base, g, 4 * GROUP), b.int((i * 4 * LANES) as i64));
@@ -80,26 +83,55 @@ pub fn rows<'c>(b: &Builder<'c>, Steps { gather, norm, add, quantize }: Steps) {
 }
 
 fn mean<'c>(b: &Builder<'c>, x: PointerValue<'c>, groups: Val<'c>) -> Val<'c> {
-    let sum = b.var(b.float_lanes(0.0));
     let columns = b.mul(groups, b.int(GROUP as i64));
-    b.for_range(b.int(0), columns, b.int(LANES as i64), |k| {
-        b.set(sum, b.fadd(b.load_lanes(Kind::F32, b.element(x, k, 4)), b.get(sum)));
-    });
-    b.fdiv(b.sum(b.get(sum)), b.to_float(columns, Kind::F32))
+    let sum = sum_row(b, x, columns, |value, sum| b.fadd(value, sum));
+    b.fdiv(sum, b.to_float(columns, Kind::F32))
 }
 
 /// One over the root of the mean square of a row, less `mean` where there is one.
 fn inverse_rms<'c>(b: &Builder<'c>, x: PointerValue<'c>, groups: Val<'c>, mean: Option<Val<'c>>, eps: f32) -> Val<'c> {
-    let squares = b.var(b.float_lanes(0.0));
     let columns = b.mul(groups, b.int(GROUP as i64));
-    b.for_range(b.int(0), columns, b.int(LANES as i64), |k| {
-        let value = b.load_lanes(Kind::F32, b.element(x, k, 4));
+    let sum = sum_row(b, x, columns, |value, sum| {
         let value = mean.map_or(value, |mean| b.fsub(value, mean));
-        b.set(squares, b.fma(value, value, b.get(squares)));
+        b.fma(value, value, sum)
     });
-    let square = b.fdiv(b.sum(b.get(squares)), b.to_float(columns, Kind::F32));
+    let square = b.fdiv(sum, b.to_float(columns, Kind::F32));
     let root = b.overloaded("llvm.sqrt", &[b.fadd(square, b.float(eps))]);
     b.fdiv(b.float(1.0), root)
+}
+
+/// Sums a row by the lane tree: `add` takes 16 columns and the lanes' sums. Where teams of threads share a row, all of
+/// them bring it to shared memory, piece by piece, and the first adds it up.
+fn sum_row<'c>(
+    b: &Builder<'c>,
+    x: PointerValue<'c>,
+    columns: Val<'c>,
+    add: impl Fn(Val<'c>, Val<'c>) -> Val<'c>,
+) -> Val<'c> {
+    let sum = b.var(b.float_lanes(0.0));
+    let add_from = |base: PointerValue<'c>, k: Val<'c>| {
+        b.set(sum, add(b.load_lanes(Kind::F32, b.element(base, k, 4)), b.get(sum)));
+    };
+    let (team, teams) = b.team();
+    if teams == 1 {
+        b.for_range(b.int(0), columns, b.int(LANES as i64), |k| add_from(x, k));
+        return b.sum(b.get(sum));
+    }
+    let piece = b.shared("row", ROW_PIECE);
+    b.for_range(b.int(0), columns, b.int(ROW_PIECE as i64), |first| {
+        let count = b.overloaded("llvm.smin", &[b.sub(columns, first), b.int(ROW_PIECE as i64)]);
+        let from = b.element(x, first, 4);
+        b.for_team(b.udiv(count, b.int(LANES as i64)), |at| {
+            let bytes = b.mul(at, b.int(4 * LANES as i64));
+            b.store_lanes(Kind::F32, b.offset(piece, bytes), b.load_lanes(Kind::F32, b.offset(from, bytes)));
+        });
+        b.barrier();
+        b.when(b.icmp(IntPredicate::EQ, team, b.int(0)), || {
+            b.unrolled([b.int(0), count], LANES, 8, |k| add_from(piece, k));
+        });
+        b.barrier();
+    });
+    b.from_first_team(b.sum(b.get(sum)))
 }
 
 /// Quantizes 32 values into group `g` of the record at `record`.

@@ -2,7 +2,7 @@
 //! of what nothing wrote, or a race between CTAs is a fault.
 
 use lathe_emulator::{Chip, Device, Launch, Module, Options};
-use lathe_kernels::spec::KernelSpec;
+use lathe_kernels::spec::{Grid, KernelSpec};
 use lathe_kernels::targets::Target;
 use lathe_kernels::{KernelError, TextLevel, text};
 
@@ -30,7 +30,11 @@ pub fn run(spec: &KernelSpec, operands: &[Vec<u8>], params: &[i64], units: i64) 
     }
     // Fewer threads than most tests have work for, so that the kernels' own loops run too.
     let options = Options::default();
-    let launch = Launch { grid: [3, 1, 1], block: [64, 1, 1], shared_bytes: 0, params: &arguments, options };
+    let Grid { threads, units: per_block, rows } = spec.grid();
+    let threads = if per_block == 1 { threads } else { 64 };
+    let row_blocks = if rows == 0 { 1 } else { (params[0] as u32).div_ceil(rows) };
+    let launch =
+        Launch { grid: [3, row_blocks, 1], block: [threads, 1, 1], shared_bytes: 0, params: &arguments, options };
     module.launch(&device, &name, &launch).unwrap_or_else(|fault| panic!("{spec}: {fault}"));
     let read = |(operand, address): (&Vec<u8>, &u64)| {
         let mut contents = vec![0; operand.len()];

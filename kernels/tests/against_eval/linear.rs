@@ -10,9 +10,18 @@ use lathe_kernels::spec::{Activation, KernelSpec, Stage, Tile, page_bytes};
 
 use crate::data::{F32_BOUND, Random, act_records, assert_close, f32_bytes, floats, i32_bytes, weight};
 use crate::machine::Buffer::{self, Data as Bytes, Output};
-use crate::machine::run;
+use crate::machine::{ON_EMULATOR, run};
 
 const TILES: [Tile; 2] = [Tile::Stream { tokens: 4 }, Tile::Unpack { tokens: 4 }];
+
+/// The tiles of products of this form, in lists whose tiles give the same bits: those of lanes, and those of tensor cores.
+fn tiles(act: Activation) -> Vec<Vec<Tile>> {
+    let mut tiles = vec![[&TILES[..], &[Tile::Unpack { tokens: 6 }]].concat()];
+    if act == Activation::Int8 && ON_EMULATOR {
+        tiles.push([8, 16, 64].map(|tokens| Tile::Mma { tokens }).to_vec());
+    }
+    tiles
+}
 
 /// Each weight scheme with each form of activations that it takes.
 fn forms() -> Vec<(Scheme, Activation)> {
@@ -51,7 +60,7 @@ fn check(
     let n = 7 * 32;
     for &(scheme, act) in forms {
         let k = 3 * scheme.span();
-        for tile in TILES {
+        for tile in tiles(act).into_iter().flat_map(|tiles| tiles.into_iter().take(2)) {
             let mut random = Random(rows as u64);
             let (matrix, packed) = weight(&mut random, scheme, n, k);
             let x = random.floats(rows * k);
@@ -146,12 +155,14 @@ fn a_row_has_the_same_bits_in_every_tile_and_batch() {
             let buffers = vec![Bytes(bytes), Bytes(packed.clone()), Output, Output];
             run(&spec, buffers, &[count as i64, n as i64, (k / scheme.span()) as i64], n as i64 / 32, 1).swap_remove(2)
         };
-        let alone = [0, 7, 10].map(|row| (row, product(TILES[0], row, 1)));
-        for tile in [TILES[0], TILES[1], Tile::Unpack { tokens: 6 }] {
-            let all = product(tile, 0, rows);
-            for (row, alone) in &alone {
-                let found = &all[4 * n * row..][..4 * n];
-                assert!(found == alone, "row {row} of {scheme} with {act:?} activations in {tile:?}");
+        for tiles in tiles(act) {
+            let alone = [0, 7, 10].map(|row| (row, product(tiles[0], row, 1)));
+            for tile in tiles {
+                let all = product(tile, 0, rows);
+                for (row, alone) in &alone {
+                    let found = &all[4 * n * row..][..4 * n];
+                    assert!(found == alone, "row {row} of {scheme} with {act:?} activations in {tile:?}");
+                }
             }
         }
     }

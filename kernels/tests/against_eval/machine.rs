@@ -132,11 +132,6 @@ fn run_on(
     units: i64,
     step: i64,
 ) -> Vec<Vec<u8>> {
-    let object = compiled(spec, target);
-    let code = Mapping::new(object.code.len());
-    // SAFETY: the mapping is at least as long as the code, and fresh.
-    unsafe { ptr::copy_nonoverlapping(object.code.as_ptr(), code.base, object.code.len()) };
-    code.protect(0, code.bytes, libc::PROT_READ | libc::PROT_EXEC);
     let operands = spec.operands();
     assert_eq!(operands.len(), buffers.len(), "{spec}: operands");
     assert_eq!(spec.params().len(), params.len(), "{spec}: params");
@@ -168,6 +163,11 @@ fn run_on(
             return outputs;
         }
     }
+    let object = compiled(spec, target);
+    let code = Mapping::new(object.code.len());
+    // SAFETY: the mapping is at least as long as the code, and fresh.
+    unsafe { ptr::copy_nonoverlapping(object.code.as_ptr(), code.base, object.code.len()) };
+    code.protect(0, code.bytes, libc::PROT_READ | libc::PROT_EXEC);
     let pointers: Vec<*mut u8> = guarded.iter().map(Guarded::pointer).collect();
     // SAFETY: the entry is a kernel with this signature in code that we mapped executable.
     let kernel: extern "C" fn(*const *mut u8, *const i64, i64, i64) =

@@ -162,6 +162,24 @@ pub struct Operand {
     pub extent: Vec<Term>,
 }
 
+/// How blocks of GPU threads cover a launch. CPUs have no use for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grid {
+    /// Threads of a block.
+    pub threads: u32,
+    /// Units that a block has threads for.
+    pub units: u32,
+    /// Rows, by the launch's first parameter, that a block takes; 0 where it takes all of them.
+    pub rows: u32,
+}
+
+impl Default for Grid {
+    /// Eight units of 16 threads each.
+    fn default() -> Grid {
+        Grid { threads: 128, units: 8, rows: 0 }
+    }
+}
+
 /// A kernel: its spec's name and its signature.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Kernel {
@@ -172,6 +190,8 @@ pub struct Kernel {
     pub recipe: String,
     /// How many parameters a launch passes.
     pub params: u32,
+    /// How blocks of GPU threads cover a launch.
+    pub grid: Grid,
     /// The operands, in order.
     pub operands: Vec<Operand>,
 }

@@ -2,7 +2,7 @@
 
 use crate::codec::{Codec, DecodeError, Decoder, encode_bytes, fields, variants};
 use crate::program::{
-    Access, Affine, Bucket, Buffer, CacheGroup, CacheTensor, CodeObject, Input, Kernel, Launch, Operand, Program,
+    Access, Affine, Bucket, Buffer, CacheGroup, CacheTensor, CodeObject, Grid, Input, Kernel, Launch, Operand, Program,
     Retention, Share, StepSize, Term, WeightSpan,
 };
 
@@ -13,7 +13,8 @@ fields!(CacheTensor { name: String, page_bytes: u64 });
 fields!(WeightSpan { name: String, offset: u64, bytes: u64 });
 fields!(Term { coefficient: u64, factors: [Option<u8>; 2] });
 fields!(Operand { access: Access, extent: Vec<Term> });
-fields!(Kernel { name: String, recipe: String, params: u32, operands: Vec<Operand> });
+fields!(Grid { threads: u32, units: u32, rows: u32 });
+fields!(Kernel { name: String, recipe: String, params: u32, grid: Grid, operands: Vec<Operand> });
 fields!(Program {
     name: String,
     vocabulary: u32,

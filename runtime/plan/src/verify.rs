@@ -22,6 +22,9 @@ use crate::violation::{Fault, Place, Violation};
 /// Alignment of weights and arena buffers.
 pub const BUFFER_ALIGN: u64 = 64;
 
+/// Most threads of a block on any GPU.
+const MOST_THREADS: u64 = 1024;
+
 type Checked<T = ()> = Result<T, Fault>;
 
 /// Checks all that a program says, apart from how long the weight section is.
@@ -99,6 +102,8 @@ fn check_declarations(program: &Program) -> Checked {
         }
     }
     for kernel in &program.kernels {
+        in_range("threads of a block", kernel.grid.threads, MOST_THREADS)?;
+        in_range("units of a block", kernel.grid.units, MOST)?;
         let factors = kernel.operands.iter().flat_map(|operand| &operand.extent).flat_map(|term| term.factors);
         if let Some(index) = factors.flatten().find(|&index| u32::from(index) >= kernel.params) {
             return Err(Fault::Index { what: "parameter", index: index.into(), count: kernel.params as usize });

@@ -1,6 +1,6 @@
 //! Shares, buckets, and programs that contradict themselves.
 
-use lathe_plan::program::{Access, CacheGroup, CacheTensor, Kernel, Launch, Operand, Retention, WeightSpan};
+use lathe_plan::program::{Access, CacheGroup, CacheTensor, Grid, Kernel, Launch, Operand, Retention, WeightSpan};
 
 use super::*;
 
@@ -50,6 +50,7 @@ fn program() -> Program {
             name: "k".into(),
             recipe: String::new(),
             params: 2,
+            grid: Grid::default(),
             operands: vec![Operand { access: Access::Read, extent: Vec::new() }; 6],
         }],
         buckets: vec![bucket(size(1, 1, 1)), bucket(size(16, 4, 4)), bucket(size(64, 4, 4))],

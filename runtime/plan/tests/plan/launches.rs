@@ -63,6 +63,8 @@ fn indices_are_in_range() {
 #[test]
 fn sizes_are_sane() {
     check(|program| program.vocabulary = 0, "expected a vocabulary from 1 to 2147483647, found 0");
+    check(|program| program.kernels[0].grid.threads = 1025, "expected threads of a block from 1 to 1024, found 1025");
+    check(|program| program.kernels[0].grid.units = 0, "expected units of a block from 1 to 2147483647, found 0");
     check(|program| program.max_context = 1 << 31, "expected a maximal context from 1 to 2147483647, found 2147483648");
     check(|program| program.cache_groups[0].page_tokens = 0, "expected tokens per page from 1 to 2147483647, found 0");
     check(|program| program.cache_groups[0].tensors[0].page_bytes = 0, "expected bytes per page from 1");

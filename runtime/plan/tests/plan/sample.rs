@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use lathe_plan::{
-    Access, Affine, Bucket, Buffer, CacheGroup, CacheTensor, CodeObject, Input, Kernel, Launch, LoadMode, Manifest,
-    Merge, Operand, Plan, PlanError, PlanWriter, Program, Retention, Share, StepSize, Term, TokenKind, TokenizerTables,
-    WeightSpan,
+    Access, Affine, Bucket, Buffer, CacheGroup, CacheTensor, CodeObject, Grid, Input, Kernel, Launch, LoadMode,
+    Manifest, Merge, Operand, Plan, PlanError, PlanWriter, Program, Retention, Share, StepSize, Term, TokenKind,
+    TokenizerTables, WeightSpan,
 };
 
 pub const LAYOUT: &str = "rows16";
@@ -24,6 +24,7 @@ fn kernel(name: &str, operands: &[(Access, u64, bool)]) -> Kernel {
         name: name.to_owned(),
         recipe: "sequential".to_owned(),
         params: 1,
+        grid: Grid::default(),
         operands: operands.iter().map(operand).collect(),
     }
 }

@@ -140,6 +140,7 @@ fn program(launches: &[Launch]) -> Program {
     let signature = |(name, operands, params): (&str, usize, u32)| Signature {
         name: name.into(),
         recipe: String::new(),
+        grid: lathe_plan::Grid::default(),
         params,
         operands: vec![Operand { access: Access::ReadWrite, extent: Vec::new() }; operands],
     };
@@ -359,6 +360,7 @@ fn machine_code(entry: u64, poison: bool) -> Result<CpuDevice> {
         name: "set_logit".into(),
         recipe: String::new(),
         params: 1,
+        grid: lathe_plan::Grid::default(),
         operands: vec![Operand { access: Access::Write, extent: Vec::new() }],
     }];
     let kernels = Kernels::map(&object, 1)?;
@@ -379,6 +381,7 @@ fn two_targets() -> Plan {
         name: "set_logit".into(),
         recipe: String::new(),
         params: 1,
+        grid: lathe_plan::Grid::default(),
         operands: vec![Operand { access: Access::Write, extent: Vec::new() }],
     }];
     let mut writer = PlanWriter::new();

@@ -280,7 +280,7 @@ impl Stream {
         &self,
         module: &Module,
         index: usize,
-        blocks: u32,
+        [blocks, row_blocks]: [u32; 2],
         threads: u32,
         arguments: &mut [u64],
         pointers: &mut Vec<*mut c_void>,
@@ -289,7 +289,8 @@ impl Stream {
         pointers.extend(arguments.iter_mut().map(|argument| ptr::from_mut(argument).cast::<c_void>()));
         let kernel = module.kernels[index];
         // SAFETY: as the caller promises; the driver copies the arguments before it returns.
-        let answer = unsafe { result::launch_kernel(kernel, (blocks, 1, 1), (threads, 1, 1), 0, self.raw, pointers) };
+        let answer =
+            unsafe { result::launch_kernel(kernel, (blocks, row_blocks, 1), (threads, 1, 1), 0, self.raw, pointers) };
         ask("cuLaunchKernel", answer)
     }
 

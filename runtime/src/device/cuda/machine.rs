@@ -5,7 +5,7 @@
 
 use std::{ffi::c_void, sync::Arc};
 
-use lathe_plan::program::{Bucket, Input, Program};
+use lathe_plan::program::{Bucket, Grid, Input, Program};
 
 use super::driver::{Context, Memory, Module, Pinned, Stream};
 use crate::{
@@ -14,11 +14,7 @@ use crate::{
     exec::{self, Layout, Numbers, Place, Prepared},
 };
 
-/// Threads that compute one unit of a launch: the lanes of the kernels.
-const UNIT_THREADS: u64 = 16;
-/// Threads of a block.
-const BLOCK_THREADS: u32 = 128;
-/// Most blocks of a launch; kernels walk over what is more.
+/// Most blocks of a launch along an axis; kernels walk over units that are more.
 const MOST_BLOCKS: u64 = 65_535;
 
 /// A loaded program.
@@ -29,6 +25,7 @@ pub struct Machine {
     inputs: Vec<Input>,
     input_words: Vec<usize>, // [inputs] where each starts in the upload
     groups: Vec<Group>,
+    grids: Vec<Grid>, // [kernels]
     module: Module,
     stream: Stream,
     input: Memory,
@@ -102,6 +99,7 @@ impl Machine {
         Ok(Machine {
             addresses: buckets.iter().map(of_bucket).collect(),
             inputs: program.inputs.clone(),
+            grids: program.kernels.iter().map(|kernel| kernel.grid).collect(),
             module,
             stream: Stream::new(context)?,
             arguments: Vec::new(),
@@ -210,12 +208,17 @@ impl Machine {
         self.arguments.extend_from_slice(&self.addresses[numbers.bucket][launch.places.clone()]);
         self.arguments.extend(numbers.params[launch.params.clone()].iter().map(|&param| param as u64));
         self.arguments.push(units);
-        let blocks = (units * UNIT_THREADS).div_ceil(u64::from(BLOCK_THREADS)).min(MOST_BLOCKS) as u32;
+        let Grid { threads, units: per_block, rows } = self.grids[launch.kernel];
+        let blocks = units.div_ceil(u64::from(per_block)).min(MOST_BLOCKS) as u32;
+        let row_blocks = match rows {
+            0 => 1,
+            rows => (numbers.params[launch.params.start] as u64).div_ceil(u64::from(rows)) as u32,
+        };
         // SAFETY: the plan's verifier has checked that what the kernel touches with these parameters lies inside its
         // buffers, which are allocated in full; launches run in order, so each finds the results of those before it.
         unsafe {
             let (arguments, pointers) = (&mut self.arguments, &mut self.pointers);
-            self.stream.launch(&self.module, launch.kernel, blocks, BLOCK_THREADS, arguments, pointers)
+            self.stream.launch(&self.module, launch.kernel, [blocks, row_blocks], threads, arguments, pointers)
         }
     }
 }

@@ -1,0 +1,93 @@
+//! What a block of GPU threads shares: memory, a barrier, and the tensor cores of each warp.
+
+use inkwell::types::BasicType;
+use inkwell::values::{BasicValueEnum, PointerValue};
+use inkwell::{AddressSpace, IntPredicate};
+
+use super::builder::{Builder, Kind, LANES, Val, ok};
+
+/// Threads of a warp.
+pub const WARP: usize = 32;
+/// LLVM's number of the address space of a block's shared memory.
+const SHARED: u16 = 3;
+
+impl<'c> Builder<'c> {
+    /// A special register, as i64.
+    pub fn special(&self, name: &str) -> Val<'c> {
+        let register = self.intrinsic(&format!("llvm.nvvm.read.ptx.sreg.{name}"), &[], &[]);
+        self.zext(register, Kind::I64)
+    }
+
+    /// An array of `count` f32 that the threads of a block share.
+    pub fn shared(&self, name: &str, count: usize) -> PointerValue<'c> {
+        let ty = self.context.f32_type().array_type(count as u32);
+        let global = self.module.add_global(ty, Some(AddressSpace::from(SHARED)), name);
+        global.set_initializer(&ty.as_basic_type_enum().into_array_type().get_undef());
+        global.set_linkage(inkwell::module::Linkage::Internal);
+        global.set_alignment(16);
+        global.as_pointer_value()
+    }
+
+    /// Which of the teams of 16 threads that compute a unit together this thread belongs to, and how many there are: one
+    /// where lanes are a vector, and where a block of threads computes several units.
+    pub fn team(&self) -> (Val<'c>, usize) {
+        match self.teams {
+            1 => (self.int(0), 1),
+            teams => (self.udiv(self.special("tid.x"), self.int(LANES as i64)), teams),
+        }
+    }
+
+    /// Runs `body` for each index below `count`, shared among the teams of a unit.
+    pub fn for_team(&self, count: Val<'c>, body: impl FnOnce(Val<'c>)) {
+        let (team, teams) = self.team();
+        self.for_range(team, count, self.int(teams as i64), body);
+    }
+
+    /// Runs `body` for each index from `begin` to `end`, a multiple of `step` further on: `times` of them in a row without
+    /// a branch, so that loads of later ones are under way while earlier ones are computed.
+    pub fn unrolled(&self, [begin, end]: [Val<'c>; 2], step: usize, times: usize, body: impl Fn(Val<'c>)) {
+        if times == 1 {
+            return self.for_range(begin, end, self.int(step as i64), body);
+        }
+        let stride = self.int((step * times) as i64);
+        let whole = self.sub(end, self.urem(self.sub(end, begin), stride));
+        for (begin, end, times) in [(begin, whole, times), (whole, end, 1)] {
+            self.for_range(begin, end, self.int((step * times) as i64), |first| {
+                (0..times).for_each(|i| body(self.add(first, self.int((step * i) as i64))));
+            });
+        }
+    }
+
+    /// The first team's value of a uniform f32, for all teams of a unit.
+    pub fn from_first_team(&self, value: Val<'c>) -> Val<'c> {
+        let (team, teams) = self.team();
+        if teams == 1 {
+            return value;
+        }
+        let slot = self.shared("first", 1);
+        self.when(self.icmp(IntPredicate::EQ, team, self.int(0)), || self.store(Kind::F32, slot, value));
+        self.barrier();
+        let value = self.load(Kind::F32, slot);
+        self.barrier();
+        value
+    }
+
+    /// Waits until all threads of the block are here; what they wrote before is then seen by all.
+    pub fn barrier(&self) {
+        self.effect("llvm.nvvm.barrier.cta.sync.aligned.all", &[self.int32(0)]);
+    }
+
+    /// Adds to `sums` the products of 16 rows of unsigned bytes with 8 rows of signed bytes, by the tensor cores. With two
+    /// words of weights the rows are 16 bytes long, with four 32.
+    ///
+    /// In thread `4 g + t` the first words hold bytes `4 t ..` of rows `g` and `g + 8` of the weights, the next two the
+    /// bytes from `16 + 4 t` on, likewise of row `g` of the activations; the sums are those of weight rows `g`, `g`, `g + 8`,
+    /// `g + 8` with activation rows `2 t`, `2 t + 1`, `2 t`, `2 t + 1` (PTX ISA, fragments of `mma.m16n8k16` and `m16n8k32`).
+    pub fn mma(&self, weights: &[Val<'c>], activations: &[Val<'c>], sums: [Val<'c>; 4]) -> [Val<'c>; 4] {
+        let k = 8 * weights.len();
+        let arguments: Vec<Val<'c>> = weights.iter().chain(activations).chain(&sums).copied().collect();
+        let results = self.intrinsic(&format!("llvm.nvvm.mma.m16n8k{k}.row.col.u8.s8"), &[], &arguments);
+        let BasicValueEnum::StructValue(results) = results.0 else { unreachable!("mma gives four sums") };
+        [0, 1, 2, 3].map(|i| Val(ok(self.llvm.build_extract_value(results, i, ""))))
+    }
+}
