@@ -58,8 +58,8 @@ impl<'c> Builder<'c> {
         }
     }
 
-    /// The first team's value of a uniform f32, for all teams of a unit.
-    pub fn from_first_team(&self, value: Val<'c>) -> Val<'c> {
+    /// A uniform f32 as the first team has it, for all teams of a unit.
+    pub fn first_teams(&self, value: Val<'c>) -> Val<'c> {
         let (team, teams) = self.team();
         if teams == 1 {
             return value;

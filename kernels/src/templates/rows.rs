@@ -131,7 +131,7 @@ fn sum_row<'c>(
         });
         b.barrier();
     });
-    b.from_first_team(b.sum(b.get(sum)))
+    b.first_teams(b.sum(b.get(sum)))
 }
 
 /// Quantizes 32 values into group `g` of the record at `record`.
