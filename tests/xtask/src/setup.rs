@@ -86,7 +86,9 @@ pub fn reference_python() -> Result<PathBuf> {
         say("installing NumPy, gguf, llama.cpp and clients into the Python environment");
         let mut pip = Command::new(&python);
         pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--quiet", "--only-binary", ":all:"]);
-        lists.iter().for_each(|list| drop(pip.arg("--requirement").arg(list)));
+        for list in &lists {
+            pip.arg("--requirement").arg(list);
+        }
         run(&mut pip)?;
         fs::write(&stamp, &wanted).map_err(io_failure("writing", &stamp))?;
     }
