@@ -96,13 +96,19 @@ pub struct Sampler {
     kept: Vec<u32>,
     edited: Vec<f32>,
     select: Select,
+    in_vectors: bool,
 }
 
 impl Sampler {
     /// A sampler that never allocates for vocabularies up to this size.
     pub fn new(vocabulary: usize) -> Sampler {
         let (kept, edited) = (Vec::with_capacity(vocabulary), Vec::with_capacity(vocabulary));
-        Sampler { kept, edited, select: Select::new(vocabulary) }
+        Sampler { kept, edited, select: Select::new(vocabulary), in_vectors: false }
+    }
+
+    /// Says that this CPU hashes in vectors, so that bounding the noise of all tokens first pays.
+    pub(crate) fn use_vectors(&mut self) {
+        self.in_vectors = true;
     }
 
     /// Chooses a token. The logits must hold no NaN and no +∞, and one that is finite.
@@ -114,7 +120,11 @@ impl Sampler {
         let stream = key.stream();
         let temperature = f64::from(params.temperature);
         if params.top_k == 0 && params.top_p >= 1.0 && params.min_p <= 0.0 {
-            draw_from_all(logits, temperature, stream)
+            if self.in_vectors {
+                draw_from_all(logits, temperature, stream)
+            } else {
+                draw(0..logits.len() as u32, logits, temperature, stream)
+            }
         } else {
             self.keep(logits, params);
             draw(self.kept.iter().copied(), logits, temperature, stream)
@@ -207,14 +217,15 @@ fn draw(tokens: impl Iterator<Item = u32>, logits: &[f32], temperature: f64, str
     for token in tokens {
         let score = f64::from(logits[token as usize]) / temperature;
         let hash = noise(stream, token);
-        if score + most_noise(hash) >= best.0 {
+        if score + most_noise(leading_zeros(hash)) >= best.0 {
             best = better(best, (score + gumbel(hash), token));
         }
     }
     best.1
 }
 
-/// As [`draw`] from all tokens. Block by block, first bounds, in vectors, and then the few that may win.
+/// As [`draw`] from all tokens. Block by block, first bounds, in vectors, and then the few that may win. Where the CPU
+/// multiplies 64-bit integers in vectors it takes 0.4 of the time, and elsewhere 1.1 times as long.
 #[expect(clippy::inline_always, reason = "to be compiled for the vectors of its caller")]
 #[inline(always)]
 fn draw_from_all(logits: &[f32], temperature: f64, stream: u64) -> u32 {
@@ -222,14 +233,24 @@ fn draw_from_all(logits: &[f32], temperature: f64, stream: u64) -> u32 {
     let inverse = 1.0 / temperature;
     for (block, values) in logits.chunks(BLOCK).enumerate() {
         let first = (block * BLOCK) as u32;
+        // Separate loops, of which each becomes vector code.
+        let mut zeros = [0; BLOCK];
+        for (index, zeros) in zeros.iter_mut().enumerate() {
+            *zeros = leading_zeros(noise(stream, first + index as u32));
+        }
         let mut bounds = [f64::NEG_INFINITY; BLOCK];
-        let mut greatest = f64::NEG_INFINITY;
-        for (index, (bound, &logit)) in bounds.iter_mut().zip(values).enumerate() {
+        for ((bound, &logit), &zeros) in bounds.iter_mut().zip(values).zip(&zeros) {
             // The score rounded up; infinity minus infinity would be no number.
             let score = f64::from(logit) * inverse;
-            *bound = score + score.abs().min(1e300) * 1e-12 + most_noise(noise(stream, first + index as u32));
-            greatest = if *bound > greatest { *bound } else { greatest };
+            *bound = score + score.abs().min(1e300) * 1e-12 + most_noise(zeros);
         }
+        let mut lanes = [f64::NEG_INFINITY; 8];
+        for chunk in bounds.chunks_exact(lanes.len()) {
+            for (lane, &bound) in lanes.iter_mut().zip(chunk) {
+                *lane = if bound > *lane { bound } else { *lane };
+            }
+        }
+        let greatest = lanes.into_iter().fold(f64::NEG_INFINITY, f64::max);
         if greatest < best.0 {
             continue;
         }
@@ -258,11 +279,17 @@ fn noise(stream: u64, token: u32) -> u64 {
     mix(stream ^ u64::from(token).wrapping_mul(0xd6e8_feb8_6659_fd93))
 }
 
-/// What a hash's noise cannot exceed. With q the uniform number of [`gumbel`], the noise is at most -ln q, and the hash's
-/// leading zeros bound that. Most tokens of a large vocabulary are out of reach and need no logarithms. It is rounded up.
+/// The leading zeros that count: `q` of [`gumbel`] has 52 bits.
 #[inline]
-fn most_noise(hash: u64) -> f64 {
-    f64::from(hash.leading_zeros().min(52) + 1) * (LN_2 + 1e-9)
+fn leading_zeros(hash: u64) -> i32 {
+    (hash.leading_zeros() as i32).min(52)
+}
+
+/// What the noise of a hash with so many leading zeros cannot exceed: it is at most -ln q with q the uniform number of
+/// [`gumbel`]. Most tokens of a large vocabulary are out of reach and need no logarithms. It is rounded up.
+#[inline]
+fn most_noise(zeros: i32) -> f64 {
+    f64::from(zeros + 1) * (LN_2 + 1e-9)
 }
 
 /// Gumbel noise `-ln(-ln(1 - q))` with q uniform on the odd multiples of 2⁻⁵³, for which `1 - q` is exact.

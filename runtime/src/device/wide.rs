@@ -14,6 +14,7 @@ pub fn pick(row: &Row, logits: &[f32], sampler: &mut Sampler, output: &mut RowOu
         && is_x86_feature_detected!("avx512cd")
         && is_x86_feature_detected!("avx512vl")
     {
+        sampler.use_vectors();
         // SAFETY: the features were asked for.
         unsafe { pick_512(row, logits, sampler, output) }
     } else if is_x86_feature_detected!("avx2") {
@@ -58,12 +59,12 @@ mod tests {
             let pick = Pick::Sample(params, NoiseKey { seed: 9, choice: 0, position });
             let row = Row { pick, top: 5, ..Row::default() };
             let mut outputs = [RowOutput::default(), RowOutput::default(), RowOutput::default()];
-            let mut sampler = Sampler::new(logits.len());
-            assert!(row.pick(&logits, &mut sampler, &mut outputs[0]));
-            assert!(super::pick(&row, &logits, &mut sampler, &mut outputs[1]));
+            let sampler = || Sampler::new(logits.len());
+            assert!(row.pick(&logits, &mut sampler(), &mut outputs[0]));
+            assert!(super::pick(&row, &logits, &mut sampler(), &mut outputs[1]));
             if is_x86_feature_detected!("avx2") {
                 // SAFETY: the feature was asked for.
-                assert!(unsafe { pick_256(&row, &logits, &mut sampler, &mut outputs[2]) });
+                assert!(unsafe { pick_256(&row, &logits, &mut sampler(), &mut outputs[2]) });
                 assert_eq!(outputs[2], outputs[0], "{params:?}");
             }
             assert_eq!(outputs[1], outputs[0], "{params:?}");
