@@ -19,9 +19,12 @@ pub fn count() -> Result<()> {
     let llvm = setup::llvm()?;
     setup::valgrind()?;
     let model = downloads::model("smollm2")?;
-    let mut build = cargo();
-    build.args(["build", "--quiet", "-p", "lathe-runtime", "-p", "lathe-compiler", "--bins"]);
-    run(build.env("LLVM_SYS_221_PREFIX", llvm))?;
+    // As the tests build them, so that nothing is built twice.
+    for (package, binary) in [("lathe-runtime", "lathe"), ("lathe-compiler", "lathe-compile")] {
+        let mut build = cargo();
+        build.args(["build", "--quiet", "--package", package, "--bin", binary]);
+        run(build.env("LLVM_SYS_221_PREFIX", &llvm))?;
+    }
     let lathe = target_dir().join("debug/lathe");
     let (plan, counts) = (target_dir().join("instructions.plan"), target_dir().join("instructions.callgrind"));
     let mut compile = Command::new(&lathe);

@@ -1,7 +1,7 @@
 //! `lathe bench --profile`: where the time of a decode step and of a prefill chunk goes, kernel by kernel, and how near each
 //! comes to the limits of the machine.
 //!
-//! Some steps of each kind run and are recorded; of them the fastest quarter counts. A kernel's time is the mean over workers.
+//! Some steps of each kind run and are recorded; of them the fastest tenth counts. A kernel's time is the mean over workers.
 //! Its bytes and operations are the plan's own, those of attention scaled to the positions that the steps saw. The roofline
 //! is the time that the machine's limits, measured just before, allow: weights from memory, intermediate results and the
 //! cache from the L3 cache, arithmetic at the peak of its type, and the slowest of these.
@@ -120,7 +120,7 @@ pub fn run(args: &Args, model: &mut Model) -> anyhow::Result<()> {
     Ok(io::stdout().lock().write_all(text.as_bytes())?)
 }
 
-/// Runs a test so many times and keeps the fastest quarter of its largest steps, the fastest first.
+/// Runs a test so many times and keeps the fastest tenth of its largest steps, the fastest first.
 fn record(model: &mut Model, case: &Case, runs: usize, tokens: &mut Tokens) -> anyhow::Result<Vec<Recorded>> {
     let mut records: Vec<Recorded> = Vec::new();
     for _ in 0..runs {
@@ -148,7 +148,7 @@ fn record(model: &mut Model, case: &Case, runs: usize, tokens: &mut Tokens) -> a
     records.retain(|record| record.step.size.tokens == largest);
     records.drain(..COLD.min(records.len() - 1));
     records.sort_by_key(|record| record.step.end - record.step.begin);
-    records.truncate(records.len().div_ceil(4));
+    records.truncate(records.len().div_ceil(10));
     Ok(records)
 }
 
@@ -311,7 +311,7 @@ fn as_table(profile: &Profile, limits: &Roofline) -> String {
     ]);
     let header = ["kernel", "launches", "µs", "share", "bytes", "operations", "GB/s", "G/s", "of roofline"];
     format!(
-        "{}: {} tokens, {} sequences, {:.0} positions seen, {} threads, mean of the fastest quarter ({} steps)\n\n{}\n\
+        "{}: {} tokens, {} sequences, {:.0} positions seen, {} threads, mean of the fastest tenth ({} steps)\n\n{}\n\
          Host work is {:.1} µs, {} of the step. Limits: {:.1} GB/s from memory, {} from L3, {:.0} GOP/s int8, {:.0} GFLOP/s f32.\n",
         profile.step,
         profile.tokens,
