@@ -378,6 +378,13 @@ impl Batcher {
         self.predictor.learn(self.load, took);
         let before = events.len();
         for sequence in self.running.iter_mut().filter(|sequence| sequence.in_step > 0) {
+            if sequence.is_broken(&output.rows) {
+                // What it left in the cache may be as broken as its logits.
+                self.cache.disown(&sequence.table);
+                self.cache.release(&mut sequence.table);
+                sequence.end(FinishReason::NotFinite, events);
+                continue;
+            }
             sequence.report_prompt(&output.rows, events);
             sequence.computed += std::mem::take(&mut sequence.in_step);
             if self.cache.remembers() {

@@ -178,6 +178,12 @@ impl Engine {
         Ok(&self.events)
     }
 
+    /// Exchanges what happened in the last step for an empty list, whose memory is used again.
+    pub fn take_events(&mut self, events: &mut Vec<Event>) {
+        events.clear();
+        std::mem::swap(&mut self.events, events);
+    }
+
     fn keep_record(&mut self, begin: Instant, composed: Instant, collected: Instant) {
         let (step, end) = (&self.step, Instant::now());
         let seen: f64 = step.positions.iter().map(|&position| f64::from(position) + 1.0).sum();

@@ -287,6 +287,13 @@ impl Cache {
         }
     }
 
+    /// Forgets what the pages of a table contain, so that no other sequence takes them.
+    pub fn disown(&mut self, table: &BlockTable) {
+        for (pool, held) in self.groups.iter_mut().zip(&table.groups) {
+            held.pages[held.released..].iter().for_each(|&page| pool.disown(page));
+        }
+    }
+
     /// Forgets everything that nobody holds.
     pub fn forget(&mut self) {
         self.groups.iter_mut().for_each(Pool::forget_all);

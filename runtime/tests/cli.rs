@@ -1,6 +1,6 @@
 //! The `lathe` executable as its users meet it: what it prints where, and its exit codes.
-//!
-//! Its plan is made here, with one kernel assembled by hand, so that no compiler is needed.
+
+mod parrot;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,76 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use lathe_plan::manifest::Tensor;
-use lathe_plan::{
-    Access, Affine, Bucket, Buffer, CacheGroup, CacheTensor, CodeObject, Grid, Input, Kernel, Launch, Manifest,
-    Operand, PlanWriter, Program, Retention, Share, StepSize, Term, TokenKind, TokenizerTables,
-};
+use lathe_plan::{CacheGroup, CacheTensor, PlanWriter, Program, Retention};
 
-const VOCABULARY: u32 = 258;
-/// What the model always answers, wherever row 0 is asked for.
-const ANSWER: u8 = b'A';
-const END: u32 = 257;
-
-/// `logits[0][ANSWER] = 1.0`; all other logits stay as the arena is mapped, zero.
-fn kernel() -> Vec<u8> {
-    let mut code = vec![
-        0x48, 0x8b, 0x07, // mov rax, [rdi]      the first buffer
-        0xc7, 0x80, // mov dword [rax + …], …
-    ];
-    code.extend((u32::from(ANSWER) * 4).to_le_bytes());
-    code.extend(1.0f32.to_le_bytes());
-    code.push(0xc3); // ret
-    code
-}
-
-fn program(max_context: u32) -> Program {
-    let logits = Buffer::Arena { offset: 0, bytes: Affine { r: 4 * u64::from(VOCABULARY), ..Affine::default() } };
-    let per_row = vec![Term { coefficient: 4 * u64::from(VOCABULARY), factors: [Some(0), None] }];
-    let launch = Launch {
-        kernel: 0,
-        buffers: vec![logits],
-        params: vec![Affine { r: 1, ..Affine::default() }],
-        units: Affine::constant(1),
-        share: Share::Even,
-        barrier: true,
-        flops: Affine::tokens(1000),
-        bytes: Affine::constant(4),
-    };
-    Program {
-        name: "main".to_owned(),
-        vocabulary: VOCABULARY,
-        max_context,
-        inputs: vec![Input::Tokens, Input::Positions, Input::Sequences, Input::Rows],
-        kernels: vec![Kernel {
-            name: "always_the_same".to_owned(),
-            recipe: String::new(),
-            params: 1,
-            grid: Grid::default(),
-            operands: vec![Operand { access: Access::Write, extent: per_row }],
-        }],
-        buckets: vec![Bucket {
-            max: StepSize { tokens: 64, sequences: 1, rows: 64 },
-            arena_bytes: 64 * 4 * u64::from(VOCABULARY),
-            scratch_bytes: 0,
-            logits,
-            launches: vec![launch],
-        }],
-        ..Program::default()
-    }
-}
-
-/// Every byte is a token; 256 and 257 start and end a turn.
-fn tokenizer() -> TokenizerTables {
-    let mut tables = TokenizerTables { pretokenizer: "smollm".to_owned(), ..TokenizerTables::default() };
-    for byte in 0..=255 {
-        tables.push(&[byte], TokenKind::Normal);
-    }
-    tables.push(b"<|im_start|>", TokenKind::Control);
-    tables.push(b"<|im_end|>", TokenKind::Control);
-    tables.eos = vec![END];
-    tables
-}
+use crate::parrot::{ANSWER, VOCABULARY, chat, program};
 
 /// A folder of its own for a test, with what `with` adds to the plan `model.plan`; `features` are what its code needs.
 fn folder(test: &str, features: &[&str], with: impl FnOnce(&mut PlanWriter)) -> PathBuf {
@@ -88,28 +21,8 @@ fn folder(test: &str, features: &[&str], with: impl FnOnce(&mut PlanWriter)) -> 
 fn folder_of(program: &Program, test: &str, features: &[&str], with: impl FnOnce(&mut PlanWriter)) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cli").join(test);
     fs::create_dir_all(&folder).expect("the target directory is writable");
-    let mut writer = PlanWriter::new();
-    writer.program(program);
-    let features = features.iter().map(|feature| (*feature).to_owned()).collect();
-    writer.code(
-        "main",
-        "plain",
-        &CodeObject { target: "x86-64".to_owned(), features, entries: vec![0], code: kernel() },
-    );
-    writer.weights(program, "plain", |_, _| Ok(()));
-    writer.tokenizer(&tokenizer());
-    with(&mut writer);
-    writer.write(&folder.join("model.plan")).expect("the plan is sound");
+    parrot::write(&folder.join("model.plan"), program, features, with);
     folder
-}
-
-/// A template whose prompt is no longer than its messages.
-fn chat(writer: &mut PlanWriter) {
-    writer.chat_template("{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}");
-    let tensor =
-        Tensor { name: "layers.0.q".to_owned(), scheme: "int4:g32+min".to_owned(), bytes: 320, ..Tensor::default() };
-    writer.manifest(&Manifest { name: "Parrot".to_owned(), tensors: vec![tensor], ..Manifest::default() });
-    writer.report("graph", "%0 = nothing\n");
 }
 
 /// Runs `lathe` in a folder, with `input` on standard input.

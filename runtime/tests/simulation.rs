@@ -1,9 +1,10 @@
 //! Seeded simulation of the whole core: a fake device whose tokens tell when a page was mixed up, a clock that only the
 //! simulation moves, and requests that come, fork, vanish and run late at random. After every step everything that must
-//! hold is checked. `LATHE_SEEDS=17..18 cargo test -p lathe-runtime --test simulation` replays seed 17.
+//! hold is checked. `cargo xtask simulate 17` replays seed 17.
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -49,19 +50,21 @@ struct Answer {
     window: Option<u32>,
     limit: usize,
     is_cancelled: bool,
+    breaks: Option<u64>,
 }
 
 impl Answer {
-    fn new(request: &Request, choice: u32, window: Option<u32>, capacity: usize) -> Answer {
-        let limit = request.max_tokens.map_or(capacity, |max| request.tokens.len() + max);
+    fn new(request: &Request, choice: u32, world: &Rules) -> Answer {
+        let limit = request.max_tokens.map_or(world.capacity, |max| request.tokens.len() + max);
         let mut answer = Answer {
             request: request.clone(),
             choice,
             history: Vec::new(),
             hash: NullDevice::start(WEIGHTS),
-            window,
+            window: world.window,
             limit,
             is_cancelled: false,
+            breaks: world.breaks,
         };
         request.tokens.iter().for_each(|&token| answer.push(token));
         answer
@@ -79,11 +82,36 @@ impl Answer {
         NullDevice::hash(self.hash, self.history[begin..].iter().copied())
     }
 
+    /// Whether its logits are not finite now.
+    fn is_broken(&self) -> bool {
+        self.breaks.is_some_and(|one_in| NullDevice::is_broken(self.row(), one_in))
+    }
+
+    /// Whether logits that judge its prompt are not finite, if any do.
+    fn has_a_broken_prompt(&self, world: &Rules) -> bool {
+        let mut prompt = Answer::new(&Request::default(), 0, world);
+        let judged = self.request.prompt_logprobs.is_some() && self.choice == 0;
+        judged
+            && self.request.tokens.iter().any(|&token| {
+                prompt.push(token);
+                prompt.is_broken()
+            })
+    }
+
     fn next(&self) -> u32 {
         let is_early = self.history.len() - self.request.tokens.len() < self.request.min_tokens;
         let is_forbidden = |token| is_early && self.request.stop.contains(&token);
         NullDevice::choose(self.row(), self.choice, VOCABULARY, is_forbidden)
     }
+}
+
+/// What holds for all answers of a world.
+#[derive(Clone, Copy, Default)]
+struct Rules {
+    window: Option<u32>,
+    capacity: usize,
+    /// Of so many histories one has logits that are not finite.
+    breaks: Option<u64>,
 }
 
 struct World {
@@ -93,13 +121,22 @@ struct World {
     device: NullDevice,
     batcher: Batcher,
     policy: Policy,
-    window: Option<u32>,
-    capacity: usize,
+    rules: Rules,
+    is_failing: bool,
     live: HashMap<(RequestId, u32), Answer>,
     prefixes: Vec<Vec<u32>>,
     delivered: u64,
     submitted: u64,
     refused: u64,
+    ends: Ends,
+}
+
+/// How often answers ended in ways that are rare.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ends {
+    late: u64,
+    broken: u64,
+    failed: u64,
 }
 
 impl World {
@@ -135,23 +172,26 @@ impl World {
             },
         };
         let batcher = Batcher::new(&limits, options);
+        let breaks = random.pick(&[None, None, Some(200)]);
+        let device = NullDevice::new(limits, WEIGHTS);
         let prefixes = (0..4).map(|n| (0..30).map(|i| (i * 7 + n * 13) % VOCABULARY).collect()).collect();
         let mut world = World {
             seed,
             random,
             now: Duration::ZERO,
-            device: NullDevice::new(limits, WEIGHTS),
+            device: if let Some(one_in) = breaks { device.that_breaks(one_in) } else { device },
             batcher,
             policy,
-            window,
-            capacity: 0,
+            rules: Rules { window, capacity: 0, breaks },
+            is_failing: false,
             live: HashMap::new(),
             prefixes,
             delivered: 0,
             submitted: 0,
             refused: 0,
+            ends: Ends::default(),
         };
-        world.capacity = world.find_capacity();
+        world.rules.capacity = world.find_capacity();
         world
     }
 
@@ -195,12 +235,12 @@ impl World {
             Ok(id) => {
                 self.submitted += 1;
                 for choice in 0..=request.more {
-                    let answer = Answer::new(&request, choice, self.window, self.capacity);
+                    let answer = Answer::new(&request, choice, &self.rules);
                     assert!(self.live.insert((id, choice), answer).is_none(), "an id was given twice");
                 }
             }
             Err(Error::TooLong { needed, limit, .. }) => {
-                assert!(needed > limit && limit == self.capacity);
+                assert!(needed > limit && limit == self.rules.capacity);
                 self.refused += 1;
             }
             Err(Error::QueueFull { requests, .. }) => assert!(requests > 0 && requests <= MOST_WAITING + 5),
@@ -232,6 +272,11 @@ impl World {
         if self.batcher.compose(&mut step) {
             let ticket = self.device.submit(&step).expect("the step is sound");
             self.device.collect(ticket, &mut output).expect("it ran");
+        }
+        self.is_failing = !step.tokens.is_empty() && self.random.below(2000) == 0;
+        if self.is_failing {
+            self.batcher.abort(&mut events);
+        } else if !step.tokens.is_empty() {
             let took = Duration::from_micros(10_000 + 500 * step.tokens.len() as u64 + self.random.next() % 1000);
             self.now += took;
             self.batcher.retire(took, &output, &mut events);
@@ -253,7 +298,7 @@ impl World {
             Event::Prompt { request, first, entries } => {
                 let answer = &self.live[&(request, 0)];
                 assert!(first > 0 && answer.request.prompt_logprobs.is_some());
-                let mut prompt = Answer::new(&Request::default(), 0, self.window, self.capacity);
+                let mut prompt = Answer::new(&Request::default(), 0, &self.rules);
                 for (index, &token) in answer.request.tokens.iter().enumerate() {
                     if let Some((logprob, _)) = index.checked_sub(first).and_then(|at| entries.get(at)) {
                         let wanted = NullDevice::logprob(prompt.row(), token);
@@ -264,6 +309,7 @@ impl World {
             }
             Event::Token { request, choice, token, logprob, .. } => {
                 let answer = self.live.get_mut(&(request, choice)).expect("a token of an answer that has not ended");
+                assert!(!answer.is_broken(), "a token from logits that are not finite");
                 assert_eq!(token, answer.next(), "token {} of {request:?}", answer.history.len());
                 assert_eq!(logprob.to_bits(), NullDevice::logprob(answer.row(), token).to_bits());
                 assert!(!answer.request.stop.contains(&token) && answer.history.len() < answer.limit);
@@ -273,13 +319,20 @@ impl World {
             Event::Finished { request, choice, reason } => {
                 let answer = self.live.remove(&(request, choice)).expect("an answer ends once");
                 match reason {
+                    FinishReason::Late => self.ends.late += 1,
+                    FinishReason::NotFinite => self.ends.broken += 1,
+                    FinishReason::Failed => self.ends.failed += 1,
+                    _ => {}
+                }
+                match reason {
                     FinishReason::Stop(token) => {
-                        assert!(token == answer.next() && answer.request.stop.contains(&token));
+                        assert!(!answer.is_broken() && token == answer.next() && answer.request.stop.contains(&token));
                     }
                     FinishReason::Length => assert_eq!(answer.history.len(), answer.limit),
                     FinishReason::Cancelled => assert!(answer.is_cancelled),
                     FinishReason::Late => assert!(answer.request.deadline.is_some_and(|deadline| deadline <= begin)),
-                    FinishReason::Failed => panic!("no step failed"),
+                    FinishReason::NotFinite => assert!(answer.is_broken() || answer.has_a_broken_prompt(&self.rules)),
+                    FinishReason::Failed => assert!(self.is_failing, "no step failed"),
                 }
             }
         }
@@ -306,7 +359,7 @@ impl World {
         assert!(self.now.saturating_sub(oldest) < Duration::from_secs(bound), "a request starves");
     }
 
-    fn run(&mut self, steps: usize) {
+    fn run(&mut self, steps: usize) -> Ends {
         let eagerness = self.random.pick(&[3, 8, 30]);
         for _ in 0..steps {
             if self.random.below(eagerness) == 0 {
@@ -317,7 +370,11 @@ impl World {
             }
             self.step();
         }
-        assert!(self.submitted > 0 && (self.capacity > 40 || self.refused > 0), "seed {} did too little", self.seed);
+        assert!(
+            self.submitted > 0 && (self.rules.capacity > 40 || self.refused > 0),
+            "seed {} did too little",
+            self.seed
+        );
         // All clients vanish, and one step later all pages are back.
         let ids: Vec<RequestId> = self.live.keys().map(|(id, _)| *id).collect();
         for id in ids {
@@ -328,6 +385,7 @@ impl World {
         assert!(self.live.is_empty());
         let gauges = self.batcher.gauges();
         assert_eq!((gauges.running, gauges.waiting, gauges.held_pages), (0, 0, 0));
+        self.ends
     }
 }
 
@@ -338,7 +396,7 @@ impl Drop for Replay {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let seed = self.0;
-            eprintln!("replay: LATHE_SEEDS={seed}..{} cargo test -p lathe-runtime --test simulation", seed + 1);
+            eprintln!("replay: cargo xtask simulate {seed}");
         }
     }
 }
@@ -354,6 +412,7 @@ fn everything_that_must_hold_holds_after_every_step() {
     let seeds = seeds();
     let next = AtomicU64::new(seeds.start);
     let start = Instant::now();
+    let all = Mutex::new(Ends::default());
     let worker = || {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
@@ -361,7 +420,10 @@ fn everything_that_must_hold_holds_after_every_step() {
                 return;
             }
             let _replay = Replay(seed);
-            World::new(seed).run(STEPS);
+            let ends = World::new(seed).run(STEPS);
+            let mut all = all.lock().expect("nobody panics here");
+            (all.late, all.broken, all.failed) =
+                (all.late + ends.late, all.broken + ends.broken, all.failed + ends.failed);
         }
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -371,5 +433,8 @@ fn everything_that_must_hold_holds_after_every_step() {
         });
     });
     let steps = (seeds.end - seeds.start) as f64 * STEPS as f64;
+    let all = all.into_inner().expect("nobody panics here");
+    let is_rich = all.late > 0 && all.broken > 0 && all.failed > 0;
+    assert!(is_rich || seeds.end - seeds.start < 200, "{all:?}: the simulation does not see what it should");
     println!("{steps} steps, {:.0} in a second", steps / start.elapsed().as_secs_f64());
 }

@@ -167,6 +167,8 @@ pub enum FinishReason {
     Cancelled,
     /// Its deadline passed.
     Late,
+    /// The model's arithmetic overflowed: the logits of its next token held a NaN or an infinity.
+    NotFinite,
     /// A step failed; the engine's error says why.
     Failed,
 }

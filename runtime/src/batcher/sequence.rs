@@ -127,6 +127,12 @@ impl Sequence {
         edits.into_values().collect()
     }
 
+    /// Whether the logits of one of its rows were not finite.
+    pub fn is_broken(&self, rows: &[RowOutput]) -> bool {
+        let judged = self.prompt_row.map_or(0..0, |row| row..row + self.judged_in(self.in_step));
+        judged.chain(self.row).any(|row| rows.get(row).is_some_and(|row| row.is_broken))
+    }
+
     /// Reports what the step said of its prompt.
     pub fn report_prompt(&mut self, rows: &[RowOutput], events: &mut Vec<Event>) {
         let Some(row) = self.prompt_row.take() else { return };

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use lathe_runtime::stream::TextStream;
 use lathe_runtime::tokenizer::Tokenizer;
 use lathe_runtime::tokenizer::decoder::Decoder;
-use lathe_runtime::{Engine, Event, FinishReason, Request};
+use lathe_runtime::{Engine, Error, Event, FinishReason, Request};
 
 use super::interrupt::Interrupt;
 
@@ -89,6 +89,9 @@ pub fn answer(
                         show(&text)?;
                         answer.text += &text;
                     }
+                }
+                Event::Finished { reason: FinishReason::NotFinite, .. } => {
+                    return Err(Error::NotFinite { row: 0 }.into());
                 }
                 Event::Finished { reason, .. } => answer.reason = *reason,
                 Event::Started { .. } | Event::Prompt { .. } => {}

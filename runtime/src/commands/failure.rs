@@ -35,12 +35,17 @@ pub struct Unsuitable(pub String);
 #[error("interrupted")]
 pub struct Interrupted;
 
+/// Another process has failed with this code, and has said why.
+#[derive(Debug, thiserror::Error)]
+#[error("another process has ended with code {0}")]
+pub struct Passed(pub u8);
+
 /// Prints what went wrong and gives the process's exit code.
 pub fn report(result: anyhow::Result<()>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
     let code = exit_code(&error);
     // Nobody reads on: the pipe's other end has what it wanted. And who pressed Ctrl-C knows.
-    if code == 0 || error.is::<Interrupted>() {
+    if code == 0 || error.is::<Interrupted>() || error.is::<Passed>() {
         return ExitCode::from(code);
     }
     eprintln!("error: {error}");
@@ -56,6 +61,9 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     }
     if error.is::<Interrupted>() {
         return 130;
+    }
+    if let Some(Passed(code)) = error.downcast_ref() {
+        return *code;
     }
     if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
         return 0;

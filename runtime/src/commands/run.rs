@@ -310,6 +310,7 @@ impl<'a> Report<'a> {
                 FinishReason::Length => "length",
                 FinishReason::Cancelled => "interrupted",
                 FinishReason::Late => "late",
+                FinishReason::NotFinite => "not_finite",
                 FinishReason::Failed => "failed",
             },
             prompt_tokens: answer.prompt_tokens,

@@ -1,26 +1,23 @@
 //! `lathe serve`: a plan behind OpenAI's interface over HTTP.
+//!
+//! The process that the user starts is the [`supervisor`]: it owns the listening socket and starts itself a second time as
+//! the [`worker`], which loads the plan and serves. When the worker's engine fails, its process ends and another takes its
+//! place; the socket stays open all the while.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::net::IpAddr;
+mod supervisor;
+mod worker;
+
+use std::net::{IpAddr, TcpListener};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use anyhow::anyhow;
 use lathe_runtime::batcher::{BatchOptions, Policy as QueuePolicy};
-use lathe_runtime::chat::ChatTemplate;
 use lathe_runtime::kv::CacheOptions;
-use lathe_runtime::server::ask::{Defaults, Reader};
-use lathe_runtime::server::driver::Driver;
-use lathe_runtime::server::metrics::Metrics;
-use lathe_runtime::server::{Policy, Shared, http};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
-use tokio::sync::watch;
+use lathe_runtime::server::listen;
 
+use self::worker::Seat;
 use super::failure::Usage;
-use super::model::{MachineArgs, Model, positive};
+use super::model::{MachineArgs, positive};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -58,6 +55,22 @@ pub struct Args {
     /// Seconds that answers in progress may go on after SIGTERM
     #[arg(long, value_name = "S", default_value_t = 30)]
     drain: u64,
+    /// Seconds that a request may take
+    #[arg(long, value_name = "S", default_value_t = 3600)]
+    request_timeout: u64,
+    /// Most connections at a time
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = positive)]
+    max_connections: usize,
+    /// Times that an engine that failed is started again before the server gives up; a minute without a failure makes
+    /// up for all before
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    restarts: u32,
+    /// Work in the process that listens: when the engine fails, that process ends with code 1
+    #[arg(long)]
+    no_supervisor: bool,
+    /// This process works for another, which has started it anew so many times
+    #[arg(long, value_name = "N", hide = true)]
+    supervised: Option<u64>,
     #[command(flatten)]
     queue: QueueArgs,
     #[command(flatten)]
@@ -112,65 +125,24 @@ impl QueueArgs {
     }
 }
 
-/// Runs the command.
+/// Runs the command: a process that listens and one that works, or both in one.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     if !args.host.is_loopback() && args.api_key.is_empty() && !args.insecure {
         let message =
             format!("--host {} is open to others: give --api-key, or --insecure to let everybody in", args.host);
         return Err(Usage(message).into());
     }
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
-    let mut secret = [0; 32];
-    File::open("/dev/urandom")?.read_exact(&mut secret)?;
-    let model = Model::open_with(&args.plan, &args.machine, args.queue.options(secret, args.api_key.len()))?;
-    let template = model.plan.chat_template().map(|source| ChatTemplate::new(source, &model.tokenizer)).transpose()?;
-    let stem = args.plan.file_stem().map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned());
-    let metrics = Arc::new(Metrics::default());
-    let max_context = model.engine.limits().max_context;
-    let (driver, _engine) = Driver::start(model.engine, Arc::clone(&metrics))?;
-    let draining = Arc::new(AtomicBool::new(false));
-    let shared = Arc::new(Shared {
-        driver,
-        reader: Reader {
-            defaults: Defaults::read(model.plan.generation_config()),
-            tokenizer: model.tokenizer,
-            template,
-            secret,
-        },
-        model: args.name.clone().unwrap_or(stem),
-        digest: blake3::Hash::from_bytes(model.plan.root()).to_hex().to_string(),
-        max_context,
-        metrics,
-        policy: Policy {
-            keys: args.api_key.clone(),
-            strict_fields: args.strict_fields,
-            vllm_metrics: args.metrics_compat.is_some(),
-            drain: Duration::from_secs(args.drain),
-            ..Policy::default()
-        },
-        draining: Arc::clone(&draining),
-        count: AtomicU64::new(0),
-        started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
-    });
-    let (stop, stopped) = watch::channel(false);
-    std::thread::spawn(move || {
-        for signal in signals.forever() {
-            if draining.swap(true, Ordering::AcqRel) {
-                std::process::exit(128 + signal);
-            }
-            eprintln!("draining: a second signal ends at once");
-            let _ = stop.send(true);
-        }
-    });
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let listener = http::bind(&args.host.to_string(), args.port).await?;
-        let address = listener.local_addr()?;
-        writeln!(io::stdout(), "http://{address}")?;
-        eprintln!("serving {} at http://{address}/v1", shared.model);
-        http::serve(listener, shared, stopped).await;
-        anyhow::Ok(())
-    })?;
-    runtime.shutdown_background();
-    Ok(())
+    if let Some(restarts) = args.supervised {
+        return worker::run(args, Seat::of_a_supervised_process(restarts)?);
+    }
+    listen::raise_socket_limit();
+    let bound = TcpListener::bind((args.host, args.port));
+    let listener = bound.map_err(|error| anyhow!("cannot listen on {}:{}: {error}", args.host, args.port))?;
+    // Both processes wait for connections on this socket, which never blocks either.
+    listener.set_nonblocking(true)?;
+    if args.no_supervisor {
+        worker::run(args, Seat::of_a_lone_process(listener)?)
+    } else {
+        supervisor::run(args, listener)
+    }
 }

@@ -6,6 +6,7 @@ use super::{
     Device,
     cpu::CpuDevice,
     cuda::{self, CudaDevice},
+    fault,
     options::{DeviceChoice, DeviceOptions},
 };
 use crate::error::Result;
@@ -35,9 +36,14 @@ pub fn load(plan: &Plan, options: &DeviceOptions) -> Result<Loaded> {
     if let Some(ordinal) = gpu {
         let device = CudaDevice::load(plan, ordinal, options)?;
         // The thread that hands steps over and samples.
-        return Ok(Loaded { name: device.name().to_owned(), threads: 1, warning: None, device: Box::new(device) });
+        return Ok(Loaded {
+            name: device.name().to_owned(),
+            threads: 1,
+            warning: None,
+            device: fault::inject(Box::new(device))?,
+        });
     }
     let device = CpuDevice::load(plan, options)?;
     let (threads, warning) = (device.workers(), device.warning().map(str::to_owned));
-    Ok(Loaded { name: "CPU".to_owned(), threads, warning, device: Box::new(device) })
+    Ok(Loaded { name: "CPU".to_owned(), threads, warning, device: fault::inject(Box::new(device))? })
 }

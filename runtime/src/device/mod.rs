@@ -10,10 +10,12 @@
 //! - [`cpu`]: pinned workers that run the plan's x86-64 code.
 //! - [`cuda`]: an NVIDIA GPU that runs the plan's PTX.
 //! - [`null`]: no arithmetic at all; a stand-in for simulations of everything above the device.
+//! - [`fault`]: any of these, failing on purpose.
 
 pub mod choice;
 pub mod cpu;
 pub mod cuda;
+pub mod fault;
 pub mod null;
 pub mod options;
 mod tickets;
@@ -157,16 +159,18 @@ pub struct Row {
 }
 
 impl Row {
-    /// Picks the row's token from its logits, of which one must exist. Returns whether they are sound: no NaN, no +∞, not all -∞.
+    /// Picks the row's token from its logits, of which one must exist. With a NaN, a +∞ or nothing but -∞ the row is broken.
     #[expect(clippy::inline_always, reason = "to be compiled for the vectors of its caller")]
     #[inline(always)]
-    pub(crate) fn pick(&self, logits: &[f32], sampler: &mut Sampler, output: &mut RowOutput) -> bool {
+    pub(crate) fn pick(&self, logits: &[f32], sampler: &mut Sampler, output: &mut RowOutput) {
         let (max, log_sum) = math::log_sum_exp(logits);
         let logprob = |token: u32| (f64::from(logits[token as usize]) - f64::from(max) - log_sum) as f32;
         output.top.clear();
         output.logits.clear();
-        if log_sum.is_nan() {
-            return false;
+        output.is_broken = log_sum.is_nan();
+        if output.is_broken {
+            (output.token, output.logprob) = (0, 0.0);
+            return;
         }
         output.token = match &self.pick {
             Pick::Sample(params, key) if self.edits.is_empty() => sampler.sample(logits, params, *key),
@@ -184,7 +188,6 @@ impl Row {
         if self.logits {
             output.logits.extend_from_slice(logits);
         }
-        true
     }
 }
 
@@ -471,6 +474,9 @@ pub struct RowOutput {
     pub top: Vec<(u32, f32)>,
     /// The logits if they were asked for, else empty.
     pub logits: Vec<f32>, // [V]
+    /// Whether the row's logits were not finite. Nothing else in here means anything then, and neither do the keys and
+    /// values of its sequence.
+    pub is_broken: bool,
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use lathe_plan::program::StepSize;
 pub struct NullDevice {
     limits: Limits,
     seed: u64,
+    breaks: Option<u64>,   // of so many histories one has a row that is not finite
     groups: Vec<Vec<u32>>, // per cache group [pages · page_tokens] tokens
     steps: Vec<StepSize>,
     outputs: Vec<(Ticket, StepOutput, bool)>, // the last IN_FLIGHT, and whether they wait to be collected
@@ -25,7 +26,18 @@ impl NullDevice {
     pub fn new(limits: Limits, seed: u64) -> NullDevice {
         let slots = |group: &super::GroupLimits| vec![u32::MAX; group.pages as usize * group.page_tokens as usize];
         let groups = limits.groups.iter().map(slots).collect();
-        NullDevice { limits, seed, groups, steps: Vec::new(), outputs: Vec::new() }
+        NullDevice { limits, seed, breaks: None, groups, steps: Vec::new(), outputs: Vec::new() }
+    }
+
+    /// The same, but after one in so many histories the logits are not finite.
+    #[must_use]
+    pub fn that_breaks(self, one_in: u64) -> NullDevice {
+        NullDevice { breaks: Some(one_in), ..self }
+    }
+
+    /// Whether the logits after a history with this hash are not finite.
+    pub fn is_broken(hash: u64, one_in: u64) -> bool {
+        mix(hash ^ 1 << 41).is_multiple_of(one_in)
     }
 
     /// The sizes of all steps so far.
@@ -127,7 +139,13 @@ impl Device for NullDevice {
                 Pick::Sample(_, key) => NullDevice::choose(hash, key.choice, self.limits.vocabulary, is_forbidden),
                 Pick::Given(token) => token,
             };
-            output.rows.push(RowOutput { token, logprob: NullDevice::logprob(hash, token), ..RowOutput::default() });
+            let is_broken = self.breaks.is_some_and(|one_in| NullDevice::is_broken(hash, one_in));
+            output.rows.push(RowOutput {
+                token,
+                logprob: NullDevice::logprob(hash, token),
+                is_broken,
+                ..RowOutput::default()
+            });
         }
         let ticket = Ticket(self.steps.len() as u64);
         self.steps.push(step.size());

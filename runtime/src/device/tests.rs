@@ -77,12 +77,16 @@ fn logprobs_are_of_the_raw_logits() {
         Row { token: 0, pick: Pick::Sample(params, NoiseKey::default()), top: 2, logits: true, edits: Vec::new() };
     let logits = [1.0f32, 3.0, 2.0, f32::NEG_INFINITY];
     let mut output = RowOutput::default();
-    assert!(row.pick(&logits, &mut Sampler::default(), &mut output));
+    row.pick(&logits, &mut Sampler::default(), &mut output);
+    assert!(!output.is_broken);
     let total: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
     let wanted = |logit: f64| (logit - total.ln()) as f32;
     assert_eq!(output.logits, logits);
     assert!((output.logprob - wanted(f64::from(logits[output.token as usize]))).abs() < 1e-6);
     assert_eq!(output.top.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [1, 2]);
     assert!((output.top[1].1 - wanted(2.0)).abs() < 1e-6);
-    assert!(!row.pick(&[1.0, f32::NAN], &mut Sampler::default(), &mut output));
+    for broken in [&[1.0, f32::NAN][..], &[f32::INFINITY, 0.0], &[f32::NEG_INFINITY; 2]] {
+        row.pick(broken, &mut Sampler::default(), &mut output);
+        assert!(output.is_broken && output.logits.is_empty() && output.top.is_empty(), "{broken:?}");
+    }
 }

@@ -64,6 +64,10 @@ impl Engine {
             if outcome.is_err() {
                 break;
             }
+            if let Some(row) = self.output.rows.iter().position(|row| row.is_broken) {
+                outcome = Err(Error::NotFinite { row });
+                break;
+            }
             self.output.rows.iter_mut().for_each(&mut take);
         }
         self.batcher.cache().release(&mut table);

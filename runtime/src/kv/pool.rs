@@ -123,6 +123,13 @@ impl Pool {
         }
     }
 
+    /// Forgets what a held page contains.
+    pub fn disown(&mut self, page: u32) {
+        if let Some(link) = self.pages[page as usize].link.take() {
+            self.index.remove(&link.name());
+        }
+    }
+
     /// Forgets every idle page.
     pub fn forget_all(&mut self) {
         while let Some((_, &page)) = self.idle.first_key_value() {

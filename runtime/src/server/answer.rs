@@ -66,6 +66,7 @@ impl Choice {
             FinishReason::Length => "length",
             FinishReason::Cancelled => "cancelled",
             FinishReason::Late => "deadline",
+            FinishReason::NotFinite => "not_finite",
             FinishReason::Failed => "error",
         });
         text
@@ -98,11 +99,11 @@ pub struct Writer<'a> {
     /// For the texts of tokens.
     pub tokenizer: &'a Tokenizer,
     /// The answer's name.
-    pub id: String,
+    pub id: &'a str,
     /// Seconds since 1970.
     pub created: u64,
     /// The model's name.
-    pub model: String,
+    pub model: &'a str,
 }
 
 impl Writer<'_> {

@@ -16,6 +16,8 @@ use crate::{
 const MOST_CHOICES: i64 = 64;
 /// The most prompts of one request.
 const MOST_PROMPTS: usize = 128;
+/// The most answers to all prompts of one request.
+const MOST_ANSWERS: usize = 256;
 /// The most likeliest tokens to report.
 const MOST_TOP: i64 = 20;
 /// The most stop strings, and the longest.
@@ -110,6 +112,11 @@ impl Reader {
             Kind::Text => fields.integer("best_of", n as i64, MOST_CHOICES)?.unwrap_or(n as i64) as u32,
             Kind::Chat => n as u32,
         };
+        if prompts.len() * best_of as usize > MOST_ANSWERS {
+            let prompts = prompts.len();
+            let message = format!("{prompts} prompts with {best_of} answers each are more than {MOST_ANSWERS} answers");
+            return Err(Refusal::field("n", message));
+        }
         let stream = fields.flag("stream")?.unwrap_or(false);
         if stream && best_of as usize > n {
             return Err(Refusal::field("best_of", "`best_of` above `n` cannot be streamed"));

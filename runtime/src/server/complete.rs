@@ -1,7 +1,7 @@
-//! One completion, from the body of its request to the last byte of its answer, streamed or not.
+//! One completion, from the body of its request to the last byte of its answer, streamed or not. All its prompts run side
+//! by side.
 
 use std::{
-    collections::HashSet,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -17,14 +17,14 @@ use super::{
     driver::Running,
     refusal::Refusal,
 };
-use crate::{Event, FinishReason, Request, tokenizer::decoder::Decoder};
+use crate::{Event, Request, tokenizer::decoder::Decoder};
 
 /// A completion whose requests the engine has accepted.
 #[derive(Debug)]
 pub struct Completion {
     shared: Arc<Shared>,
     ask: Ask,
-    running: Vec<Running>, // one per prompt
+    running: Running,
     id: String,
     start: Instant,
     created: u64,
@@ -32,10 +32,20 @@ pub struct Completion {
 
 /// What streams and whole answers have in common while they grow.
 struct Progress {
-    choices: Vec<Choice>, // by prompt, then by choice
+    choices: Vec<Choice>,     // by prompt, then by choice
+    judged: Vec<Vec<Judged>>, // by prompt: its tokens, where they are judged
+    per_prompt: usize,
     prompt_tokens: usize,
     cached: usize,
     first_token: Option<Duration>,
+}
+
+/// What is new of a choice.
+struct News {
+    prompt: usize,
+    at: usize, // among all choices
+    text: String,
+    judged: Option<Judged>,
 }
 
 impl Completion {
@@ -47,56 +57,38 @@ impl Completion {
         deadline: Option<Duration>,
     ) -> Result<Completion, Refusal> {
         let start = Instant::now();
-        let mut running = Vec::new();
-        for request in &ask.requests {
-            // The prompt is still needed here, for an echo and for counting.
-            let accepted = shared.driver.submit(request.clone(), deadline).await;
-            running.push(accepted.ok_or_else(Refusal::failed)??);
-        }
+        // The prompts are still needed here, for an echo and for counting.
+        let running = shared.driver.submit(ask.requests.clone(), deadline).await.ok_or_else(Refusal::failed)??;
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         Ok(Completion { shared, ask, running, id, start, created })
+    }
+
+    /// Waits until the answer begins, so that one that fails before that is refused with a status of its own.
+    pub async fn wait_for_token(&mut self) -> Result<(), Refusal> {
+        let began = self.running.wait_for_token().await.ok_or_else(|| Refusal::failed().accepted())?;
+        began.and_then(Refusal::of).map_or(Ok(()), Err)
     }
 
     /// The whole answer as one body.
     pub async fn whole(mut self) -> Result<Value, Refusal> {
         let mut progress = self.progress();
-        let per_prompt = self.ask.requests.first().map_or(1, |request| request.more as usize + 1);
-        let mut running = std::mem::take(&mut self.running);
-        for (prompt, running) in running.iter_mut().enumerate() {
-            let mut judged = self.first_judged(prompt);
-            while let Some(event) = running.events.recv().await {
-                match event {
-                    Event::Started { cached, choice: 0, .. } => progress.cached += cached,
-                    Event::Prompt { first, entries, .. } => judge(&mut judged, first, entries),
-                    Event::Token { choice, token, logprob, top, .. } => {
-                        progress.first_token.get_or_insert_with(|| self.start.elapsed());
-                        let text =
-                            self.take(&mut progress.choices[prompt * per_prompt + choice as usize], token, logprob);
-                        let choice_of = &mut progress.choices[prompt * per_prompt + choice as usize];
-                        if let Some(text) = text {
-                            choice_of.text += &text;
-                            choice_of.judged.push(Judged { token, logprob: Some(logprob), top });
-                            if choice_of.finish.is_some() {
-                                running.cancel(choice);
-                            }
-                        }
-                    }
-                    Event::Finished { choice, reason, .. } => {
-                        let choice = &mut progress.choices[prompt * per_prompt + choice as usize];
-                        finish(choice, reason, &self.ask)?;
-                    }
-                    Event::Started { .. } => {}
-                }
+        while let Some((prompt, event)) = self.running.next().await {
+            if let Some(news) = self.hear(&mut progress, prompt, event)? {
+                let choice = &mut progress.choices[news.at];
+                choice.text += &news.text;
+                choice.judged.extend(news.judged);
             }
-            let choices = &mut progress.choices[prompt * per_prompt..][..per_prompt];
-            if choices.iter().any(|choice| choice.finish.is_none()) {
-                return Err(Refusal::failed());
-            }
-            if self.ask.echo {
-                let prompt_text = self.prompt_text(prompt);
+        }
+        if progress.is_cut() {
+            return Err(Refusal::failed().accepted());
+        }
+        let per_prompt = progress.per_prompt;
+        if self.ask.echo {
+            for (prompt, choices) in progress.choices.chunks_mut(per_prompt).enumerate() {
+                let text = self.prompt_text(prompt);
                 for choice in choices {
-                    choice.text.insert_str(0, &prompt_text);
-                    choice.judged.splice(0..0, judged.iter().cloned());
+                    choice.text.insert_str(0, &text);
+                    choice.judged.splice(0..0, progress.judged[prompt].iter().cloned());
                 }
             }
         }
@@ -112,94 +104,106 @@ impl Completion {
             let best = order.into_iter().take(self.ask.n).enumerate();
             shown.extend(best.map(|(at, choice)| writer.whole(prompt * self.ask.n + at, choice)));
         }
-        let mut body = writer.envelope(false, &shown, Some(Completion::usage(&progress)));
+        let mut body = writer.envelope(false, &shown, Some(progress.usage()));
         body["timings"] = self.timings(&progress);
         Ok(body)
     }
 
     /// Sends the answer in pieces; stops when nobody listens.
     pub async fn stream(mut self, out: mpsc::Sender<Bytes>) {
-        let mut progress = self.progress();
-        let per_prompt = self.ask.n;
-        let mut running = std::mem::take(&mut self.running);
-        let mut sent: HashSet<usize> = HashSet::new();
-        for (prompt, running) in running.iter_mut().enumerate() {
-            let mut judged = self.first_judged(prompt);
-            let echo = if self.ask.echo { self.prompt_text(prompt) } else { String::new() };
-            while let Some(event) = running.events.recv().await {
-                let (choice, text, own) = match event {
-                    Event::Started { cached, choice, .. } => {
-                        if choice == 0 {
-                            progress.cached += cached;
-                        }
-                        continue;
-                    }
-                    Event::Prompt { first, entries, .. } => {
-                        judge(&mut judged, first, entries);
-                        continue;
-                    }
-                    Event::Token { choice, token, logprob, top, .. } => {
-                        progress.first_token.get_or_insert_with(|| self.start.elapsed());
-                        let at = prompt * per_prompt + choice as usize;
-                        let Some(text) = self.take(&mut progress.choices[at], token, logprob) else { continue };
-                        if progress.choices[at].finish.is_some() {
-                            running.cancel(choice);
-                        }
-                        (choice, text, vec![Judged { token, logprob: Some(logprob), top }])
-                    }
-                    Event::Finished { choice, reason, .. } => {
-                        let at = prompt * per_prompt + choice as usize;
-                        if progress.choices[at].finish.is_some() {
-                            continue;
-                        }
-                        match finish(&mut progress.choices[at], reason, &self.ask) {
-                            Ok(text) => (choice, text, Vec::new()),
-                            Err(refusal) => {
-                                let _ = out.send(data(&refusal.body())).await;
-                                return;
-                            }
-                        }
-                    }
-                };
-                let index = prompt * per_prompt + choice as usize;
-                let is_first = sent.insert(index);
-                let (text, own) = if is_first && self.ask.echo {
-                    (format!("{echo}{text}"), [judged.clone(), own].concat())
-                } else {
-                    (text, own)
-                };
-                let delta = self.writer().delta(index, &text, &own, &mut progress.choices[index], is_first);
-                let usage = self.ask.continuous_usage.then(|| Completion::usage(&progress));
-                if out.send(data(&self.writer().envelope(true, &[delta], usage))).await.is_err() {
-                    return;
-                }
-            }
-            if progress.choices[prompt * per_prompt..][..per_prompt].iter().any(|choice| choice.finish.is_none()) {
-                let _ = out.send(data(&Refusal::failed().body())).await;
-                return;
-            }
-        }
-        if self.ask.usage {
-            let mut last = self.writer().envelope(true, &[], Some(Completion::usage(&progress)));
-            last["timings"] = self.timings(&progress);
-            if out.send(data(&last)).await.is_err() {
-                return;
-            }
-        }
-        let _ = out.send(Bytes::from_static(b"data: [DONE]\n\n")).await;
+        let end = match self.pieces(&out).await {
+            Ok(()) => Bytes::from_static(b"data: [DONE]\n\n"),
+            Err(Some(refusal)) => data(&refusal.body()),
+            Err(None) => return,
+        };
+        let _ = out.send(end).await;
     }
 
-    /// Takes a token into a choice. `None` where a stop string has ended that choice already.
-    fn take(&self, choice: &mut Choice, token: u32, logprob: f32) -> Option<String> {
-        if choice.finish.is_some() {
-            return None;
+    /// Sends all pieces but the end. An error without a refusal means that nobody listens.
+    async fn pieces(&mut self, out: &mpsc::Sender<Bytes>) -> Result<(), Option<Refusal>> {
+        let mut progress = self.progress();
+        let mut sent = vec![false; progress.choices.len()];
+        loop {
+            let told = tokio::select! {
+                told = self.running.next() => told,
+                () = out.closed() => return Err(None),
+            };
+            let Some((prompt, event)) = told else { break };
+            let Some(news) = self.hear(&mut progress, prompt, event).map_err(Some)? else { continue };
+            let is_first = !std::mem::replace(&mut sent[news.at], true);
+            let (mut text, mut judged) = (news.text, Vec::from_iter(news.judged));
+            if is_first && self.ask.echo {
+                text.insert_str(0, &self.prompt_text(news.prompt));
+                judged.splice(0..0, progress.judged[news.prompt].iter().cloned());
+            }
+            let writer = self.writer();
+            let delta = writer.delta(news.at, &text, &judged, &mut progress.choices[news.at], is_first);
+            let usage = self.ask.continuous_usage.then(|| progress.usage());
+            out.send(data(&writer.envelope(true, &[delta], usage))).await.map_err(|_| None)?;
         }
-        choice.tokens += 1;
-        choice.logprob += f64::from(logprob);
-        Some(choice.push_token(&self.shared.reader.tokenizer, token, &self.ask))
+        if progress.is_cut() {
+            return Err(Some(Refusal::failed().accepted()));
+        }
+        if self.ask.usage {
+            let mut last = self.writer().envelope(true, &[], Some(progress.usage()));
+            last["timings"] = self.timings(&progress);
+            out.send(data(&last)).await.map_err(|_| None)?;
+        }
+        Ok(())
+    }
+
+    /// Takes an event in and gives what a client should see of it.
+    fn hear(&self, progress: &mut Progress, prompt: usize, event: Event) -> Result<Option<News>, Refusal> {
+        match event {
+            Event::Started { cached, choice, .. } => {
+                progress.cached += if choice == 0 { cached } else { 0 };
+                Ok(None)
+            }
+            Event::Prompt { first, entries, .. } => {
+                for (judged, (logprob, top)) in progress.judged[prompt].iter_mut().skip(first).zip(entries) {
+                    (judged.logprob, judged.top) = (Some(logprob), top);
+                }
+                Ok(None)
+            }
+            Event::Token { choice: number, token, logprob, top, .. } => {
+                progress.first_token.get_or_insert_with(|| self.start.elapsed());
+                let at = prompt * progress.per_prompt + number as usize;
+                let choice = &mut progress.choices[at];
+                // A stop string has ended it already.
+                if choice.finish.is_some() {
+                    return Ok(None);
+                }
+                choice.tokens += 1;
+                choice.logprob += f64::from(logprob);
+                let text = choice.push_token(&self.shared.reader.tokenizer, token, &self.ask);
+                if choice.finish.is_some() {
+                    self.running.stop(prompt, number);
+                }
+                Ok(Some(News { prompt, at, text, judged: Some(Judged { token, logprob: Some(logprob), top }) }))
+            }
+            Event::Finished { choice: number, reason, .. } => {
+                if let Some(refusal) = Refusal::of(reason) {
+                    return Err(refusal);
+                }
+                let at = prompt * progress.per_prompt + number as usize;
+                let choice = &mut progress.choices[at];
+                if choice.finish.is_some() {
+                    return Ok(None);
+                }
+                let text = choice.end(reason, &self.ask);
+                Ok(Some(News { prompt, at, text, judged: None }))
+            }
+        }
     }
 
     fn progress(&self) -> Progress {
+        let requests = &self.ask.requests;
+        let per_prompt = requests.first().map_or(1, |request| request.more as usize + 1);
+        let judged = |request: &Request| match request.prompt_logprobs {
+            // Nothing stands before the first token of a prompt, and that one is never judged.
+            Some(_) => request.tokens.iter().map(|&token| Judged { token, logprob: None, top: Vec::new() }).collect(),
+            None => Vec::new(),
+        };
         let tokenizer = &self.shared.reader.tokenizer;
         let choices = |request: &Request| {
             // A message of a chat is a text of its own; a completion goes on with its prompt.
@@ -207,21 +211,16 @@ impl Completion {
                 Kind::Chat => Decoder::new(tokenizer),
                 Kind::Text => Decoder::after(tokenizer, &request.tokens),
             };
-            (0..=request.more).map(move |_| Choice::new(decoder))
+            (0..per_prompt).map(move |_| Choice::new(decoder))
         };
         Progress {
-            choices: self.ask.requests.iter().flat_map(choices).collect(),
-            prompt_tokens: self.ask.requests.iter().map(|request| request.tokens.len()).sum(),
+            choices: requests.iter().flat_map(choices).collect(),
+            judged: requests.iter().map(judged).collect(),
+            per_prompt,
+            prompt_tokens: requests.iter().map(|request| request.tokens.len()).sum(),
             cached: 0,
             first_token: None,
         }
-    }
-
-    /// The first token of a prompt, where its tokens are judged: nothing stands before it.
-    fn first_judged(&self, prompt: usize) -> Vec<Judged> {
-        let request = &self.ask.requests[prompt];
-        let judged = |&token| Judged { token, logprob: None, top: Vec::new() };
-        if request.prompt_logprobs.is_some() { request.tokens.iter().map(judged).collect() } else { Vec::new() }
     }
 
     fn prompt_text(&self, prompt: usize) -> String {
@@ -229,20 +228,14 @@ impl Completion {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    fn usage(progress: &Progress) -> Value {
-        let generated = progress.choices.iter().map(|choice| choice.tokens).sum();
-        usage(progress.prompt_tokens, generated, progress.cached)
-    }
-
     fn timings(&self, progress: &Progress) -> Value {
         let total = self.start.elapsed();
         let first = progress.first_token.unwrap_or(total);
-        let generated: usize = progress.choices.iter().map(|choice| choice.tokens).sum();
         json!({
             "prompt_n": progress.prompt_tokens,
             "cache_n": progress.cached,
             "prompt_ms": first.as_secs_f64() * 1e3,
-            "predicted_n": generated,
+            "predicted_n": progress.generated(),
             "predicted_ms": total.saturating_sub(first).as_secs_f64() * 1e3,
         })
     }
@@ -252,33 +245,25 @@ impl Completion {
         Writer {
             ask: &self.ask,
             tokenizer: &shared.reader.tokenizer,
-            id: self.id.clone(),
+            id: &self.id,
             created: self.created,
-            model: shared.model.clone(),
+            model: &shared.served.name,
         }
     }
 }
 
-/// Ends a choice, or the whole answer where there is none to give.
-fn finish(choice: &mut Choice, reason: FinishReason, ask: &Ask) -> Result<String, Refusal> {
-    match reason {
-        FinishReason::Failed => Err(Refusal::failed()),
-        FinishReason::Late => {
-            Err(Refusal::new(504, "the deadline passed before the answer was complete").code("deadline"))
-        }
-        _ if choice.finish.is_some() => Ok(String::new()),
-        _ => {
-            let text = choice.end(reason, ask);
-            choice.text += &text;
-            Ok(text)
-        }
+impl Progress {
+    /// Whether the engine fell silent before every choice had ended.
+    fn is_cut(&self) -> bool {
+        self.choices.iter().any(|choice| choice.finish.is_none())
     }
-}
 
-/// Fills in what is known of a prompt's tokens.
-fn judge(judged: &mut [Judged], first: usize, entries: Vec<(f32, Vec<(u32, f32)>)>) {
-    for (judged, (logprob, top)) in judged.iter_mut().skip(first).zip(entries) {
-        (judged.logprob, judged.top) = (Some(logprob), top);
+    fn generated(&self) -> usize {
+        self.choices.iter().map(|choice| choice.tokens).sum()
+    }
+
+    fn usage(&self) -> Value {
+        usage(self.prompt_tokens, self.generated(), self.cached)
     }
 }
 

@@ -2,80 +2,117 @@
 //! keep up loses its stream and holds up nobody.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         mpsc::{self, Receiver, TryRecvError},
     },
-    thread::{self, JoinHandle},
+    thread,
     time::{Duration, Instant},
 };
 
 use tokio::sync::{mpsc as queue, oneshot};
 
 use super::metrics::Metrics;
-use crate::{Engine, Error, Event, FinishReason, Request, RequestId, Result};
+use crate::{Engine, Event, FinishReason, Request, RequestId, Result};
 
-/// Events that a stream may fall behind before it is cancelled.
+/// Events that a reader may fall behind before its requests are cancelled, and how many more for each further answer.
 const QUEUE: usize = 1024;
+const QUEUE_PER_ANSWER: usize = 256;
+
+/// An event, and which of the requests that were handed over together it belongs to.
+type Told = (usize, Event);
 
 /// What the engine's thread is told.
 enum Command {
     Submit {
-        request: Box<Request>,
+        requests: Vec<Request>,
         allowed: Option<Duration>,
-        events: queue::Sender<Event>,
-        accepted: oneshot::Sender<Result<RequestId>>,
+        events: queue::Sender<Told>,
+        accepted: oneshot::Sender<Result<Vec<RequestId>>>,
     },
-    Cancel(RequestId, Option<u32>),
+    /// Its text is complete.
+    Stop(RequestId, u32),
+    /// Nobody wants it any more.
+    Cancel(Vec<RequestId>),
 }
 
 /// Hands requests to the engine.
 #[derive(Clone, Debug)]
 pub struct Driver(mpsc::Sender<Command>);
 
-/// A request that the engine has accepted. Dropping it cancels what has not ended.
+/// Requests that the engine has accepted. Dropping them cancels what has not ended.
 #[derive(Debug)]
 pub struct Running {
-    /// Its number.
-    pub id: RequestId,
-    /// What happens to it. The end of the queue before the last answer has ended means that the engine failed, or that
-    /// the reader was too slow.
-    pub events: queue::Receiver<Event>,
+    ids: Vec<RequestId>,
+    events: queue::Receiver<Told>,
+    seen: VecDeque<Told>, // events that were looked at before their time
     driver: Driver,
 }
 
 impl Running {
-    /// Ends one of its answers.
-    pub fn cancel(&self, choice: u32) {
+    /// What happens next, and to which of the requests. `None` before the last answer has ended means that the engine
+    /// failed, or that the reader was too slow.
+    pub async fn next(&mut self) -> Option<Told> {
+        match self.seen.pop_front() {
+            Some(told) => Some(told),
+            None => self.events.recv().await,
+        }
+    }
+
+    /// Waits until there is a token, or an answer has ended without one, and says how. `None` as in [`Running::next`].
+    pub async fn wait_for_token(&mut self) -> Option<Option<FinishReason>> {
+        loop {
+            let told = self.events.recv().await?;
+            let outcome = match &told.1 {
+                Event::Token { .. } => Some(None),
+                Event::Finished { reason, .. } => Some(Some(*reason)),
+                Event::Started { .. } | Event::Prompt { .. } => None,
+            };
+            self.seen.push_back(told);
+            if let Some(outcome) = outcome {
+                return Some(outcome);
+            }
+        }
+    }
+
+    /// Ends an answer whose text is complete.
+    pub fn stop(&self, request: usize, choice: u32) {
         // An engine that is gone has ended everything.
-        let _ = self.driver.0.send(Command::Cancel(self.id, Some(choice)));
+        let _ = self.driver.0.send(Command::Stop(self.ids[request], choice));
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.driver.0.send(Command::Cancel(self.id, None));
+        let _ = self.driver.0.send(Command::Cancel(std::mem::take(&mut self.ids)));
     }
 }
 
 impl Driver {
-    /// Starts the engine's thread, which ends when no driver is left or a step fails.
-    pub fn start(engine: Engine, metrics: Arc<Metrics>) -> std::io::Result<(Driver, JoinHandle<()>)> {
+    /// Starts the engine's thread, which ends when no driver is left or a step fails. The receiver hears of a failure.
+    pub fn start(engine: Engine, metrics: Arc<Metrics>) -> std::io::Result<(Driver, oneshot::Receiver<String>)> {
         let (sender, receiver) = mpsc::channel();
-        let run = move || Loop { engine, receiver, streams: HashMap::new(), metrics }.run();
-        let thread = thread::Builder::new().name("lathe-engine".to_owned()).spawn(run)?;
-        Ok((Driver(sender), thread))
+        let (failed, failure) = oneshot::channel();
+        let run = move || {
+            let state = Loop { engine, receiver, streams: HashMap::new(), metrics, events: Vec::new() };
+            if let Err(failure) = state.run() {
+                let _ = failed.send(failure);
+            }
+        };
+        thread::Builder::new().name("lathe-engine".to_owned()).spawn(run)?;
+        Ok((Driver(sender), failure))
     }
 
-    /// Hands a request over. `None` means that the engine is gone.
-    pub async fn submit(&self, request: Request, allowed: Option<Duration>) -> Option<Result<Running>> {
-        let (events, receiver) = queue::channel(QUEUE);
+    /// Hands requests over, of which all run or none. `None` means that the engine is gone.
+    pub async fn submit(&self, requests: Vec<Request>, allowed: Option<Duration>) -> Option<Result<Running>> {
+        let answers: usize = requests.iter().map(|request| request.more as usize + 1).sum();
+        let (events, receiver) = queue::channel(QUEUE + QUEUE_PER_ANSWER * answers);
         let (accepted, answer) = oneshot::channel();
-        self.0.send(Command::Submit { request: Box::new(request), allowed, events, accepted }).ok()?;
+        self.0.send(Command::Submit { requests, allowed, events, accepted }).ok()?;
         let accepted = answer.await.ok()?;
-        Some(accepted.map(|id| Running { id, events: receiver, driver: self.clone() }))
+        Some(accepted.map(|ids| Running { ids, events: receiver, seen: VecDeque::new(), driver: self.clone() }))
     }
 }
 
@@ -85,112 +122,155 @@ struct Loop {
     receiver: Receiver<Command>,
     streams: HashMap<RequestId, Stream>,
     metrics: Arc<Metrics>,
+    events: Vec<Event>, // of the step that ran last
 }
 
 /// Who listens to a request.
 struct Stream {
-    events: queue::Sender<Event>,
-    open: u32, // answers that have not ended
+    events: queue::Sender<Told>,
+    index: usize,      // among those that were handed over together
+    open: u32,         // answers that have not ended
+    stopped: Vec<u32>, // choices whose text is complete
     arrival: Instant,
-    last: Option<Instant>,
+    last: Vec<Option<Instant>>, // by choice: when its last token came
 }
 
 impl Loop {
-    fn run(mut self) {
+    /// Steps until nobody can ask for more; the error says why a step failed.
+    fn run(mut self) -> Result<(), String> {
         loop {
             if self.engine.is_idle() {
                 match self.receiver.recv() {
                     Ok(command) => self.obey(command),
-                    Err(_) => return,
+                    Err(_) => return Ok(()),
                 }
             }
             loop {
                 match self.receiver.try_recv() {
                     Ok(command) => self.obey(command),
                     Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => return,
+                    Err(TryRecvError::Disconnected) => return Ok(()),
                 }
             }
-            // A panic must not leave streams hanging: they end with this thread, and `/health` says so from then on.
+            // A panic must not leave streams hanging: they end with this thread.
             let engine = &mut self.engine;
-            let outcome = catch_unwind(AssertUnwindSafe(|| engine.step().map(<[Event]>::to_vec)));
-            let failure = match outcome {
-                Ok(Ok(events)) => {
-                    // First the counts, so that who has an answer finds its tokens in `/metrics`.
-                    self.metrics.observe_engine(&self.engine);
-                    for event in events {
-                        self.tell(event);
-                    }
+            let failure = match catch_unwind(AssertUnwindSafe(|| engine.step().map(drop))) {
+                Ok(Ok(())) => {
+                    self.tell_all();
                     continue;
                 }
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => "a step panicked".to_owned(),
             };
-            eprintln!("error: the engine has failed: {failure}");
-            self.metrics.fail();
-            return;
+            let open: u32 = self.streams.values().map(|stream| stream.open).sum();
+            self.metrics.fail(open);
+            return Err(failure);
         }
     }
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Cancel(id, choice) => match choice {
-                Some(choice) => self.engine.cancel_choice(id, choice),
-                None => self.engine.cancel(id),
-            },
-            Command::Submit { mut request, allowed, events, accepted } => {
-                request.deadline = allowed.map(|allowed| self.engine.now().saturating_add(allowed));
-                let open = request.more + 1;
-                let outcome = self.engine.submit(*request);
-                match &outcome {
-                    Ok(id) => {
-                        let stream = Stream { events, open, arrival: Instant::now(), last: None };
-                        self.streams.insert(*id, stream);
-                    }
-                    Err(Error::QueueFull { .. }) => self.metrics.reject("queue_full"),
-                    Err(Error::Late { .. }) => self.metrics.reject("deadline"),
-                    Err(_) => self.metrics.reject("invalid"),
+            Command::Stop(id, choice) => {
+                if let Some(stream) = self.streams.get_mut(&id) {
+                    stream.stopped.push(choice);
+                    self.engine.cancel_choice(id, choice);
                 }
-                if let (Err(Ok(id)), ..) = (accepted.send(outcome), ()) {
-                    // Its client left before it was told.
-                    self.engine.cancel(id);
+            }
+            Command::Cancel(ids) => {
+                ids.into_iter().filter(|id| self.streams.contains_key(id)).for_each(|id| self.engine.cancel(id));
+            }
+            Command::Submit { requests, allowed, events, accepted } => {
+                let outcome = self.submit(requests, allowed, &events);
+                if let Err(Ok(ids)) = accepted.send(outcome) {
+                    // The client left before it was told.
+                    for id in ids {
+                        self.engine.cancel(id);
+                    }
                 }
             }
         }
     }
 
+    fn submit(
+        &mut self,
+        requests: Vec<Request>,
+        allowed: Option<Duration>,
+        events: &queue::Sender<Told>,
+    ) -> Result<Vec<RequestId>> {
+        let (arrival, now) = (Instant::now(), self.engine.now());
+        let mut ids = Vec::with_capacity(requests.len());
+        for mut request in requests {
+            request.deadline = allowed.map(|allowed| now.saturating_add(allowed));
+            let open = request.more + 1;
+            match self.engine.submit(request) {
+                Ok(id) => ids.push((id, open)),
+                Err(error) => {
+                    // None of them was listed yet, so nobody hears of those that were taken.
+                    for (id, _) in ids {
+                        self.engine.cancel(id);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        for (index, &(id, open)) in ids.iter().enumerate() {
+            let (stopped, last) = (Vec::new(), vec![None; open as usize]);
+            let stream = Stream { events: events.clone(), index, open, stopped, arrival, last };
+            self.streams.insert(id, stream);
+        }
+        Ok(ids.into_iter().map(|(id, _)| id).collect())
+    }
+
+    /// Passes on what happened in the last step.
+    fn tell_all(&mut self) {
+        let mut events = std::mem::take(&mut self.events);
+        self.engine.take_events(&mut events);
+        let now = Instant::now();
+        for event in events.drain(..) {
+            self.tell(event, now);
+        }
+        self.events = events;
+        self.metrics.observe_engine(&self.engine);
+    }
+
     /// Passes an event on to whoever listens.
-    fn tell(&mut self, event: Event) {
+    fn tell(&mut self, event: Event, now: Instant) {
         let (Event::Started { request: id, .. }
         | Event::Prompt { request: id, .. }
         | Event::Token { request: id, .. }
         | Event::Finished { request: id, .. }) = event;
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        let now = Instant::now();
         match &event {
             Event::Started { .. } => self.metrics.queue_time.observe(now - stream.arrival),
-            Event::Token { .. } => match stream.last.replace(now) {
-                None => self.metrics.first_token.observe(now - stream.arrival),
-                Some(last) => self.metrics.between_tokens.observe(now - last),
-            },
-            Event::Finished { reason, .. } => {
+            Event::Token { choice, .. } => {
+                if stream.last.iter().all(Option::is_none) {
+                    self.metrics.first_token.observe(now - stream.arrival);
+                }
+                let last = stream.last.get_mut(*choice as usize).and_then(|last| last.replace(now));
+                if let Some(last) = last {
+                    self.metrics.between_tokens.observe(now - last);
+                }
+            }
+            Event::Finished { choice, reason, .. } => {
                 stream.open -= 1;
-                self.metrics.finished(*reason);
-                if stream.open == 0 && *reason != FinishReason::Cancelled {
+                let is_stopped = stream.stopped.contains(choice);
+                self.metrics.finished(*reason, is_stopped);
+                if stream.open == 0 && (is_stopped || *reason != FinishReason::Cancelled) {
                     self.metrics.whole.observe(now - stream.arrival);
                 }
             }
             Event::Prompt { .. } => {}
         }
         let is_over = stream.open == 0;
-        let failed = stream.events.try_send(event);
+        let failed = stream.events.try_send((stream.index, event));
         if matches!(failed, Err(queue::error::TrySendError::Full(_))) {
             self.metrics.abort("slow_reader");
         }
         if failed.is_err() {
             self.engine.cancel(id);
         }
-        if is_over || failed.is_err() {
+        // One whose client is gone stays listed until it has ended, to be counted.
+        if is_over || matches!(failed, Err(queue::error::TrySendError::Full(_))) {
             self.streams.remove(&id);
         }
     }

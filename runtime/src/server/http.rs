@@ -1,31 +1,22 @@
-//! Connections, limits, keys and routes. The accept loop is our own, so that every wait has a limit: for headers, for
-//! bodies, between requests, and for the number of connections.
+//! Routes, keys and bodies: what a request must bring before the engine hears of it.
 
 use std::{
     convert::Infallible,
-    io,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
     time::Duration,
 };
 
-use http_body_util::{BodyExt, Full, Limited, combinators::BoxBody};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
     body::{Body, Bytes, Frame, Incoming},
     header::{self, HeaderName, HeaderValue},
-    server::conn::http1,
-    service::service_fn,
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc, watch},
+    sync::{OwnedSemaphorePermit, mpsc},
     time::timeout,
 };
 
@@ -34,92 +25,63 @@ use super::{
     ask::{Ask, Kind, ids_of},
     complete::Completion,
     fields::Fields,
+    listen::{Answer, Closed, Service},
     refusal::Refusal,
 };
 use crate::tokenizer::Control;
 
-/// The most bytes of a request's head.
-const HEAD: usize = 16 << 10;
 /// Pieces of a stream that wait for its reader, besides the engine's own queue.
 const PIECES: usize = 32;
-/// How long to wait after the system had no socket left for a connection.
-const OUT_OF_SOCKETS: Duration = Duration::from_millis(50);
+/// What bodies are counted in.
+pub const BODY_UNIT: usize = 1024;
 
-type Answer = Response<BoxBody<Bytes, Infallible>>;
-
-/// Accepts connections until `stop` says so, then waits for those that are open, no longer than they may drain.
-pub async fn serve(listener: TcpListener, shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
-    let places = Arc::new(Semaphore::new(shared.policy.max_connections));
-    let open = Arc::new(AtomicUsize::new(0));
-    loop {
-        let place = tokio::select! {
-            place = Arc::clone(&places).acquire_owned() => place,
-            _ = stop.changed() => break,
-        };
-        let stream = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = stop.changed() => break,
-        };
-        match stream {
-            Ok((stream, _)) => {
-                let (shared, open, stop) = (Arc::clone(&shared), Arc::clone(&open), stop.clone());
-                open.fetch_add(1, Ordering::Relaxed);
-                tokio::spawn(async move {
-                    connection(stream, shared, stop).await;
-                    open.fetch_sub(1, Ordering::Relaxed);
-                    drop(place);
-                });
-            }
-            // The backlog keeps those that could not be taken; trying at once again would only spin.
-            Err(_) => tokio::time::sleep(OUT_OF_SOCKETS).await,
-        }
+impl Service for Shared {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Answer {
+        respond(request, &self).await
     }
-    drop(listener);
-    let until = tokio::time::Instant::now() + shared.policy.drain;
-    while open.load(Ordering::Relaxed) > 0 && tokio::time::Instant::now() < until {
-        tokio::time::sleep(Duration::from_millis(10)).await;
+
+    fn closed(&self, how: Closed) {
+        self.metrics.closed(how.name());
+    }
+
+    fn connections(&self, open: usize) {
+        self.metrics.connections(open);
     }
 }
 
-async fn connection(stream: TcpStream, shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
-    // Small pieces of a stream must not wait for each other.
-    let _ = stream.set_nodelay(true);
-    let policy = &shared.policy;
-    let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(policy.header_timeout).max_buf_size(HEAD.max(8192));
-    let service = service_fn(|request| {
-        let shared = Arc::clone(&shared);
-        async move { Ok::<_, Infallible>(respond(request, shared).await) }
-    });
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(connection);
-    let stopped = async move {
-        // A sender that is gone stops the server as well.
-        let _ = stop.wait_for(|stop| *stop).await;
-    };
-    // A connection ends in many ways that are its client's own business.
-    tokio::select! {
-        _ = connection.as_mut() => {}
-        () = stopped => {
-            connection.as_mut().graceful_shutdown();
-            let _ = connection.await;
-        }
-    }
-}
-
-async fn respond(request: Request<Incoming>, shared: Arc<Shared>) -> Answer {
+async fn respond(request: Request<Incoming>, shared: &Arc<Shared>) -> Answer {
     let number = shared.count.fetch_add(1, Ordering::Relaxed);
     let given = request.headers().get("x-request-id").filter(|id| id.len() <= 128).cloned();
     let name = format!("{:x}-{number}", shared.started);
-    let mut answer = match route(request, &shared, number, &name).await {
+    let path = request.uri().path().to_owned();
+    let mut answer = match route(request, shared, number, &name).await {
         Ok(answer) => answer,
-        Err(refusal) => refuse(&refusal),
+        Err(refusal) => {
+            if !refusal.was_accepted && !is_probe(&path) {
+                shared.metrics.reject(refusal.reason());
+            }
+            refuse(&refusal, &path)
+        }
     };
     let id = given.or_else(|| HeaderValue::from_str(&name).ok());
     if let Some(id) = id {
         answer.headers_mut().insert("x-request-id", id);
     }
     answer
+}
+
+/// Paths that say how the server is, without a key.
+fn is_probe(path: &str) -> bool {
+    matches!(path, "/health" | "/ready")
+}
+
+/// The method that a path takes, if there is anything at it.
+fn method_of(path: &str) -> Option<Method> {
+    match path {
+        "/health" | "/ready" | "/v1/models" | "/version" | "/metrics" | "/tokenizer_info" => Some(Method::GET),
+        "/v1/chat/completions" | "/v1/completions" | "/tokenize" | "/detokenize" => Some(Method::POST),
+        _ => path.starts_with("/v1/models/").then_some(Method::GET),
+    }
 }
 
 async fn route(request: Request<Incoming>, shared: &Arc<Shared>, number: u64, name: &str) -> Result<Answer, Refusal> {
@@ -134,12 +96,7 @@ async fn route(request: Request<Incoming>, shared: &Arc<Shared>, number: u64, na
         _ => {}
     }
     let owner = key(&head.headers, &shared.policy.keys)?;
-    let wanted = match path {
-        "/v1/models" | "/version" | "/metrics" | "/tokenizer_info" => Method::GET,
-        "/v1/chat/completions" | "/v1/completions" | "/tokenize" | "/detokenize" => Method::POST,
-        _ if path.strip_prefix("/v1/models/").is_some() => Method::GET,
-        _ => return Err(Refusal::new(404, "there is nothing at this path")),
-    };
+    let wanted = method_of(path).ok_or_else(|| Refusal::new(404, "there is nothing at this path"))?;
     if head.method != wanted {
         return Err(Refusal::new(405, format!("this path takes {wanted}")));
     }
@@ -149,26 +106,28 @@ async fn route(request: Request<Incoming>, shared: &Arc<Shared>, number: u64, na
     if is_draining {
         return Err(Refusal::new(503, "the server is about to stop").code("draining"));
     }
-    let deadline = deadline(&head.headers)?;
+    let most = shared.policy.request_timeout;
+    let allowed = deadline(&head.headers)?.map_or(most, |allowed| allowed.min(most));
     let body = read(&head.headers, body, shared).await?;
     match path {
         "/tokenize" | "/detokenize" => {
             let (shared, detokenize) = (Arc::clone(shared), path == "/detokenize");
-            let work = move || if detokenize { detokenize_body(&body, &shared) } else { tokenize_body(&body, &shared) };
+            let work =
+                move || if detokenize { detokenize_body(&body.0, &shared) } else { tokenize_body(&body.0, &shared) };
             Ok(json_of(200, &blocking(work).await?))
         }
         _ => {
             let kind = if path == "/v1/completions" { Kind::Text } else { Kind::Chat };
-            complete(kind, body, owner, deadline, number, name, Arc::clone(shared)).await
+            complete(kind, body, owner, allowed, number, name, Arc::clone(shared)).await
         }
     }
 }
 
 async fn complete(
     kind: Kind,
-    body: Bytes,
+    body: (Bytes, OwnedSemaphorePermit),
     owner: String,
-    deadline: Option<Duration>,
+    allowed: Duration,
     number: u64,
     name: &str,
     shared: Arc<Shared>,
@@ -176,7 +135,7 @@ async fn complete(
     // Templates and tokenizers take their time with long prompts, and no connection shall wait for another's.
     let reading = Arc::clone(&shared);
     let seed = shared.started ^ number << 32;
-    let ask: Ask = blocking(move || reading.reader.read(kind, &body, &owner, seed)).await?;
+    let ask: Ask = blocking(move || reading.reader.read(kind, &body.0, &owner, seed)).await?;
     known_model(ask.model.as_deref(), &shared)?;
     if !ask.unknown.is_empty() {
         shared.metrics.unknown_fields();
@@ -188,8 +147,10 @@ async fn complete(
     let unknown = unknown_header(&ask.unknown);
     let prefix = if kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
     let is_streamed = ask.stream;
-    let completion = Completion::start(Arc::clone(&shared), ask, format!("{prefix}-{name}"), deadline).await?;
+    let id = format!("{prefix}-{name}");
+    let mut completion = Completion::start(Arc::clone(&shared), ask, id, Some(allowed)).await?;
     let mut answer = if is_streamed {
+        completion.wait_for_token().await?;
         let (sender, receiver) = mpsc::channel(PIECES);
         tokio::spawn(completion.stream(sender));
         let mut answer = Response::new(Pieces(receiver).boxed());
@@ -209,14 +170,16 @@ async fn complete(
 fn get(path: &str, shared: &Shared) -> Result<Answer, Refusal> {
     let model = || {
         json!({
-            "id": shared.model, "object": "model", "created": shared.started, "owned_by": "lathe",
-            "max_model_len": shared.max_context,
+            "id": shared.served.name, "object": "model", "created": shared.started, "owned_by": "lathe",
+            "max_model_len": shared.served.max_context,
         })
     };
     Ok(match path {
         "/v1/models" => json_of(200, &json!({"object": "list", "data": [model()]})),
-        "/version" => json_of(200, &json!({"version": env!("CARGO_PKG_VERSION"), "plan": shared.digest})),
-        "/metrics" => text(&shared.metrics.print(&shared.model, &shared.digest, shared.policy.vllm_metrics)),
+        "/version" => json_of(200, &json!({"version": env!("CARGO_PKG_VERSION"), "plan": shared.served.digest})),
+        "/metrics" => {
+            text(&shared.metrics.print(&shared.served.name, &shared.served.digest, shared.policy.vllm_metrics))
+        }
         "/tokenizer_info" => json_of(200, &tokenizer_info(shared)),
         _ => {
             known_model(path.strip_prefix("/v1/models/"), shared)?;
@@ -233,7 +196,7 @@ fn tokenizer_info(shared: &Shared) -> Value {
         "bos_token": text(tables.bos),
         "eos_token": text(tables.eos.first().copied()),
         "vocab_size": tables.len(),
-        "model_max_length": shared.max_context,
+        "model_max_length": shared.served.max_context,
         "chat_template": shared.reader.template.as_ref().map(crate::chat::ChatTemplate::source),
     })
 }
@@ -248,7 +211,7 @@ fn tokenize_body(body: &[u8], shared: &Shared) -> Result<Value, Refusal> {
     } else {
         tokenizer.encode(&prompt, Control::Recognize)
     };
-    Ok(json!({"count": tokens.len(), "max_model_len": shared.max_context, "tokens": tokens}))
+    Ok(json!({"count": tokens.len(), "max_model_len": shared.served.max_context, "tokens": tokens}))
 }
 
 fn detokenize_body(body: &[u8], shared: &Shared) -> Result<Value, Refusal> {
@@ -264,8 +227,8 @@ fn detokenize_body(body: &[u8], shared: &Shared) -> Result<Value, Refusal> {
 
 fn known_model(name: Option<&str>, shared: &Shared) -> Result<(), Refusal> {
     match name {
-        Some(name) if name != shared.model => {
-            let message = format!("the model is called `{}`, and there is no other", shared.model);
+        Some(name) if name != shared.served.name => {
+            let message = format!("the model is called `{}`, and there is no other", shared.served.name);
             Err(Refusal { param: Some("model".to_owned()), ..Refusal::new(404, message).code("model_not_found") })
         }
         _ => Ok(()),
@@ -300,21 +263,26 @@ fn deadline(headers: &HeaderMap) -> Result<Option<Duration>, Refusal> {
     number.map(|ms| Some(Duration::from_millis(ms))).ok_or_else(wrong)
 }
 
-/// The body, within its limits of size and time.
-async fn read(headers: &HeaderMap, body: Incoming, shared: &Shared) -> Result<Bytes, Refusal> {
+/// The body, within its limits of size and time, and its share of what all bodies together may hold.
+async fn read(headers: &HeaderMap, body: Incoming, shared: &Shared) -> Result<(Bytes, OwnedSemaphorePermit), Refusal> {
     if headers.contains_key(header::CONTENT_ENCODING) {
-        return Err(Refusal::new(415, "bodies must not be compressed"));
+        return Err(Refusal::new(415, "bodies must not be compressed").code("encoding"));
     }
     let most = shared.policy.max_body;
     let too_large = || Refusal::new(413, format!("the body has more than {most} bytes"));
-    if body.size_hint().lower() > most as u64 {
+    let size = body.size_hint().upper().map_or(most, |size| usize::try_from(size).unwrap_or(usize::MAX));
+    if size > most {
         return Err(too_large());
     }
+    let units = u32::try_from(size.div_ceil(BODY_UNIT)).unwrap_or(u32::MAX);
+    let share = Arc::clone(&shared.bodies).try_acquire_many_owned(units);
+    let share = share
+        .map_err(|_| Refusal::new(503, "too many bodies are being read; try again in a moment").code("overloaded"))?;
     match timeout(shared.policy.body_timeout, Limited::new(body, most).collect()).await {
         Err(_) => Err(Refusal::new(408, "the body took too long")),
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
         Ok(Err(_)) => Err(Refusal::new(400, "the body could not be read")),
-        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Ok(body)) => Ok((body.to_bytes(), share)),
     }
 }
 
@@ -331,7 +299,7 @@ fn unknown_header(names: &[String]) -> Option<HeaderValue> {
     HeaderValue::from_str(&list).ok().filter(|value| !value.is_empty())
 }
 
-fn refuse(refusal: &Refusal) -> Answer {
+fn refuse(refusal: &Refusal, path: &str) -> Answer {
     let mut answer = json_of(refusal.status, &refusal.body());
     let headers = answer.headers_mut();
     if matches!(refusal.status, 429 | 503) {
@@ -341,6 +309,18 @@ fn refuse(refusal: &Refusal) -> Answer {
         // What is left of the body is not worth reading.
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
+    let method = method_of(path).filter(|_| refusal.status == 405);
+    if let Some(method) = method.and_then(|method| HeaderValue::from_str(method.as_str()).ok()) {
+        headers.insert(header::ALLOW, method);
+    }
+    answer
+}
+
+/// What everybody gets while there is no engine.
+pub fn absent() -> Answer {
+    let refusal = Refusal::new(503, "the engine is being started; try again in a moment").code("starting");
+    let mut answer = refuse(&refusal, "");
+    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     answer
 }
 
@@ -370,9 +350,4 @@ impl Body for Pieces {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         self.0.poll_recv(context).map(|piece| piece.map(|bytes| Ok(Frame::data(bytes))))
     }
-}
-
-/// Binds the address to listen on.
-pub async fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
-    TcpListener::bind((host, port)).await
 }

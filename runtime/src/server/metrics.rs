@@ -5,7 +5,7 @@ use std::{
     fmt::Write as _,
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -61,6 +61,8 @@ pub struct Metrics {
     errors: Mutex<(f64, f64)>, // summed predicted and measured seconds of steps that were predicted
     counts: Mutex<BTreeMap<(&'static str, &'static str), u64>>, // by metric and label
     failed: AtomicBool,
+    connections: AtomicUsize,
+    restarts: AtomicU64,
 }
 
 impl Metrics {
@@ -92,13 +94,15 @@ impl Metrics {
         self.count("requests_aborted", cause);
     }
 
-    /// Counts the end of an answer.
-    pub fn finished(&self, reason: FinishReason) {
+    /// Counts the end of an answer, which the server may have stopped because its text was complete.
+    pub fn finished(&self, reason: FinishReason, is_stopped: bool) {
         match reason {
             FinishReason::Stop(_) => self.count("request_success", "stop"),
+            FinishReason::Cancelled if is_stopped => self.count("request_success", "stop"),
             FinishReason::Length => self.count("request_success", "length"),
             FinishReason::Cancelled => self.abort("client"),
             FinishReason::Late => self.abort("deadline"),
+            FinishReason::NotFinite => self.abort("not_finite"),
             FinishReason::Failed => self.abort("failure"),
         }
     }
@@ -108,9 +112,25 @@ impl Metrics {
         self.count("requests_with_unknown_fields", "any");
     }
 
-    /// The engine is gone for good.
-    pub fn fail(&self) {
+    /// Counts a connection that was closed against its client's will.
+    pub fn closed(&self, how: &'static str) {
+        self.count("connections_closed", how);
+    }
+
+    /// How many connections there are.
+    pub fn connections(&self, open: usize) {
+        self.connections.store(open, Ordering::Relaxed);
+    }
+
+    /// How often the engine's process was started anew before this one.
+    pub fn restarted(&self, times: u64) {
+        self.restarts.store(times, Ordering::Relaxed);
+    }
+
+    /// The engine is gone for good, and so are answers in progress.
+    pub fn fail(&self, open: u32) {
         self.failed.store(true, Ordering::Release);
+        (0..open).for_each(|_| self.abort("failure"));
         let mut state = lock(&self.state);
         (state.0.running, state.0.waiting) = (0, 0);
     }
@@ -143,6 +163,7 @@ impl Metrics {
                 ("kv_cache_usage_perc", use_of),
                 ("prefix_cache_idle_pages", gauges.idle_pages as f64),
                 ("engine_healthy", f64::from(u8::from(!self.has_failed()))),
+                ("connections", self.connections.load(Ordering::Relaxed) as f64),
             ] {
                 let _ = writeln!(out, "# TYPE {prefix}{name} gauge\n{prefix}{name}{{{label}}} {value}");
             }
@@ -152,6 +173,7 @@ impl Metrics {
                 ("prefix_cache_queries", counters.prefix_queries),
                 ("prefix_cache_hits", counters.prefix_hits),
                 ("num_preemptions", counters.preemptions),
+                ("engine_restarts", self.restarts.load(Ordering::Relaxed)),
             ] {
                 let _ = writeln!(out, "# TYPE {prefix}{name}_total counter\n{prefix}{name}_total{{{label}}} {value}");
             }

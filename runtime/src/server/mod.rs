@@ -1,7 +1,8 @@
 //! `lathe serve`: the engine behind the interface of `OpenAI` over HTTP.
 //!
 //! - [`driver`]: the engine on its own thread; everything else only passes messages to it.
-//! - [`http`]: connections, limits, keys and routes.
+//! - [`listen`]: connections and their limits, on [`socket`]s whose writes must make progress.
+//! - [`http`]: routes, keys and bodies.
 //! - [`ask`] reads requests ([`fields`] one by one), [`answer`] writes what comes of them, [`complete`] does both for one.
 //! - [`refusal`]: errors as clients of `OpenAI` read them; [`metrics`]: what `/metrics` tells.
 
@@ -11,16 +12,20 @@ pub mod complete;
 pub mod driver;
 pub mod fields;
 pub mod http;
+pub mod listen;
 pub mod metrics;
 pub mod refusal;
+pub mod socket;
 
 use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64},
     },
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
+
+use tokio::sync::Semaphore;
 
 use self::{ask::Reader, driver::Driver, metrics::Metrics};
 
@@ -41,8 +46,12 @@ pub struct Policy {
     pub header_timeout: Duration,
     /// How long a client may take to send its body.
     pub body_timeout: Duration,
-    /// How long answers in progress may go on after the server was told to stop.
-    pub drain: Duration,
+    /// How long a client may take nothing of its answer.
+    pub write_timeout: Duration,
+    /// How long a request may take from its head to the last token.
+    pub request_timeout: Duration,
+    /// The most bytes of all bodies that are being read.
+    pub max_bodies: usize,
 }
 
 impl Default for Policy {
@@ -55,9 +64,22 @@ impl Default for Policy {
             max_body: 8 << 20,
             header_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(30),
-            drain: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(30),
+            request_timeout: Duration::from_hours(1),
+            max_bodies: 256 << 20,
         }
     }
+}
+
+/// What is served.
+#[derive(Clone, Debug)]
+pub struct Served {
+    /// The model's name.
+    pub name: String,
+    /// The plan's digest in hexadecimal.
+    pub digest: String,
+    /// The most positions of a request.
+    pub max_context: u32,
 }
 
 /// What all connections share.
@@ -67,20 +89,32 @@ pub struct Shared {
     pub driver: Driver,
     /// Reads requests.
     pub reader: Reader,
-    /// The model's name.
-    pub model: String,
-    /// The plan's digest in hexadecimal.
-    pub digest: String,
-    /// The most positions of a request.
-    pub max_context: u32,
+    /// The model.
+    pub served: Served,
     /// Counts and times.
     pub metrics: Arc<Metrics>,
     /// Towards clients.
     pub policy: Policy,
     /// Whether the server is about to stop.
     pub draining: Arc<AtomicBool>,
-    /// Requests so far.
-    pub count: AtomicU64,
-    /// Seconds since 1970 at the start.
-    pub started: u64,
+    bodies: Arc<Semaphore>, // KiB of bodies that may still be read
+    count: AtomicU64,       // requests so far
+    started: u64,           // seconds since 1970 at the start
+}
+
+impl Shared {
+    /// The state before the first request.
+    pub fn new(driver: Driver, reader: Reader, served: Served, metrics: Arc<Metrics>, policy: Policy) -> Shared {
+        Shared {
+            driver,
+            reader,
+            served,
+            metrics,
+            draining: Arc::default(),
+            bodies: Arc::new(Semaphore::new(policy.max_bodies.max(policy.max_body) / http::BODY_UNIT + 1)),
+            policy,
+            count: AtomicU64::new(0),
+            started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::{Error, chat::ChatError};
+use crate::{Error, FinishReason, chat::ChatError};
 
 /// Why a request gets no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,12 +15,14 @@ pub struct Refusal {
     pub param: Option<String>,
     /// A word for programs.
     pub code: Option<&'static str>,
+    /// Whether the engine had taken the request already, and counts its end itself.
+    pub was_accepted: bool,
 }
 
 impl Refusal {
     /// A refusal with a status and a message.
     pub fn new(status: u16, message: impl Into<String>) -> Refusal {
-        Refusal { status, message: message.into(), param: None, code: None }
+        Refusal { status, message: message.into(), param: None, code: None, was_accepted: false }
     }
 
     /// A field with a wrong value.
@@ -34,9 +36,47 @@ impl Refusal {
         Refusal { code: Some(code), ..self }
     }
 
+    /// The same for a request that the engine had taken.
+    #[must_use]
+    pub fn accepted(self) -> Refusal {
+        Refusal { was_accepted: true, ..self }
+    }
+
     /// The engine is gone.
     pub fn failed() -> Refusal {
-        Refusal::new(503, "the engine has failed; the server must be started again").code("engine_failed")
+        Refusal::new(503, "the engine has failed and is being started again; try again in a moment")
+            .code("engine_failed")
+    }
+
+    /// Why an answer ended without being one, if that is how it ended.
+    pub fn of(reason: FinishReason) -> Option<Refusal> {
+        let refusal = match reason {
+            FinishReason::Stop(_) | FinishReason::Length | FinishReason::Cancelled => return None,
+            FinishReason::Failed => Refusal::failed(),
+            FinishReason::Late => {
+                Refusal::new(504, "the deadline passed before the answer was complete").code("deadline")
+            }
+            FinishReason::NotFinite => {
+                let message = "the model's arithmetic overflowed in this answer: its logits held a NaN or an infinity; \
+                               a model compiled with --activations f32 shows whether quantization causes it";
+                Refusal::new(500, message).code("not_finite")
+            }
+        };
+        Some(refusal.accepted())
+    }
+
+    /// The reason in metrics.
+    pub fn reason(&self) -> &'static str {
+        match (self.status, self.code) {
+            (_, Some(code)) => code,
+            (401, _) => "authentication",
+            (404, _) => "not_found",
+            (405, _) => "method",
+            (408, _) => "timeout",
+            (413, _) => "too_large",
+            (500.., _) => "internal",
+            _ => "invalid",
+        }
     }
 
     /// The body of the response.

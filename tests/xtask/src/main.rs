@@ -31,6 +31,8 @@ Commands:
   instructions    Count the instructions of a decode step and a prefill chunk of SmolLM2, with valgrind
   emulate -- CMD  Run a command with the emulated CUDA driver in the place of NVIDIA's; its device is an A100,
                   or what LATHE_EMULATE says: sm_80, sm_86, sm_89, sm_90, several with commas between, or none
+  simulate [SEEDS]
+                  Run the simulation of the serving core over seeds 0..200, or one that failed, and print its speed
   dist            Build the binaries that are shipped (profile `dist`) and print their sizes
   deny            Check licences and bans of all dependencies, getting cargo-deny if it is missing
   help            Print this
@@ -99,6 +101,8 @@ fn dispatch(arguments: &[&str]) -> Result<()> {
         ["fuzz", rest @ ..] if !rest.is_empty() => tasks::fuzz(rest),
         ["instructions"] => instructions::count(),
         ["emulate", "--", command @ ..] => emulate::emulate(command),
+        ["simulate"] => tasks::simulate("0..200"),
+        ["simulate", seeds] => tasks::simulate(seeds),
         ["dist"] => tasks::dist(),
         ["deny"] => tasks::deny(),
         _ => Err(misunderstood(arguments)),

@@ -71,6 +71,14 @@ pub fn test(all: bool, arguments: &[&str]) -> Result<()> {
     }
 }
 
+/// Runs the simulation of the serving core over seeds, `FROM..TO` or one, and prints how fast it went.
+pub fn simulate(seeds: &str) -> Result<()> {
+    let one = seeds.parse::<u64>().ok().map(|seed| format!("{seed}..{}", seed + 1));
+    let mut command = cargo();
+    command.args(["test", "-p", "lathe-runtime", "--test", "simulation", "--", "--nocapture"]);
+    finish(command.env("LATHE_SEEDS", one.as_deref().unwrap_or(seeds)))
+}
+
 /// Passed and failed tests of a line such as `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
 fn totals(line: &str) -> Option<(usize, usize)> {
     let counts = line.strip_prefix("test result: ")?.split_once(". ")?.1;

@@ -43,7 +43,7 @@ pub struct Shared {
     poison: bool,
     slots: [Slot; IN_FLIGHT], // of ticket t: t mod IN_FLIGHT
     numbers: RwLock<Numbers>,
-    rows: Vec<Mutex<PickedRow>>, // [R]
+    rows: Vec<Mutex<RowOutput>>, // [R]
     submitted: Signal,           // steps that may run
     released: Signal,            // steps that followers may work on
     finished: Signal,            // steps whose output is there
@@ -58,12 +58,6 @@ pub struct Shared {
 struct Slot {
     step: RwLock<Step>,
     result: Mutex<(StepOutput, Option<Error>)>,
-}
-
-#[derive(Debug, Default)]
-struct PickedRow {
-    output: RowOutput,
-    finite: bool,
 }
 
 /// The tokens that the last steps sampled, by ticket mod [`IN_FLIGHT`].
@@ -201,12 +195,8 @@ impl Shared {
         let mut result = lock(&slot.result);
         let output = &mut result.0;
         output.rows.resize_with(step.rows.len(), RowOutput::default);
-        for (index, (row, picked)) in output.rows.iter_mut().zip(&self.rows).enumerate() {
-            let mut picked = lock(picked);
-            if !picked.finite {
-                return Err(Error::NotFinite { row: index });
-            }
-            std::mem::swap(row, &mut picked.output);
+        for (row, picked) in output.rows.iter_mut().zip(&self.rows) {
+            std::mem::swap(row, &mut *lock(picked));
         }
         let (known, sampled) = recent[ticket as usize % IN_FLIGHT].get_or_insert_default();
         *known = ticket;
@@ -240,8 +230,7 @@ impl Shared {
         for index in (worker..step.rows.len()).step_by(self.workers) {
             // SAFETY: all launches have finished at the barrier, and the next step starts after the one below.
             let logits = unsafe { self.machine.logits(&numbers, index) };
-            let picked = &mut *lock(&self.rows[index]);
-            picked.finite = wide::pick(&step.rows[index], logits, sampler, &mut picked.output);
+            wide::pick(&step.rows[index], logits, sampler, &mut lock(&self.rows[index]));
         }
         recorder.done(Work::Sample);
         drop(numbers);

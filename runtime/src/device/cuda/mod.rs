@@ -167,12 +167,11 @@ impl CudaDevice {
         if !matches!(slot.state, State::Running) {
             return;
         }
-        slot.state = match slot.done.wait() {
-            Err(error) => State::Failed(Some(error)),
-            Ok(()) => match pick(slot, self.limits.vocabulary as usize, &mut self.sampler) {
-                Ok(()) => State::Picked,
-                Err(error) => State::Failed(Some(error)),
-            },
+        slot.state = if let Err(error) = slot.done.wait() {
+            State::Failed(Some(error))
+        } else {
+            pick(slot, self.limits.vocabulary as usize, &mut self.sampler);
+            State::Picked
         };
     }
 
@@ -212,17 +211,14 @@ impl CudaDevice {
 }
 
 /// Picks the rows of a finished step.
-fn pick(slot: &mut Slot, vocabulary: usize, sampler: &mut Sampler) -> Result<()> {
+fn pick(slot: &mut Slot, vocabulary: usize, sampler: &mut Sampler) {
     let Slot { step, logits, logits_row, output, sampled, .. } = slot;
     output.rows.resize_with(step.rows.len(), RowOutput::default);
     let logits = logits.floats().chunks_exact(*logits_row);
-    for (index, ((row, logits), output)) in step.rows.iter().zip(logits).zip(&mut output.rows).enumerate() {
-        if !row.pick(&logits[..vocabulary], sampler, output) {
-            return Err(Error::NotFinite { row: index });
-        }
+    for ((row, logits), output) in step.rows.iter().zip(logits).zip(&mut output.rows) {
+        row.pick(&logits[..vocabulary], sampler, output);
     }
     sampled.extend(output.rows.iter().map(|row| row.token));
-    Ok(())
 }
 
 impl Device for CudaDevice {
