@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use lathe_plan::{CacheGroup, CacheTensor, PlanWriter, Program, Retention};
+use lathe_plan::{CacheGroup, CacheTensor, Input, PlanWriter, Program, Retention};
 
 use crate::parrot::{ANSWER, VOCABULARY, chat, program};
 

@@ -121,8 +121,8 @@ fn a_crowd_of_idle_connections_keeps_nobody_out() {
     listen::raise_socket_limit();
     let world = World::start(Setup::default());
     let client = &world.client;
-    let crowd: Vec<TcpStream> = (0..2000).map(|_| client.connect()).collect();
-    client.wait_for("lathe_connections{", 2001.0);
+    let crowd: Vec<TcpStream> = (0..500).map(|_| client.connect()).collect();
+    client.wait_for("lathe_connections{", 501.0);
     world.check(&[1, 2], 5);
     drop(crowd);
     client.wait_for("lathe_connections{", 1.0);

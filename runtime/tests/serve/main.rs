@@ -12,4 +12,5 @@ mod process;
 mod prompts;
 mod refusals;
 mod scheduling;
+mod streams;
 mod world;

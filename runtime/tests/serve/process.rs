@@ -273,7 +273,7 @@ fn logs_hold_no_prompt() {
         json!({"prompt": SECRET, "max_tokens": 2}),
         json!({"prompt": [SECRET], "n": -1}),
         json!({"messages": [{"role": "user", "content": SECRET}], "max_tokens": 1}),
-        json!({"prompt": SECRET, "max_tokens": 30}),
+        json!({"prompt": SECRET, "max_tokens": 30, "temperature": 0}),
     ];
     for body in &bodies {
         for path in [TEXT, "/v1/chat/completions", "/tokenize", &format!("/{}", SECRET.replace(' ', "/"))] {

@@ -9,7 +9,7 @@ use lathe_runtime::server::Policy;
 use serde_json::{Value, json};
 
 use crate::client::{Answer, post, read};
-use crate::world::{Setup, World, ask, events, eventually, expected, judged, spelled, tokens};
+use crate::world::{Setup, World, ask, events, expected, judged, spelled, tokens};
 
 const TEXT: &str = "/v1/completions";
 const RUNNING: &str = "lathe_num_requests_running";
@@ -184,7 +184,7 @@ fn static_batches_begin_when_the_last_has_ended() {
 
 #[test]
 fn a_draining_server_ends_what_it_began_and_begins_nothing() {
-    let world = World::start(Setup::default());
+    let mut world = World::start(Setup::default());
     world.gate.close();
     let first = begin(&world, &ask(&json!([1, 2, 3]), 200, true));
     world.step_until("its stream has begun", || has_begun(&first));
@@ -201,7 +201,7 @@ fn a_draining_server_ends_what_it_began_and_begins_nothing() {
     assert_eq!(said, spelled(&expected(&[1, 2, 3], 200)));
     assert!(first.body.contains("[DONE]"));
     // The silent connection has asked nothing and holds up nothing.
-    eventually("the server ends", || world.has_stopped());
+    world.wait_for_end();
     drop(silent);
 }
 

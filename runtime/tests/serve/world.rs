@@ -99,6 +99,12 @@ impl World {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
+    /// Waits until the server has stopped.
+    pub fn wait_for_end(&mut self) {
+        let thread = self.thread.take().expect("it was started");
+        thread.join().expect("it does not panic");
+    }
+
     /// Waits until nothing runs or waits and all pages are back.
     #[track_caller]
     pub fn wait_for_quiet(&self) {
