@@ -225,12 +225,13 @@ impl Loop {
     fn tell_all(&mut self) {
         let mut events = std::mem::take(&mut self.events);
         self.engine.take_events(&mut events);
+        // First the counts, so that who has an answer finds its tokens in `/metrics`.
+        self.metrics.observe_engine(&self.engine);
         let now = Instant::now();
         for event in events.drain(..) {
             self.tell(event, now);
         }
         self.events = events;
-        self.metrics.observe_engine(&self.engine);
     }
 
     /// Passes an event on to whoever listens.
