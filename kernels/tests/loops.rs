@@ -73,7 +73,7 @@ fn linear(scheme: Scheme, tile: Tile, stage: Stage) -> KernelSpec {
 #[test]
 fn hot_loops_keep_to_registers_and_vectors() {
     let (stream, unpack) = (Tile::Stream { tokens: 4 }, Tile::Unpack { tokens: 4 });
-    let mut table = String::new();
+    let mut table = Vec::new();
     for target in ["x86-64-v4+vnni+bf16", "x86-64-v4", "x86-64-v3"] {
         for spec in [
             linear(Scheme::INT4, stream, Stage::Add),
@@ -84,7 +84,8 @@ fn hot_loops_keep_to_registers_and_vectors() {
             linear(Scheme::INT8, unpack, Stage::Add),
         ] {
             let Loop { instructions, products, spills, scalars } = hottest(&spec, target);
-            table += &format!("{target}: {spec}: {instructions} instructions, {products} products, {spills} spills\n");
+            table
+                .push(format!("{target}: {spec}: {instructions} instructions, {products} products, {spills} spills\n"));
             assert_eq!(scalars, 0, "{target}: {spec} computes with single numbers");
             // With sixteen registers, or without one instruction for the dot product of bytes, some do not fit.
             if target == "x86-64-v4+vnni+bf16" {
@@ -95,10 +96,10 @@ fn hot_loops_keep_to_registers_and_vectors() {
     let attention =
         KernelSpec::Attention { group: 3, head_dim: 64, dtype: DType::F16, scale: 0.125, window: None, softcap: None };
     let Loop { instructions, products, spills, .. } = hottest(&attention, "x86-64-v4+vnni+bf16");
-    table += &format!(
+    table.push(format!(
         "x86-64-v4+vnni+bf16: {attention}: {instructions} instructions, {products} products, {spills} spills\n"
-    );
-    insta::assert_snapshot!("hot_loops", table);
+    ));
+    insta::assert_snapshot!("hot_loops", table.concat());
 }
 
 #[test]
