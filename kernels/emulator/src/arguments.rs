@@ -94,8 +94,8 @@ fn dims(text: &str) -> Option<[u32; 3]> {
 
 fn width(ty: &str) -> Option<usize> {
     Some(match ty {
-        "u8" => 1,
-        "u16" => 2,
+        "u8" | "s8" => 1,
+        "u16" | "s16" | "f16" | "bf16" => 2,
         "u32" | "s32" | "f32" => 4,
         "u64" | "s64" | "f64" => 8,
         _ => return None,
@@ -105,6 +105,8 @@ fn width(ty: &str) -> Option<usize> {
 impl Argument {
     fn bytes(&self, value: f64) -> Vec<u8> {
         match self.ty.as_str() {
+            "f16" => half::f16::from_f64(value).to_le_bytes().to_vec(),
+            "bf16" => half::bf16::from_f64(value).to_le_bytes().to_vec(),
             "f32" => (value as f32).to_le_bytes().to_vec(),
             "f64" => value.to_le_bytes().to_vec(),
             ty => (value as i64).to_le_bytes()[..width(ty).unwrap_or(4)].to_vec(),
@@ -113,8 +115,14 @@ impl Argument {
 
     /// The bytes of the parameter, and the address of a buffer.
     pub fn place(&self, device: &Device) -> Result<(Vec<u8>, Option<u64>), Box<dyn Error>> {
-        let number = || self.value.parse::<f64>().map_err(|_| format!("`{}` is no number", self.value));
-        let Some(count) = self.count else { return Ok((self.bytes(number()?), None)) };
+        let number = || -> Result<Vec<u8>, String> {
+            // Whole numbers of 64 bits are not all f64.
+            if let (Ok(whole), false) = (self.value.parse::<i128>(), self.ty.contains('f')) {
+                return Ok(whole.to_le_bytes()[..width(&self.ty).unwrap_or(4)].to_vec());
+            }
+            self.value.parse().map(|value| self.bytes(value)).map_err(|_| format!("`{}` is no number", self.value))
+        };
+        let Some(count) = self.count else { return Ok((number()?, None)) };
         let address = device.memory.alloc((count * width(&self.ty).unwrap_or(4)) as u64)?;
         let mut state = 1u64;
         let contents: Vec<u8> = match self.value.as_str() {
@@ -124,11 +132,12 @@ impl Argument {
                 .flat_map(|_| {
                     state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                     let unit = (state >> 40) as f64 / f64::from(1 << 24);
-                    self.bytes(if self.ty.starts_with('f') { unit } else { (unit * 256.0).floor() })
+                    self.bytes(if self.ty.contains('f') { unit } else { (unit * 256.0).floor() })
                 })
                 .collect(),
+            // A file fills it from the start; what is left stays unwritten.
             file if file.starts_with('@') => std::fs::read(&file[1..]).map_err(|error| format!("{file}: {error}"))?,
-            _ => self.bytes(number()?).repeat(count),
+            _ => number()?.repeat(count),
         };
         device.memory.write(address, &contents)?;
         Ok((address.to_le_bytes().to_vec(), Some(address)))
@@ -144,6 +153,10 @@ impl Argument {
             wide[..b.len()].copy_from_slice(b);
             let value = u64::from_le_bytes(wide);
             match self.ty.as_str() {
+                "f16" => half::f16::from_bits(value as u16).to_string(),
+                "bf16" => half::bf16::from_bits(value as u16).to_string(),
+                "s8" => (value as i8).to_string(),
+                "s16" => (value as i16).to_string(),
                 "f32" => f32::from_bits(value as u32).to_string(),
                 "f64" => f64::from_bits(value).to_string(),
                 "s32" => (value as i32).to_string(),

@@ -1,10 +1,8 @@
-//! `emulator`: runs a kernel of a `.ptx` file with given arguments, and prints what it counted.
-//!
-//! ```text
-//! emulator FILE.ptx KERNEL --grid 4 --block 128 --arg f32:16=iota --arg u32=16 --print 0
-//! ```
+//! `emulator`: lists the kernels of a `.ptx` file, runs one with given arguments, prints what it counted or the fault that
+//! it ran into, and measures itself.
 
 use std::error::Error;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use lathe_emulator::{Chip, Device, Launch, Module, Options};
@@ -13,22 +11,32 @@ const HELP: &str = "\
 Runs a kernel of a PTX file on the CPU, checks it and counts what it does.
 
 Usage: emulator FILE.ptx [KERNEL] [OPTIONS]
-       emulator bench
+       emulator bench [--threads N] [--no-checks]
 
-Without KERNEL, the kernels of the file and their parameters are listed. `bench` prints lane-instructions per second
-by class.
+Without KERNEL, the kernels of the file are listed with their parameters. `bench` prints lane-instructions per second by
+class.
 
 Options:
   --chip NAME        sm_80 (default), sm_89 or sm_90
   --grid X[,Y[,Z]]   CTAs (default 1)
   --block X[,Y[,Z]]  Threads of a CTA (default 32)
   --shared BYTES     Dynamic shared memory
-  --arg TYPE=VALUE   A scalar argument: u8, u16, u32, u64, s32, s64, f32, f64
-  --arg TYPE:N=FILL  A buffer of N elements: a number, `iota`, `random`, `none` (never written) or `@FILE`
-  --print I          Print argument I, a buffer, after the run
+  --arg TYPE=VALUE   A scalar argument: u8, u16, u32, u64, s8, s16, s32, s64, f16, bf16, f32, f64
+  --arg TYPE:N=FILL  A buffer of N elements: a number, `iota` (0, 1, 2, ...), `random` (in [0, 1), or whole below 256),
+                     `none` (never written) or `@FILE`
+  --print I          Print argument I, a buffer, after the run; the first one is 0
   --no-checks        Read unwritten memory and race without a fault
-  --steps N          The most instructions
-  --threads N        Host threads
+  --steps N          The most instructions of warps
+  --threads N        Host threads; with 1, CTAs run in the same order each time
+
+Examples, for the kernels in tests/fixtures:
+  emulator kernels.ptx
+  emulator kernels.ptx saxpy --grid 2 --arg f32=2 --arg f32:50=iota --arg f32:50=1 --arg u32=50 --print 2
+  emulator kernels.ptx histogram --grid 4 --block 64 --arg u8:3000=random --arg u32:256=0 --arg u32=3000 --print 1
+  emulator kernels.ptx transpose --block 32,8 --chip sm_90 --arg f32:99=iota --arg f32:99=none --arg u32=9 --arg u32=11
+
+What is counted goes to standard error: instructions of warps and of lanes by class, bytes by space, sectors of 32 bytes
+against the fewest possible (coalescing), passes lost to bank conflicts, branches at which lanes part.
 
 Exit codes:
   0  the kernel ran
@@ -78,17 +86,13 @@ fn run(command: &arguments::Command) -> Result<(), Box<dyn Error>> {
     let module = Module::load(&ptx, &device)?;
     let Some(kernel) = &command.kernel else {
         for kernel in module.kernels() {
-            let params: Vec<String> = module
-                .params(kernel)
-                .unwrap_or_default()
-                .iter()
-                .map(|p| format!("{}: {} bytes", p.name, p.bytes))
-                .collect();
-            println!("{kernel}({})", params.join(", "));
+            say(&described(&module, kernel));
         }
         return Ok(());
     };
-    let params = module.params(kernel).ok_or_else(|| format!("the module has no kernel {kernel}"))?;
+    let params = module.params(kernel).ok_or_else(|| {
+        format!("the module has no kernel {kernel}; it has {}", module.kernels().collect::<Vec<_>>().join(", "))
+    })?;
     if params.len() != command.arguments.len() {
         return Err(format!("{kernel} takes {} arguments, found {}", params.len(), command.arguments.len()).into());
     }
@@ -115,10 +119,26 @@ fn run(command: &arguments::Command) -> Result<(), Box<dyn Error>> {
         let (Some(argument), Some(Some(address))) = (command.arguments.get(index), addresses.get(index)) else {
             return Err(format!("argument {index} is no buffer").into());
         };
-        println!("{}", argument.show(&device, *address)?);
+        say(&argument.show(&device, *address)?);
     }
     eprint!("{counters}");
     Ok(())
+}
+
+/// Prints a line; whoever reads may have gone by then.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// A kernel with its parameters and what it needs.
+fn described(module: &Module, kernel: &str) -> String {
+    let params = module.params(kernel).unwrap_or_default();
+    let params: Vec<String> = params.iter().map(|p| format!("{}: {} bytes", p.name, p.bytes)).collect();
+    let (shared, local, threads) = module.needs(kernel).unwrap_or_default();
+    let params = params.join(", ");
+    format!(
+        "{kernel}({params})\n    {shared} bytes of shared memory, {local} of local memory a thread, up to {threads} threads"
+    )
 }
 
 /// The chip when none is named.
