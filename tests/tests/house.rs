@@ -16,7 +16,18 @@ const EDGES: &[(&str, &[&str])] = &[
     ("lathe-emulator-driver", &["lathe-emulator"]),
     ("lathe-compiler", &["lathe-ir", "lathe-models", "lathe-kernels", "lathe-plan"]),
     ("lathe-runtime", &["lathe-plan"]),
-    ("lathe-fuzz", &["lathe-ir", "lathe-models", "lathe-kernels", "lathe-compiler", "lathe-plan", "lathe-runtime"]),
+    (
+        "lathe-fuzz",
+        &[
+            "lathe-ir",
+            "lathe-models",
+            "lathe-kernels",
+            "lathe-emulator",
+            "lathe-compiler",
+            "lathe-plan",
+            "lathe-runtime",
+        ],
+    ),
     ("lathe-tests", &["lathe-ir", "lathe-models", "lathe-kernels", "lathe-compiler", "lathe-plan", "lathe-runtime"]),
 ];
 

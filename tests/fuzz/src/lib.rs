@@ -1,4 +1,4 @@
-//! Fuzzing of all that reads files which others wrote: checkpoints, tokenizers, chat templates and plans.
+//! Fuzzing of all that reads files which others wrote: checkpoints, tokenizers, chat templates, plans and PTX.
 //!
 //! A [`Target`] is one function from bytes to an [`Outcome`]; whatever it must never do is a panic. Inputs are seeds that
 //! our own writers make, changed by mutators that know the formats ([`mutate`]), so that a change does not end at a magic
@@ -86,6 +86,7 @@ pub const TARGETS: &[Target] = &[
     targets::tokenizer::TARGET,
     targets::template::TARGET,
     targets::plan::TARGET,
+    targets::ptx::TARGET,
 ];
 
 /// The target of a name.

@@ -3,6 +3,7 @@
 pub mod config;
 pub mod gguf;
 pub mod plan;
+pub mod ptx;
 pub mod safetensors;
 pub mod template;
 pub mod tokenizer;

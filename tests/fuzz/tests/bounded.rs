@@ -49,6 +49,11 @@ fn plan() {
 }
 
 #[test]
+fn ptx() {
+    check("ptx", 3000, 60);
+}
+
+#[test]
 fn inputs_follow_from_the_seed() {
     let mut inputs = [Vec::new(), Vec::new()];
     for seen in &mut inputs {
