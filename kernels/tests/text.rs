@@ -253,12 +253,35 @@ fn code_of_a_target_has_no_instruction_that_its_cpus_lack() {
         ("x86-64-v3+vnni", false, &["vnni"]),
         ("x86-64-v4", true, &[]),
         ("x86-64-v4+vnni", true, &["vnni"]),
+        ("x86-64-v4+vnni+bf16+amx", true, &["amx", "vnni"]),
     ] {
         let assembly = encoded(&text(&specs, target(name), TextLevel::Assembly).expect("the kernels build"));
         // All of AVX-512, and nothing else that these targets have, is encoded with this prefix.
         assert_eq!(assembly.contains("encoding: [0x62,"), evex, "AVX-512 in {name}");
         assert_eq!(assembly.contains("%zmm"), evex, "512-bit registers in {name}");
         assert_eq!(extensions(&assembly), allowed.iter().copied().collect::<BTreeSet<_>>(), "{name}");
+    }
+}
+
+#[test]
+fn matrix_instructions_serve_many_rows_of_int8_and_nothing_else() {
+    let amx = target("x86-64-v4+vnni+bf16+amx");
+    let (many, few) = (Tile::Unpack { tokens: 4 }, Tile::Stream { tokens: 4 });
+    for (scheme, act, tile, products) in [
+        (Scheme::INT4, Activation::Int8, many, 1),
+        // Two groups in 32 columns.
+        (Scheme::INT6_SUPER, Activation::Int8, many, 2),
+        (Scheme::INT4, Activation::Int8, few, 0),
+        (Scheme::INT4, Activation::F32, many, 0),
+    ] {
+        let spec = linear(scheme, act, tile, vec![]);
+        let assembly = text(std::slice::from_ref(&spec), amx, TextLevel::Assembly).expect("the kernel builds");
+        let count = |mnemonic: &str| assembly.matches(&format!("\t{mnemonic}")).count();
+        let found = ["tdpbsud", "tilestored", "tilezero", "tileloadd"].map(count);
+        assert_eq!(found, [products, products, products, 2 * products], "{spec}");
+        assert_eq!((count("ldtilecfg"), count("tilerelease")), (products.min(1), products.min(1)), "{spec}");
+        // What is left of 16 rows, and all of few rows, is multiplied by VNNI.
+        assert_eq!(count("vpdpbusd") > 0, act == Activation::Int8, "{spec}");
     }
 }
 

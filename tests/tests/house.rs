@@ -44,6 +44,7 @@ const UNSAFE_PLACES: &[&str] = &[
     "kernels/src/llvm",
     "kernels/emulator/driver",
     "kernels/tests/against_eval/machine.rs",
+    "kernels/tests/against_eval/tiles.rs",
     "runtime/src/device",
     "runtime/plan/src/memory.rs",
     "models/src/mapping.rs",

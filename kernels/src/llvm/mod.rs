@@ -13,3 +13,4 @@ pub mod link;
 pub mod machine;
 pub mod math;
 pub mod memory;
+pub mod tiles;

@@ -67,6 +67,19 @@ const TILE_256: RegisterTile = RegisterTile { stream_rows: 2, unpack_rows: 2, un
 /// Every target; those of CPUs from the best to the least.
 pub const TARGETS: &[Target] = &[
     Target {
+        name: "x86-64-v4+vnni+bf16+amx",
+        machine: Machine::X86,
+        triple: LINUX,
+        cpu: "x86-64-v4",
+        llvm_features: "+avx512vnni,+avx512bf16,+amx-tile,+amx-int8,+prefer-no-gather",
+        features: features!(v4, "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8"),
+        vector_bits: 512,
+        tile: TILE_512,
+        proven: false,
+        summary: "AVX-512 with VNNI, BF16 and AMX (Sapphire Rapids and later); its matrix instructions have run in an \
+                  emulation only: untested",
+    },
+    Target {
         name: "x86-64-v4+vnni+bf16",
         machine: Machine::X86,
         triple: LINUX,

@@ -5,8 +5,12 @@
 //! exact, then `acc = fma(f32(dot) · scale, x scale, acc)` and, with minima, `acc = fma(min, x scale · x sum, acc)`; for
 //! f32 activations one fused multiply-add per element in order of k. Both tiles follow it, hence give the same bits.
 //!
+//! CPUs with matrix registers take 16 rows at a time through them where a strip is unpacked; see [`tiles`].
+//!
 //! Activations come in groups of 32 with the sum of their codes. A scheme of groups of 16 makes two dot products of
 //! them; the sums of both halves are then a dot product of the first half with ones, and what is left of the whole.
+
+mod tiles;
 
 use inkwell::values::PointerValue;
 use lathe_ir::scheme::{Scheme, Zero};
@@ -16,6 +20,7 @@ use super::stages::{Strip, finish};
 use crate::llvm::builder::{Builder, Kind, LANES, Val};
 use crate::llvm::dot::Dot;
 use crate::llvm::memory::Var;
+use crate::llvm::tiles::TILE_ROWS;
 use crate::spec::{ACT_GROUP_BYTES, Activation, GROUP, KernelSpec, Stage, Tile};
 
 /// Index of the first epilogue operand: after x and w.
@@ -24,6 +29,7 @@ const FIRST_STAGE_OPERAND: usize = 2;
 /// Operands: x, w, those of the stages, out, scratch. Params: M, N, G and those of the stages.
 pub fn linear(b: &Builder<'_>, scheme: Scheme, act: Activation, tile: Tile, epilogue: &[Stage]) {
     let kernel = Linear { b, scheme, act, blocks: KernelSpec::strip_blocks(epilogue) };
+    let tiles = kernel.begin_tiles(tile);
     b.for_units(|strip| {
         let block = b.mul(strip, b.int(kernel.blocks as i64));
         let weights = b.element(b.operand(1), b.mul(block, b.param(2)), block_span_bytes(scheme));
@@ -36,18 +42,30 @@ pub fn linear(b: &Builder<'_>, scheme: Scheme, act: Activation, tile: Tile, epil
             Tile::Stream { tokens } | Tile::Mma { tokens } => tokens.min(registers.stream_rows),
             Tile::Unpack { tokens } => tokens.min(registers.unpack_rows),
         };
+        // As many rows at once as fit, then what is left by fewer.
         let rows = b.param(0);
-        let full = b.sub(rows, b.urem(rows, b.int(tokens as i64)));
-        for (begin, end, count) in [(b.int(0), full, tokens), (full, rows, 1)] {
+        let mut begin = b.int(0);
+        let whole = |count: usize| b.sub(rows, b.urem(rows, b.int(count as i64)));
+        let finish = |row, values| finish(b, epilogue, Strip { row, index: strip, values }, FIRST_STAGE_OPERAND);
+        if let Some(tiles) = &tiles {
+            let end = whole(TILE_ROWS);
+            b.for_range(begin, end, b.int(TILE_ROWS as i64), |row| {
+                kernel.multiply_by_tiles(tiles, weights, row, finish)
+            });
+            begin = end;
+        }
+        for (end, count) in [(whole(tokens), tokens), (rows, 1)] {
             b.for_range(begin, end, b.int(count as i64), |row| {
-                let results = kernel.multiply(tile, weights, row, count);
-                for (i, values) in results.into_iter().enumerate() {
-                    let row = b.add(row, b.int(i as i64));
-                    finish(b, epilogue, Strip { row, index: strip, values }, FIRST_STAGE_OPERAND);
+                for (i, values) in kernel.multiply(tile, weights, row, count).into_iter().enumerate() {
+                    finish(b.add(row, b.int(i as i64)), values);
                 }
             });
+            begin = end;
         }
     });
+    if tiles.is_some() {
+        b.end_tiles();
+    }
 }
 
 struct Linear<'b, 'c> {
@@ -96,10 +114,7 @@ impl<'c> Linear<'_, 'c> {
         count: usize,
     ) -> Vec<Vec<Val<'c>>> {
         let b = self.b;
-        let groups = self.groups();
-        let record = if self.act == Activation::Int8 { ACT_GROUP_BYTES } else { 4 * GROUP };
-        let rows: Vec<PointerValue<'c>> =
-            (0..count).map(|i| b.element(b.operand(0), b.mul(b.add(row, b.int(i as i64)), groups), record)).collect();
+        let rows: Vec<PointerValue<'c>> = (0..count).map(|i| self.row(row, i)).collect();
         let zero = b.float_lanes(0.0);
         let sums: Vec<Vec<_>> = (0..count).map(|_| blocks.iter().map(|_| b.var(zero)).collect()).collect();
         b.for_range(b.int(0), b.param(2), b.int(1), |span| {
@@ -114,6 +129,13 @@ impl<'c> Linear<'_, 'c> {
             });
         });
         sums.iter().map(|row| row.iter().map(|&sum| b.get(sum)).collect()).collect()
+    }
+
+    /// Where the activations of row `row + i` begin.
+    fn row(&self, row: Val<'c>, i: usize) -> PointerValue<'c> {
+        let b = self.b;
+        let record = if self.act == Activation::Int8 { ACT_GROUP_BYTES } else { 4 * GROUP };
+        b.element(b.operand(0), b.mul(b.add(row, b.int(i as i64)), self.groups()), record)
     }
 
     /// How many times 32 columns a row has.
@@ -156,20 +178,40 @@ impl<'c> Linear<'_, 'c> {
         for (((&row, dots), code_sums), sums) in rows.iter().zip(dots).zip(code_sums).zip(sums) {
             let scale = b.splat(b.load(Kind::F32, self.field(row, GROUP, g)));
             for (part, dots) in dots.into_iter().enumerate() {
+                let weighted = || self.weighted(row, g, scale, code_sums.get(part));
                 for ((parameters, dot), &sum) in parameters.iter().zip(dots).zip(sums) {
-                    let scaled = b.fmul(b.to_float(b.total(dot), Kind::F32), parameters.scales[part]);
-                    let mut value = b.fma(scaled, scale, b.get(sum));
-                    if let Some(&min) = parameters.mins.get(part) {
-                        let weighted = match code_sums.get(part) {
-                            Some(&sum) => b.fmul(scale, b.to_float(sum, Kind::F32)),
-                            None => b.splat(b.load(Kind::F32, self.field(row, GROUP + 4, g))),
-                        };
-                        value = b.fma(min, weighted, value);
-                    }
-                    b.set(sum, value);
+                    self.add_scaled(sum, b.total(dot), scale, (parameters, part), weighted);
                 }
             }
         }
+    }
+
+    /// A record's scale times the sum of its codes: over a part of the columns if their sum is given, over all otherwise.
+    fn weighted(&self, row: PointerValue<'c>, g: Val<'c>, scale: Val<'c>, sum: Option<&Val<'c>>) -> Val<'c> {
+        let b = self.b;
+        match sum {
+            Some(&sum) => b.fmul(scale, b.to_float(sum, Kind::F32)),
+            None => b.splat(b.load(Kind::F32, self.field(row, GROUP + 4, g))),
+        }
+    }
+
+    /// Adds the dot product of a part of the columns to a sum, as the recipe says; `weighted` is what a minimum is
+    /// multiplied with.
+    fn add_scaled(
+        &self,
+        sum: Var<'c>,
+        dot: Val<'c>,
+        scale: Val<'c>,
+        (parameters, part): (&Parameters<'c>, usize),
+        weighted: impl Fn() -> Val<'c>,
+    ) {
+        let b = self.b;
+        let scaled = b.fmul(b.to_float(dot, Kind::F32), parameters.scales[part]);
+        let mut value = b.fma(scaled, scale, b.get(sum));
+        if let Some(&min) = parameters.mins.get(part) {
+            value = b.fma(min, weighted(), value);
+        }
+        b.set(sum, value);
     }
 
     /// The field of a record that follows `bytes` per group, for group `g`.

@@ -8,9 +8,10 @@ use lathe_ir::scheme::Scheme;
 use lathe_ir::types::{CacheType, DType};
 use lathe_kernels::spec::{Activation, KernelSpec, Stage, Tile, page_bytes};
 
+use super::tiles;
 use crate::data::{F32_BOUND, Random, act_records, assert_close, f32_bytes, floats, i32_bytes, weight};
 use crate::machine::Buffer::{self, Data as Bytes, Output};
-use crate::machine::{ON_EMULATOR, run};
+use crate::machine::{self, ON_EMULATOR, run};
 
 const TILES: [Tile; 2] = [Tile::Stream { tokens: 4 }, Tile::Unpack { tokens: 4 }];
 
@@ -92,6 +93,30 @@ fn products_of_every_form() {
 }
 
 #[test]
+fn products_through_matrix_registers() {
+    if ON_EMULATOR {
+        return;
+    }
+    let before = tiles::products();
+    let integer: Vec<_> = forms().into_iter().filter(|form| form.1 == Activation::Int8).collect();
+    // Twice 16 rows, 4 and 1.
+    check(&integer, &[], &[], 37, &|_| (vec![], vec![]));
+    let lacks_more = machine::matrix_target().missing_here().iter().any(|feature| !feature.starts_with("amx_"));
+    if lacks_more {
+        println!("this CPU lacks AVX-512, VNNI or BF16: code with matrix instructions did not run");
+        return;
+    }
+    // Blocks of 16 outputs, times 16 rows, times groups; a CPU that has the instructions needs no emulation.
+    let products = |scheme: Scheme| 7 * 2 * 2 * 3 * scheme.span() / scheme.group;
+    let expected: usize = integer.iter().map(|form| products(form.0)).sum();
+    let found = tiles::products();
+    assert!(
+        found == (before.0 + expected, false) || found == before,
+        "{found:?} after {before:?}, not {expected} more"
+    );
+}
+
+#[test]
 fn residual_and_activation_epilogues() {
     for rows in [1, 6] {
         check(&SOME_FORMS, &[Stage::Add], &[add::Add {}.into()], rows, &|random| {
@@ -143,7 +168,8 @@ fn rope_and_append_epilogue() {
 
 #[test]
 fn a_row_has_the_same_bits_in_every_tile_and_batch() {
-    let (rows, n) = (11, 64);
+    // 16 rows, 4, and 3 that are left.
+    let (rows, n) = (23, 64);
     for (scheme, act) in forms() {
         let k = 576usize.next_multiple_of(scheme.span());
         let mut random = Random(9);
@@ -156,7 +182,7 @@ fn a_row_has_the_same_bits_in_every_tile_and_batch() {
             run(&spec, buffers, &[count as i64, n as i64, (k / scheme.span()) as i64], n as i64 / 32, 1).swap_remove(2)
         };
         for tiles in tiles(act) {
-            let alone = [0, 7, 10].map(|row| (row, product(tiles[0], row, 1)));
+            let alone = [0, 7, 18, 22].map(|row| (row, product(tiles[0], row, 1)));
             for tile in tiles {
                 let all = product(tile, 0, rows);
                 for (row, alone) in &alone {

@@ -8,7 +8,7 @@ use std::ptr;
 use std::sync::{Arc, Mutex};
 
 use lathe_kernels::Object;
-use lathe_kernels::spec::{Access, KernelSpec};
+use lathe_kernels::spec::{Access, Activation, KernelSpec, Tile};
 use lathe_kernels::targets::Target;
 
 /// Whether this is the test that runs kernels with PTX on the emulator.
@@ -85,11 +85,27 @@ pub enum Buffer {
     Output,
 }
 
-/// The proven CPU targets that this machine runs.
-fn targets() -> Vec<&'static Target> {
-    let targets: Vec<_> = Target::proven_cpus().filter(|target| target.missing_here().is_empty()).collect();
+/// The proven CPU targets that this machine runs; and behind them, for a kernel that has them, the target of matrix
+/// instructions, which are emulated.
+fn targets(spec: &KernelSpec) -> Vec<&'static Target> {
+    let mut targets: Vec<_> = Target::proven_cpus().filter(|target| target.missing_here().is_empty()).collect();
     assert!(!targets.is_empty(), "these tests run generated code, which needs AVX2 at the least");
+    let matrix = matrix_target();
+    let is_missing_more = matrix.missing_here().iter().any(|feature| !feature.starts_with("amx_"));
+    if has_matrix_instructions(spec) && !is_missing_more && !ON_EMULATOR {
+        targets.push(matrix);
+    }
     targets
+}
+
+/// The target that has matrix instructions.
+pub fn matrix_target() -> &'static Target {
+    Target::parse("x86-64-v4+vnni+bf16+amx").expect("a known target")
+}
+
+/// Whether the kernel of a spec uses matrix instructions where there are some.
+pub fn has_matrix_instructions(spec: &KernelSpec) -> bool {
+    matches!(spec, KernelSpec::Linear { act: Activation::Int8, tile: Tile::Unpack { .. }, .. })
 }
 
 /// Runs one kernel for `units` units in calls of `step` units, and gives back the contents of all operands. Each target
@@ -97,7 +113,7 @@ fn targets() -> Vec<&'static Target> {
 pub fn run(spec: &KernelSpec, buffers: impl AsRef<[Buffer]>, params: &[i64], units: i64, step: i64) -> Vec<Vec<u8>> {
     let mut first: Option<(&Target, Vec<Vec<u8>>)> = None;
     let most = if ON_EMULATOR { 1 } else { usize::MAX };
-    for target in targets().into_iter().take(most) {
+    for target in targets(spec).into_iter().take(most) {
         let found = run_on(target, spec, buffers.as_ref(), params, units, step);
         match &first {
             None => first = Some((target, found)),
@@ -172,6 +188,9 @@ fn run_on(
     // SAFETY: the entry is a kernel with this signature in code that we mapped executable.
     let kernel: extern "C" fn(*const *mut u8, *const i64, i64, i64) =
         unsafe { std::mem::transmute(code.base.add(object.entries[0] as usize)) };
+    if target.has("amx_int8") {
+        super::tiles::install();
+    }
     for begin in (0..units).step_by(step as usize) {
         kernel(pointers.as_ptr(), params.as_ptr(), begin, (begin + step).min(units));
     }

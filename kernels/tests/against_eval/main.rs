@@ -5,6 +5,7 @@ pub(crate) mod emulated;
 mod knobs;
 mod linear;
 pub(crate) mod machine;
+mod tiles;
 
 use data::{F32_BOUND, Random, assert_close, f32_bytes, floats, i32_bytes, weight};
 use half::f16;

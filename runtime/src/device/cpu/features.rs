@@ -2,6 +2,7 @@
 
 use lathe_plan::Code;
 
+use super::matrix;
 use crate::error::{Error, Result};
 
 /// Whether this CPU and operating system offer a feature. Unknown names are missing ones.
@@ -10,6 +11,7 @@ pub fn has(feature: &str) -> bool {
         ($($name:literal => $std:tt),* $(,)?) => {
             match feature {
                 $($name => std::is_x86_feature_detected!($std),)*
+                "amx_tile" | "amx_int8" => matrix::has(feature),
                 _ => false,
             }
         };

@@ -1,12 +1,13 @@
 //! The CPU device: runs a plan's x86-64 code on pinned worker threads.
 //!
 //! From the bottom up: `memory` maps memory and code, `float` is the kernels' floating-point mode, `machine` holds a
-//! loaded program and calls its kernels, `sync` is how threads wait, `worker` is what they do. `features`, `topology` and
-//! `quota` describe the machine, `roofline` measures it, and `room` says whether a plan fits.
+//! loaded program and calls its kernels, `sync` is how threads wait, `worker` is what they do. `features`, `matrix`,
+//! `topology` and `quota` describe the machine, `roofline` measures it, and `room` says whether a plan fits.
 
 pub mod features;
 mod float;
 mod machine;
+mod matrix;
 mod memory;
 pub mod quota;
 pub mod roofline;
