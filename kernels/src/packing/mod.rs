@@ -181,6 +181,37 @@ mod tests {
     }
 
     #[test]
+    fn packed_weights_take_the_bits_of_the_formats_that_they_hold() {
+        // Bytes and elements of a block, by ggml's definition of each type.
+        let blocks = [
+            (Scheme::F32, 4, 1),
+            (Scheme::BF16, 2, 1),
+            (Scheme::F16, 2, 1),
+            (Scheme::INT8, 34, 32),
+            (Scheme::INT4, 20, 32),
+            (Scheme::INT4_SYMMETRIC, 18, 32),
+            (Scheme::INT5_SYMMETRIC, 22, 32),
+            (Scheme::INT5, 24, 32),
+            (Scheme::INT2_SUPER, 84, 256),
+            (Scheme::INT3_SUPER, 110, 256),
+            (Scheme::INT4_SUPER, 144, 256),
+            (Scheme::INT5_SUPER, 176, 256),
+            (Scheme::INT6_SUPER, 210, 256),
+            (Scheme::IQ4, 18, 32),
+            (Scheme::IQ4_SUPER, 136, 256),
+        ];
+        let (rows, cols) = (32, 512);
+        let matrix = Matrix { rows, cols, data: MatrixData::Float(vec![1.0; rows * cols]) };
+        for scheme in Scheme::ALL {
+            let (_, bytes, elements) = blocks.into_iter().find(|block| block.0 == scheme).expect("a block of each");
+            let mut out = Vec::new();
+            pack(&quantize(&matrix, scheme), scheme, &mut out);
+            assert_eq!(out.len(), rows * cols * bytes / elements, "{scheme}");
+            assert_eq!(out.len(), packed_bytes(scheme, rows, cols), "{scheme}");
+        }
+    }
+
+    #[test]
     fn bf16_lines_hold_pairs() {
         let values: Vec<f32> = (0..16 * 32).map(|i| i as f32).collect();
         let mut out = Vec::new();

@@ -106,13 +106,13 @@ fn parameters(group: &[f32], scheme: Scheme) -> [f32; 2] {
 
 /// The code whose level is nearest to a value in units of the scale.
 fn code(value: f32, scheme: Scheme) -> u8 {
-    let level = value + f32::from(scheme.zero_level());
+    let zero = f32::from(scheme.zero_level());
     if scheme.code == Code::Table {
-        let distance = |code: &u8| (f32::from(scheme.level(*code)) - level).abs();
-        return (0..16).min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap_or(0);
+        let (bottom, top) = (f32::from(scheme.level(0)) - zero, f32::from(scheme.most_level()) - zero);
+        return search::CODES[search::table_index(value.max(bottom).min(top))];
     }
     let top = ((1u32 << scheme.bits()) - 1) as f32;
-    (value.round_ties_even() + f32::from(scheme.zero_level())).clamp(0.0, top) as u8
+    search::rounded_byte((value + zero).max(0.0).min(top))
 }
 
 #[cfg(test)]
@@ -152,9 +152,9 @@ mod tests {
     fn weighted_error(source: &[f32], back: &[f32]) -> f64 {
         let groups = source.chunks(32).zip(back.chunks(32));
         let of = |(source, back): (&[f32], &[f32])| {
-            let weights = search::importance(source, search::root_mean_square(source));
-            let terms = source.iter().zip(back).zip(weights);
-            terms.map(|((a, b), weight)| f64::from(weight) * f64::from(a - b).powi(2)).sum::<f64>()
+            let rms = search::root_mean_square(source);
+            let terms = source.iter().zip(back);
+            terms.map(|(a, b)| f64::from(search::importance(*a, rms)) * f64::from(a - b).powi(2)).sum::<f64>()
         };
         groups.map(of).sum()
     }
