@@ -11,7 +11,7 @@ use lathe_kernels::spec::{self, KernelSpec, PAGE_TOKENS, page_bytes};
 use lathe_kernels::targets::Target;
 use lathe_models::Model;
 use lathe_models::tokenizer::{Algorithm, Matching, Merge, SpacePrefix, TokenKind, Tokenizer};
-use lathe_plan::manifest::{Manifest, Source, Tensor};
+use lathe_plan::manifest::{Knob, Manifest, Source, Tensor};
 use lathe_plan::{self as plan, Affine, PlanWriter};
 
 use crate::ahead::ahead;
@@ -241,12 +241,8 @@ pub fn manifest(
 ) -> Manifest {
     let checkpoint = &*model.checkpoint;
     let tensors = schedule.weights.iter().zip(errors).map(|(weight, error)| {
-        let sources: BTreeSet<String> = weight
-            .weight
-            .parts
-            .iter()
-            .filter_map(|part| checkpoint.tensor(&part.tensor).map(|info| info.scheme.to_string()))
-            .collect();
+        let sources: BTreeSet<String> =
+            weight.weight.parts.iter().filter_map(|part| checkpoint.type_name(&part.tensor)).collect();
         Tensor {
             name: weight.weight.name.clone(),
             shape: shape(weight),
@@ -256,6 +252,7 @@ pub fn manifest(
             error: error.relative(),
         }
     });
+    let knobs = model.config.describe();
     Manifest {
         name: model.config.name.clone(),
         architecture: model.config.architecture.clone(),
@@ -270,6 +267,9 @@ pub fn manifest(
         flags: options.flags(),
         source,
         weights_bytes: schedule.weights.iter().map(|weight| weight.bytes).sum(),
+        weights_bytes_per_token: schedule::cost::weight_bytes_per_token(schedule),
+        knobs: knobs.into_iter().map(|(name, value)| Knob { name: name.to_owned(), value }).collect(),
+        attention: report::attentions(schedule),
         tensors: tensors.collect(),
     }
 }

@@ -4,10 +4,11 @@ use std::fmt::Write;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use lathe_kernels::spec::KernelSpec;
+use lathe_plan::manifest::Attention;
 use lathe_plan::{Manifest, Program};
 
 use crate::pass::{PASSES, Record};
-use crate::schedule::{Buffer, Schedule};
+use crate::schedule::{Buffer, Launch, Schedule};
 
 /// Each pass, whether it changed the graph, and the reasons that it gave. Times are left out: the same compile gives the
 /// same text.
@@ -28,17 +29,22 @@ pub fn passes(records: &[Record]) -> String {
     text
 }
 
-/// The attention of each layer and why it is of that kind: what it reads of the cache and how scores are made.
+/// The attention of each layer, as a text.
 pub fn attention(schedule: &Schedule) -> String {
-    let mut text = String::new();
+    attentions(schedule).iter().map(|Attention { cache, variant }| format!("${cache}: {variant}\n")).collect()
+}
+
+/// The attention of each layer and why it is of that kind: what it reads of the cache and how scores are made.
+pub fn attentions(schedule: &Schedule) -> Vec<Attention> {
     let launches = schedule.buckets.first().map_or(&[][..], |bucket| &bucket.launches);
-    for launch in launches {
-        let KernelSpec::Attention { group, head_dim, dtype, scale, window, softcap } = &launch.kernel else { continue };
+    let of = |launch: &Launch| {
+        let KernelSpec::Attention { group, head_dim, dtype, scale, window, softcap } = &launch.kernel else {
+            return None;
+        };
         let cache = launch.buffers.iter().find_map(|buffer| match buffer {
             Buffer::Cache(at) => schedule.caches.get(*at),
             _ => None,
-        });
-        let Some(cache) = cache else { continue };
+        })?;
         let heads = cache.ty.heads;
         let kind = match (heads, group) {
             (_, 1) => "one key/value head per query head",
@@ -51,15 +57,13 @@ pub fn attention(schedule: &Schedule) -> String {
         };
         let cap = softcap.map_or_else(String::new, |cap| format!(", bounded by {cap}"));
         let kept = &schedule.groups[cache.group].name;
-        // Writing to a string cannot fail.
-        let _ = writeln!(
-            text,
-            "${}: {seen}; {kind} ({} to {heads}, {head_dim} elements each, {dtype}), scores times {scale}{cap}; cache group {kept}",
-            cache.name,
+        let variant = format!(
+            "{seen}; {kind} ({} to {heads}, {head_dim} elements each, {dtype}), scores times {scale}{cap}; cache group {kept}",
             group * heads,
         );
-    }
-    text
+        Some(Attention { cache: cache.name.clone(), variant })
+    };
+    launches.iter().filter_map(of).collect()
 }
 
 /// How long each pass took.

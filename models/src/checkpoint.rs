@@ -46,6 +46,11 @@ pub trait Checkpoint: Send + Sync {
     /// Shape and storage of a tensor.
     fn tensor(&self, name: &str) -> Option<TensorInfo>;
 
+    /// What the file's format calls the type of a tensor (`Q4_K`, `BF16`); its scheme where there is no file.
+    fn type_name(&self, name: &str) -> Option<String> {
+        self.tensor(name).map(|info| info.scheme.to_string())
+    }
+
     /// Some rows of a tensor, as stored.
     ///
     /// # Errors

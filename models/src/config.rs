@@ -3,6 +3,7 @@
 //! [`Metadata`] remembers which keys were read. What nothing read is refused by name at the end, so that a knob that
 //! Lathe does not understand (a rope scaling, a number of experts) can never be ignored in silence.
 
+mod describe;
 mod knobs;
 mod rope;
 

@@ -278,6 +278,10 @@ impl Checkpoint for Gguf {
         Some(TensorInfo { rows: entry.rows, cols: entry.cols, scheme: entry.ty.scheme() })
     }
 
+    fn type_name(&self, name: &str) -> Option<String> {
+        self.tensors.get(name).map(|entry| format!("{:?}", entry.ty))
+    }
+
     fn load_rows(&self, name: &str, rows: Range<usize>) -> Result<Matrix, ModelError> {
         let info = self.tensor(name).ok_or_else(|| ModelError::NoTensor { tensor: name.to_owned() })?;
         info.check_rows(name, &rows)?;

@@ -117,6 +117,10 @@ impl Checkpoint for Views {
         self.pieces.get(name).map(|view| view.info).or_else(|| self.inner.tensor(name))
     }
 
+    fn type_name(&self, name: &str) -> Option<String> {
+        self.inner.type_name(if self.pieces.contains_key(name) { stored(name) } else { name })
+    }
+
     fn load_rows(&self, name: &str, rows: Range<usize>) -> Result<Matrix, ModelError> {
         let Some(view) = self.pieces.get(name) else { return self.inner.load_rows(name, rows) };
         view.info.check_rows(name, &rows)?;

@@ -23,8 +23,35 @@ import gguf
 import numpy as np
 
 
+class Weights:
+    """A file's tensors as arrays of one float type, dequantized when they are asked for, and kept if they are few."""
+
+    MOST_KEPT = 1 << 30  # elements
+
+    def __init__(self, tensors, dtype):
+        self.tensors = {t.name: t for t in tensors}
+        self.dtype = dtype
+        self.keeps = sum(int(t.n_elements) for t in tensors) <= self.MOST_KEPT
+        self.kept = {}
+
+    def __contains__(self, name):
+        return name in self.tensors
+
+    def __getitem__(self, name):
+        if name in self.kept:
+            return self.kept[name]
+        tensor = self.tensors[name]
+        value = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(self.dtype, copy=False)
+        if self.keeps:
+            self.kept[name] = value
+        return value
+
+    def get(self, name, default):
+        return self[name] if name in self else default
+
+
 class Llama:
-    """A model of the llama, qwen2 or gemma3 architecture, its weights dequantized to one float type."""
+    """A model of the llama, qwen2 or gemma3 architecture."""
 
     def __init__(self, path, dtype):
         reader = gguf.GGUFReader(path)
@@ -43,10 +70,8 @@ class Llama:
         self.bos = self._value(reader, "tokenizer.ggml.bos_token_id")
         self.add_bos = bool(self._value(reader, "tokenizer.ggml.add_bos_token", False))
         self.dtype = dtype
-        self.weights = {
-            t.name: gguf.quants.dequantize(t.data, t.tensor_type).astype(dtype, copy=False) for t in reader.tensors
-        }
-        self.head = self.weights.get("output.weight", self.weights["token_embd.weight"])  # [V, K]
+        self.weights = Weights(reader.tensors, dtype)
+        self.head = "output.weight" if "output.weight" in self.weights else "token_embd.weight"  # [V, K]
 
     @staticmethod
     def _value(reader, key, default=None):
@@ -66,7 +91,7 @@ class Llama:
             x = x + self._norm_behind(attended, f"blk.{layer}.post_attention_norm")
             computed = self._feed_forward(layer, self._norm(x, f"blk.{layer}.ffn_norm"))
             x = x + self._norm_behind(computed, f"blk.{layer}.post_ffw_norm")
-        return self._norm(x[rows], "output_norm") @ self.head.T
+        return self._norm(x[rows], "output_norm") @ self.weights[self.head].T
 
     def _norm(self, x, name):
         scale = 1.0 / np.sqrt(np.mean(np.square(x, dtype=np.float64), axis=-1, keepdims=True) + self.epsilon)
@@ -76,7 +101,7 @@ class Llama:
         return self._norm(x, name) if self.gemma else x
 
     def _angles(self, length, theta):
-        size = self.weights["blk.0.attn_q.weight"].shape[0] // self.heads
+        size = int(self.weights.tensors["blk.0.attn_q.weight"].shape[1]) // self.heads
         frequencies = theta ** (-np.arange(0, size, 2, dtype=np.float64) / size)  # [D/2]
         angles = np.arange(length, dtype=np.float64)[:, None] * frequencies  # [T, D/2]
         return np.cos(angles).astype(self.dtype), np.sin(angles).astype(self.dtype)

@@ -33,6 +33,14 @@ pub fn qwen2() -> PathBuf {
     prepared("LATHE_MODEL_QWEN2", "Qwen2.5-Coder-0.5B-Instruct.Q4_K_M.gguf")
 }
 
+/// `Qwen2.5-Coder-1.5B-Instruct`, a GGUF file with weights of several K types.
+///
+/// # Panics
+/// When the file is not there.
+pub fn qwen2_larger() -> PathBuf {
+    prepared("LATHE_MODEL_QWEN2_LARGER", "Qwen2.5-Coder-1.5B-Instruct.Q4_K_M.gguf")
+}
+
 /// `gemma-3-270m`, a GGUF file with weights of several K types.
 ///
 /// # Panics

@@ -3,10 +3,12 @@
 //! Bytes follow from the kernel's own operands: each is read or written once. Two operands are not touched whole: the
 //! embedding table, of which a token reads one row, and the cache, priced at [`ATTENTION_CONTEXT`] cached positions or the window.
 
+use std::collections::BTreeSet;
+
 use lathe_ir::types::Dim;
 use lathe_kernels::spec::{Access, GROUP, KernelSpec, MapOp, Norm, Operand, Stage, page_bytes, span_bytes};
 
-use super::{plus, product, times};
+use super::{Buffer, Schedule, plus, product, times};
 
 /// Cached positions that a token's attention is priced with: a conversation of some turns. The true number is known only
 /// at run time.
@@ -23,6 +25,24 @@ pub fn extent(operand: &Operand, params: &[Dim]) -> Option<Dim> {
         bytes = plus(bytes, value);
     }
     Some(bytes)
+}
+
+/// Weight bytes that a step of one token reads: each weight once, and one row of a table that tokens are looked up in.
+pub fn weight_bytes_per_token(schedule: &Schedule) -> u64 {
+    let mut whole = BTreeSet::new();
+    let mut rows = 0;
+    for launch in schedule.buckets.first().map_or(&[][..], |bucket| &bucket.launches) {
+        for buffer in &launch.buffers {
+            match (buffer, &launch.kernel) {
+                (Buffer::Weight(_), KernelSpec::Embed { scheme }) => {
+                    rows += (span_bytes(*scheme) * launch.params[2].c) as u64;
+                }
+                (Buffer::Weight(at), _) => _ = whole.insert(*at),
+                _ => {}
+            }
+        }
+    }
+    rows + whole.iter().map(|&at| schedule.weights[at].bytes).sum::<u64>()
 }
 
 /// Bytes read and written by a launch.

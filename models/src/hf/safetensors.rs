@@ -39,6 +39,15 @@ impl Element {
         }
     }
 
+    /// The format's name.
+    fn name(self) -> &'static str {
+        match self {
+            Element::F32 => "F32",
+            Element::F16 => "F16",
+            Element::Bf16 => "BF16",
+        }
+    }
+
     /// The scheme that holds it.
     fn scheme(self) -> Scheme {
         match self {
@@ -322,6 +331,10 @@ impl Checkpoint for Shards {
     fn tensor(&self, name: &str) -> Option<TensorInfo> {
         let (entry, _) = self.find(name)?;
         Some(TensorInfo { rows: entry.rows, cols: entry.cols, scheme: entry.element.scheme() })
+    }
+
+    fn type_name(&self, name: &str) -> Option<String> {
+        self.find(name).map(|(entry, _)| entry.element.name().to_owned())
     }
 
     fn load_rows(&self, name: &str, rows: Range<usize>) -> Result<Matrix, ModelError> {

@@ -34,6 +34,12 @@ pub struct Manifest {
     pub source: Source,
     /// Bytes of the packed weights.
     pub weights_bytes: u64,
+    /// Bytes of them that a step of one token reads: all but the rows of a table that it does not look up.
+    pub weights_bytes_per_token: u64,
+    /// What the decoder is made of, beyond its architecture's name.
+    pub knobs: Vec<Knob>,
+    /// What the attention of each layer reads.
+    pub attention: Vec<Attention>,
     /// Each packed tensor.
     pub tensors: Vec<Tensor>,
 }
@@ -46,6 +52,26 @@ pub struct Source {
     pub format: String,
     /// BLAKE3 of its bytes, in hex.
     pub blake3: String,
+}
+
+/// One number or choice of a decoder.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Knob {
+    /// Its name (`query heads`).
+    pub name: String,
+    /// Its value (`14, with 2 key/value heads, 64 elements each`).
+    pub value: String,
+}
+
+/// The attention of a layer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Attention {
+    /// The cache that it reads (`kv.0`).
+    pub cache: String,
+    /// What it reads of it and how it makes scores, with the reason.
+    pub variant: String,
 }
 
 /// How a tensor is stored, and what that cost.

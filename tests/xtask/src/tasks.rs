@@ -43,6 +43,7 @@ pub fn test(all: bool, arguments: &[&str]) -> Result<()> {
     command.env("LATHE_MODEL_GEMMA3", downloads::model("gemma3")?);
     if all {
         command.env("LATHE_MODEL_QWEN2", downloads::model("qwen2-coder-0.5b")?);
+        command.env("LATHE_MODEL_QWEN2_LARGER", downloads::model("qwen2-coder-1.5b")?);
     }
     command.env("LATHE_PYTHON", setup::reference_python()?);
     command.env("LATHE_PTXAS", downloads::ptxas()?);

@@ -16,6 +16,7 @@ pub fn write(story: &Story) -> String {
     line(&mut out, "root", &story.root);
     if let Some(manifest) = &story.manifest {
         model(&mut out, manifest);
+        decoder(&mut out, manifest);
         weights(&mut out, story, manifest);
     }
     for entry in &story.programs {
@@ -67,8 +68,50 @@ fn model(out: &mut String, manifest: &Manifest) {
     line(out, "flags", &manifest.flags.join(" "));
 }
 
+/// The decoder's knobs, and the attention of its layers: those that attend alike share a line.
+fn decoder(out: &mut String, manifest: &Manifest) {
+    if manifest.knobs.is_empty() && manifest.attention.is_empty() {
+        return;
+    }
+    heading(out, "##", "Decoder");
+    for knob in &manifest.knobs {
+        line(out, &knob.name, &knob.value);
+    }
+    let mut variants: Vec<(&str, Vec<usize>)> = Vec::new();
+    for (layer, attention) in manifest.attention.iter().enumerate() {
+        match variants.iter_mut().find(|(variant, _)| *variant == attention.variant) {
+            Some((_, layers)) => layers.push(layer),
+            None => variants.push((&attention.variant, vec![layer])),
+        }
+    }
+    for (variant, layers) in variants {
+        line(out, "attention", &format!("layers {}: {variant}", ranges(&layers)));
+    }
+}
+
+/// Numbers in order as people write them: `0-3, 5, 7-9`.
+fn ranges(numbers: &[usize]) -> String {
+    let runs = numbers.chunk_by(|before, after| before + 1 == *after);
+    let run = |run: &[usize]| match run {
+        [first, .., last] => format!("{first}-{last}"),
+        _ => run.iter().map(usize::to_string).collect(),
+    };
+    runs.map(run).collect::<Vec<_>>().join(", ")
+}
+
 fn weights(out: &mut String, story: &Story, manifest: &Manifest) {
     heading(out, "##", "Weights");
+    line(
+        out,
+        "per token",
+        &format!(
+            "{} ({:.1} MB) of {} are read for a token that is decoded alone",
+            bytes(manifest.weights_bytes_per_token),
+            manifest.weights_bytes_per_token as f64 / 1e6,
+            bytes(manifest.weights_bytes)
+        ),
+    );
+    *out += "\n";
     let rows: Vec<Vec<String>> = story
         .schemes
         .iter()
@@ -77,7 +120,7 @@ fn weights(out: &mut String, story: &Story, manifest: &Manifest) {
         })
         .collect();
     *out += &markdown(&["scheme", "tensors", "bytes", "largest error"], &rows);
-    *out += "\n`*` stands for the layers; --json lists every tensor.\n\n";
+    *out += "\n`*` stands for the layers; `--report errors` gives the error of every tensor, `--json` all of it.\n\n";
     let mut groups: BTreeMap<(String, &str, &str, &[u64]), Vec<&Tensor>> = BTreeMap::new();
     for tensor in &manifest.tensors {
         let key = (pattern(&tensor.name), tensor.source.as_str(), tensor.scheme.as_str(), tensor.shape.as_slice());
@@ -89,7 +132,7 @@ fn weights(out: &mut String, story: &Story, manifest: &Manifest) {
             let shape: Vec<String> = shape.iter().map(u64::to_string).collect();
             vec![
                 name.clone(),
-                tensors.len().to_string(),
+                ranges(&tensors.iter().filter_map(|tensor| layer(&tensor.name)).collect::<Vec<_>>()),
                 shape.join(" × "),
                 (*source).to_owned(),
                 (*scheme).to_owned(),
@@ -98,13 +141,18 @@ fn weights(out: &mut String, story: &Story, manifest: &Manifest) {
             ]
         })
         .collect();
-    *out += &markdown(&["tensor", "count", "shape", "source", "scheme", "bytes", "largest error"], &rows);
+    *out += &markdown(&["tensor", "layers", "shape", "source", "scheme", "bytes", "largest error"], &rows);
 }
 
 /// A tensor's name with `*` for its numbers between dots.
 fn pattern(name: &str) -> String {
     let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
     name.split('.').map(|part| if is_number(part) { "*" } else { part }).collect::<Vec<_>>().join(".")
+}
+
+/// The layer of a tensor: the first number between the dots of its name.
+fn layer(name: &str) -> Option<usize> {
+    name.split('.').find_map(|part| part.parse().ok())
 }
 
 fn error(error: Option<f64>) -> String {
@@ -234,5 +282,13 @@ mod tests {
         assert_eq!(pattern("blk.12.attn_q.weight"), "blk.*.attn_q.weight");
         assert_eq!(pattern("output.weight"), "output.weight");
         assert_eq!(pattern("w2.v10"), "w2.v10");
+        assert_eq!((layer("blk.12.attn_q.weight"), layer("output.weight")), (Some(12), None));
+    }
+
+    #[test]
+    fn numbers_in_a_row_are_a_range() {
+        assert_eq!(ranges(&[0, 1, 2, 5, 7, 8]), "0-2, 5, 7-8");
+        assert_eq!(ranges(&[4]), "4");
+        assert_eq!(ranges(&[]), "");
     }
 }
