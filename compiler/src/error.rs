@@ -111,7 +111,10 @@ impl CompileError {
     pub fn exit_code(&self) -> u8 {
         match self {
             CompileError::UnknownPass { .. }
-            | CompileError::Pass { source: PassError::NoSuchWeight { .. }, .. }
+            | CompileError::Pass {
+                source: PassError::NoSuchWeight { .. } | PassError::NoSuchLayer { .. } | PassError::SchemeTooWide { .. },
+                ..
+            }
             | CompileError::Context { .. }
             | CompileError::Level { .. }
             | CompileError::Target(TargetError::Unknown { .. } | TargetError::Mixed { .. }) => exit::USAGE,

@@ -85,6 +85,29 @@ pub enum PassError {
         /// The entry.
         entry: String,
     },
+    /// The user's: a choice for layers that are not there.
+    #[error("--quantize says '{entry}', but the model's layers are 0 to {}", layers.saturating_sub(1))]
+    NoSuchLayer {
+        /// The entry.
+        entry: String,
+        /// How many layers there are.
+        layers: usize,
+    },
+    /// The user's: a scheme that cannot hold a matrix.
+    #[error(
+        "--quantize says '{entry}', but rows of {weight} have {width} elements, and the scheme needs a multiple of {span}; \
+         give a form such as int4, which takes what fits, or name another scheme for this matrix"
+    )]
+    SchemeTooWide {
+        /// The entry.
+        entry: String,
+        /// The matrix.
+        weight: String,
+        /// Elements of its rows.
+        width: usize,
+        /// What the scheme repeats after.
+        span: usize,
+    },
 }
 
 /// A pass of the table.

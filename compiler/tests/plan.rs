@@ -53,13 +53,14 @@ fn a_plan_opens_and_says_what_it_is() {
     let mut options = crate::common::options();
     options.passes.formats.base = Quantize::Int4;
     options.max_context = Some(100);
-    write(&folder.file("model.plan"), &options);
+    let goal = folder.file("model.plan");
+    compile(crate::common::model(Scheme::BF16), Goal::Plan(&goal), &options).expect("the small model compiles");
     let plan = lathe_plan::Plan::open(&folder.file("model.plan")).expect("the plan opens");
     let manifest = plan.manifest().expect("the manifest reads");
     assert_eq!(manifest.flags, ["--quantize int4", "--max-context 100"]);
     assert_eq!(manifest.max_context, 100);
     let embed = manifest.tensors.iter().find(|tensor| tensor.name == "embed").expect("the embedding is there");
-    assert_eq!((embed.source.as_str(), embed.scheme.as_str()), ("int4:g32+min", "int8:g32"));
+    assert_eq!((embed.source.as_str(), embed.scheme.as_str()), ("bf16", "int8:g32"));
     assert!(embed.error.is_some_and(|error| error > 0.0 && error < 0.02));
     let qkv = manifest.tensors.iter().find(|tensor| tensor.name == "layers.0.qkv").expect("qkv is merged");
     assert_eq!(qkv.scheme, "iq4:g32");
@@ -145,7 +146,7 @@ fn some_matrices_take_another_form() {
     let schemes = |quantize: &str| {
         let mut options = crate::common::options();
         options.passes.formats = quantize.parse().expect("it is well formed");
-        let outcome = compile(crate::common::model(Scheme::INT4), Goal::Text(Level::Manifest), &options)?;
+        let outcome = compile(crate::common::model(Scheme::BF16), Goal::Text(Level::Manifest), &options)?;
         let manifest = lathe_plan::Manifest::from_json(&outcome.text).expect("a manifest");
         Ok(manifest.tensors.into_iter().map(|tensor| (tensor.name, tensor.scheme)).collect::<Vec<_>>())
     };
@@ -154,7 +155,13 @@ fn some_matrices_take_another_form() {
     assert_eq!((of("embed"), of("layers.0.down"), of("layers.1.down")), (Some("f16"), Some("int5:g32"), Some("bf16")));
     // Another form of q alone keeps the three projections apart.
     assert_eq!((of("layers.0.qkv"), of("layers.0.q"), of("layers.0.k")), (None, Some("int8:g32"), Some("int5:g32")));
-    let error: CompileError = schemes("int4,layers.7-9.down=int8").expect_err("there are two layers");
-    assert_eq!(error.exit_code(), exit::USAGE);
-    assert!(error.to_string().contains("'layers.7-9.down=int8', but the model has no such matrix"), "{error}");
+    let refused = |quantize: &str, message: &str| {
+        let error: CompileError = schemes(quantize).expect_err(quantize);
+        assert_eq!(error.exit_code(), exit::USAGE);
+        assert!(error.to_string().contains(message), "{error}");
+    };
+    refused("int4,layers.1-2.down=int8", "'layers.1-2.down=int8', but the model's layers are 0 to 1");
+    refused("int4,layers.7=int8", "'layers.7=int8', but the model's layers are 0 to 1");
+    refused("int4:g32s6/256+min", "rows of embed have 64 elements, and the scheme needs a multiple of 256");
+    refused("int4,q=int6:g16s8/256", "'q=int6:g16s8/256', but rows of layers.0.q have 64 elements");
 }

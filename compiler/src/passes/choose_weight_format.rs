@@ -1,6 +1,6 @@
 //! Chooses the scheme in which each matrix is stored, by `--quantize`: `source` takes the smallest scheme that holds the
 //! file's own values, so integer schemes and f16 stay and other floats become bf16; other forms take the first of their
-//! schemes whose groups divide the rows. It runs before matrices are merged, because those of one product share a scheme.
+//! schemes whose groups divide the rows, but leave a matrix alone whose codes in the file are no wider. It runs before matrices are merged, because those of one product share a scheme.
 //!
 //! Before:
 //! ```text
@@ -34,8 +34,8 @@
 //! ```
 //! With `int5` and `int4`, the embedding and the head keep 8 bits, because every token passes through them alone; what the
 //! user says of a matrix by name goes before all. A matrix whose rows are no whole groups cannot be of integers and becomes
-//! bf16. Vectors stay f32. Each choice is noted with its reason. It errs when something is said of matrices that the model
-//! does not have.
+//! bf16. Vectors stay f32. Each choice is noted with its reason. It errs when something is said of matrices or layers that
+//! the model does not have, and when a scheme is asked for by its name whose groups do not divide the rows.
 
 use lathe_ir::graph::{Graph, NodeId, NodeKind, Value};
 use lathe_ir::op::Op;
@@ -50,22 +50,31 @@ pub fn run(graph: &mut Graph, context: &mut PassContext) -> Result<bool, PassErr
     let mut changed = false;
     let formats = context.options.formats.clone();
     let mut used = vec![false; formats.overrides.len()];
+    let mut layers = 0;
     for id in graph.order() {
         let node = graph.node(id);
         let NodeKind::Weight(weight) = &node.kind else { continue };
         let Type::Tensor { elem: Elem::Weight(source), shape } = &node.results[0] else { continue };
         let width = shape.last().and_then(|k| k.constant()).unwrap_or(0);
         let place = place(graph, id);
+        layers = layers.max(layer(&weight.name).map_or(0, |layer| layer + 1));
         let mut wanted = None;
         for (of, used) in formats.overrides.iter().zip(&mut used) {
             if of.matches(&weight.name, place == Place::Head) {
                 (wanted, *used) = (Some(of), true);
             }
         }
-        let (scheme, reason) = match wanted {
-            Some(of) => choose(*source, of.form, Place::Inside, width, &format!("--quantize {of}")),
-            None => choose(*source, formats.base, place, width, &format!("--quantize {}", formats.base)),
+        let (form, place, asked) = match wanted {
+            Some(of) => (of.form, Place::Inside, of.to_string()),
+            None => (formats.base, place, formats.base.to_string()),
         };
+        if let Quantize::Scheme(scheme) = form
+            && !divides(scheme, width)
+        {
+            let (entry, weight, span) = (asked, weight.name.clone(), scheme.span());
+            return Err(PassError::SchemeTooWide { entry, weight, width, span });
+        }
+        let (scheme, reason) = choose(*source, form, place, width, &format!("--quantize {asked}"));
         context.notes.push(Note { subject: weight.name.clone(), reason: format!("{scheme}: {reason}") });
         if scheme != *source {
             let ty = Type::Tensor { elem: Elem::Weight(scheme), shape: shape.clone() };
@@ -73,10 +82,25 @@ pub fn run(graph: &mut Graph, context: &mut PassContext) -> Result<bool, PassErr
             changed = true;
         }
     }
-    match formats.overrides.iter().zip(used).find(|(_, used)| !used) {
-        None => Ok(changed),
-        Some((of, _)) => Err(PassError::NoSuchWeight { entry: of.to_string() }),
+    for (of, used) in formats.overrides.iter().zip(used) {
+        let entry = of.to_string();
+        match of.layers {
+            Some((_, last)) if last >= layers => return Err(PassError::NoSuchLayer { entry, layers }),
+            _ if !used => return Err(PassError::NoSuchWeight { entry }),
+            _ => {}
+        }
     }
+    Ok(changed)
+}
+
+/// The layer that a weight belongs to.
+fn layer(weight: &str) -> Option<usize> {
+    weight.strip_prefix("layers.")?.split('.').next()?.parse().ok()
+}
+
+/// Whether rows of a width are whole spans of a scheme.
+fn divides(scheme: Scheme, width: usize) -> bool {
+    !scheme.is_integer() || width.is_multiple_of(scheme.span())
 }
 
 /// Where a weight stands in the model.
@@ -127,14 +151,31 @@ fn schemes(form: Quantize) -> &'static [Scheme] {
         Quantize::Int8 => &[Scheme::INT8],
         Quantize::Int6 => &[Scheme::INT6_SUPER, Scheme::INT8],
         Quantize::Int5 => &[Scheme::INT5_SUPER, Scheme::INT5_SYMMETRIC],
-        Quantize::Int4 => &[Scheme::INT4_SUPER, Scheme::IQ4],
+        // The codebook loses less than even steps of as many bits, or than those with minima at half a bit more.
+        Quantize::Int4 => &[Scheme::IQ4],
+    }
+}
+
+/// The most bits of codes that a form leaves as they are in the file, since other ones would be larger or lose something
+/// for little; none for a form that names a scheme or a type of float.
+fn kept_bits(form: Quantize, place: Place) -> u8 {
+    match form {
+        Quantize::Int8 => 8,
+        Quantize::Int6 => 6,
+        Quantize::Int5 | Quantize::Int4 if place != Place::Inside => 8,
+        Quantize::Int5 => 5,
+        Quantize::Int4 => 4,
+        Quantize::Source | Quantize::F32 | Quantize::Bf16 | Quantize::F16 | Quantize::Scheme(_) => 0,
     }
 }
 
 /// The scheme of a matrix stored as `source`, and why.
 fn choose(source: Scheme, form: Quantize, place: Place, width: usize, asked: &str) -> (Scheme, String) {
-    let divides = |scheme: Scheme| !scheme.is_integer() || width.is_multiple_of(scheme.span());
+    let divides = |scheme: Scheme| divides(scheme, width);
     let (scheme, reason) = match form {
+        _ if source.is_integer() && source.bits() <= kept_bits(form, place) => {
+            (source, format!("holds the file's own codes, which are no wider than {asked}"))
+        }
         Quantize::Source => match source.code {
             Code::Uniform { .. } | Code::Table => (source, "holds the file's own codes and scales".to_owned()),
             Code::Float(DType::F16) => (source, "holds the file's own values".to_owned()),
@@ -176,15 +217,19 @@ mod tests {
         check(Scheme::INT6_SUPER, Quantize::Source, Place::Head, 384, Scheme::BF16);
         check(Scheme::INT8, Quantize::Bf16, Place::Inside, 64, Scheme::BF16);
         check(Scheme::INT8, Quantize::F32, Place::Inside, 48, Scheme::F32);
-        check(Scheme::INT4, Quantize::Int8, Place::Inside, 64, Scheme::INT8);
+        check(Scheme::INT4, Quantize::Int8, Place::Inside, 64, Scheme::INT4);
+        check(Scheme::INT4, Quantize::Int4, Place::Inside, 64, Scheme::INT4);
+        check(Scheme::INT5, Quantize::Int4, Place::Inside, 64, Scheme::IQ4);
+        check(Scheme::INT6_SUPER, Quantize::Int4, Place::Head, 512, Scheme::INT6_SUPER);
+        check(Scheme::INT4, Quantize::Scheme(Scheme::INT8), Place::Inside, 64, Scheme::INT8);
         check(Scheme::BF16, Quantize::Int6, Place::Head, 512, Scheme::INT6_SUPER);
         check(Scheme::BF16, Quantize::Int6, Place::Inside, 576, Scheme::INT8);
         check(Scheme::BF16, Quantize::Int5, Place::Inside, 576, Scheme::INT5_SYMMETRIC);
-        check(Scheme::BF16, Quantize::Int4, Place::Inside, 512, Scheme::INT4_SUPER);
+        check(Scheme::BF16, Quantize::Int4, Place::Inside, 512, Scheme::IQ4);
         check(Scheme::BF16, Quantize::Int4, Place::Inside, 64, Scheme::IQ4);
         check(Scheme::BF16, Quantize::Int4, Place::Head, 64, Scheme::INT8);
         check(Scheme::BF16, Quantize::Int4, Place::Embedding, 64, Scheme::INT8);
         check(Scheme::BF16, Quantize::Int4, Place::Inside, 48, Scheme::BF16);
-        check(Scheme::BF16, Quantize::Scheme(Scheme::INT5_SUPER), Place::Inside, 64, Scheme::BF16);
+        check(Scheme::BF16, Quantize::Scheme(Scheme::INT5_SUPER), Place::Inside, 256, Scheme::INT5_SUPER);
     }
 }

@@ -1,11 +1,15 @@
 //! Agreement with the reference in NumPy.
 
 use lathe_compiler::pass::Activations;
+use lathe_compiler::pipeline::{Goal, Options, compile};
+use lathe_kernels::targets::Target;
+use lathe_models::open;
+use lathe_plan::Plan;
 use lathe_runtime::batcher::{Event, Request};
 use lathe_runtime::chat::{ChatTemplate, Message, Role};
-use lathe_runtime::engine::EngineOptions;
+use lathe_runtime::engine::{Engine, EngineOptions};
 use lathe_tests::compare::{argmax, mean_divergence, relative_error, top_1_agreement};
-use lathe_tests::{reference, smollm2};
+use lathe_tests::{Scratch, reference, smollm2};
 
 use super::{corpus, engine, plan, tokenizer};
 
@@ -15,6 +19,8 @@ const F32_LOGIT_BOUND: f64 = 1e-3;
 const INT8_DIVERGENCE_BOUND: f64 = 0.005;
 /// Bound on the relative difference of perplexity with int8 activations.
 const INT8_PERPLEXITY_BOUND: f64 = 0.01;
+/// Bound on the relative loss of perplexity by codes that are searched for weights which lie on even steps already.
+const SEARCHED_PERPLEXITY_BOUND: f64 = 0.12;
 /// Tokens that logits are compared on.
 const TOKENS: usize = 512;
 
@@ -44,15 +50,44 @@ fn perplexity_agrees_with_numpy() {
     let context = 512;
     let tokens = corpus(6 * context);
     let expected = reference::perplexity(&smollm2(), &tokens, context);
-    let mut engine = engine(Activations::Int8, &EngineOptions::default());
+    let found = perplexity(&mut engine(Activations::Int8, &EngineOptions::default()), &tokens, context);
+    println!("perplexity {found:.4}, reference {expected:.4}");
+    assert!((found / expected - 1.0).abs() < INT8_PERPLEXITY_BOUND, "perplexity {found:.4}, reference {expected:.4}");
+}
+
+/// Perplexity in chunks of `context` tokens, the second half of each scored.
+fn perplexity(engine: &mut Engine, tokens: &[u32], context: usize) -> f64 {
     let scores: Vec<f32> = tokens
         .chunks(context)
         .flat_map(|chunk| engine.score(chunk).expect("the chunk is scored").split_off(context / 2))
         .collect();
-    let mean = scores.iter().map(|&score| f64::from(score)).sum::<f64>() / scores.len() as f64;
-    let found = (-mean).exp();
-    println!("perplexity {found:.4}, reference {expected:.4}");
-    assert!((found / expected - 1.0).abs() < INT8_PERPLEXITY_BOUND, "perplexity {found:.4}, reference {expected:.4}");
+    (-scores.iter().map(|&score| f64::from(score)).sum::<f64>() / scores.len() as f64).exp()
+}
+
+#[test]
+fn searched_codes_of_four_and_a_half_bits_keep_perplexity() {
+    let scratch = Scratch::new();
+    let path = scratch.file("searched.plan");
+    let model = open(&smollm2()).expect("the model opens");
+    let mut options = Options::new(Target::parse("native").expect("this CPU has a target"));
+    // The form of `int4` by the name of its scheme, which encodes what the file has in even steps anew.
+    options.passes.formats = "iq4:g32,head=source".parse().expect("known forms");
+    options.threads = 2;
+    compile(model, Goal::Plan(&path), &options).expect("the model compiles");
+    let searched = Plan::open(&path).expect("the plan opens");
+    let manifest = searched.manifest().expect("a manifest");
+    let encoded: Vec<_> = manifest.tensors.iter().filter(|tensor| tensor.scheme == "iq4:g32").collect();
+    let bytes: u64 = encoded.iter().map(|tensor| tensor.bytes).sum();
+    let elements: u64 = encoded.iter().map(|tensor| tensor.shape.iter().product::<u64>()).sum();
+    assert!(elements > 100_000_000 && 8 * bytes <= elements * 9 / 2, "{bytes} bytes for {elements} weights");
+
+    let context = 512;
+    let tokens = corpus(2 * context);
+    let source = perplexity(&mut engine(Activations::Int8, &EngineOptions::default()), &tokens, context);
+    let mut engine = Engine::load(&searched, &EngineOptions::default()).expect("the plan loads");
+    let found = perplexity(&mut engine, &tokens, context);
+    println!("perplexity {found:.4} by searched codes, {source:.4} by the file's");
+    assert!(found / source - 1.0 < SEARCHED_PERPLEXITY_BOUND, "perplexity {found:.4}, the file's {source:.4}");
 }
 
 #[test]
