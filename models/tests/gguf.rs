@@ -321,6 +321,8 @@ fn every_quantized_type_has_the_values_that_others_read() {
         assert!(found == values, "type {ty} as {scheme}");
         schemes.push(*scheme);
     }
-    let integers: Vec<Scheme> = Scheme::ALL.into_iter().filter(|scheme| scheme.is_integer()).collect();
+    // All but one, which is for rows that no super-block divides, and which no type of the format has.
+    let is_of_format = |scheme: &Scheme| scheme.is_integer() && *scheme != Scheme::INT6_SYMMETRIC;
+    let integers: Vec<Scheme> = Scheme::ALL.into_iter().filter(is_of_format).collect();
     assert!(integers.iter().all(|scheme| schemes.contains(scheme)) && schemes.len() == integers.len());
 }

@@ -114,6 +114,8 @@ schemes! {
     INT5_SYMMETRIC = plain(5, Zero::Symmetric);
     /// 5 bits, affine, groups of 32 (`Q5_1`): 6 bits per weight.
     INT5 = plain(5, Zero::Min);
+    /// 6 bits, symmetric, groups of 32, for rows that no super-block divides: 6.5 bits per weight.
+    INT6_SYMMETRIC = plain(6, Zero::Symmetric);
     /// 2 bits, affine, groups of 16 with 4-bit scales and minima (`Q2_K`): 2.625 bits per weight.
     INT2_SUPER = nested(2, 16, Zero::Min, 4);
     /// 3 bits, symmetric, groups of 16 with 6-bit scales (`Q3_K`): 3.4375 bits per weight.

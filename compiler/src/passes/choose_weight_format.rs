@@ -149,7 +149,7 @@ fn schemes(form: Quantize) -> &'static [Scheme] {
         Quantize::Bf16 => &[Scheme::BF16],
         Quantize::F16 => &[Scheme::F16],
         Quantize::Int8 => &[Scheme::INT8],
-        Quantize::Int6 => &[Scheme::INT6_SUPER, Scheme::INT8],
+        Quantize::Int6 => &[Scheme::INT6_SUPER, Scheme::INT6_SYMMETRIC],
         Quantize::Int5 => &[Scheme::INT5_SUPER, Scheme::INT5_SYMMETRIC],
         // The codebook loses less than even steps of as many bits, or than those with minima at half a bit more.
         Quantize::Int4 => &[Scheme::IQ4],
@@ -223,7 +223,7 @@ mod tests {
         check(Scheme::INT6_SUPER, Quantize::Int4, Place::Head, 512, Scheme::INT6_SUPER);
         check(Scheme::INT4, Quantize::Scheme(Scheme::INT8), Place::Inside, 64, Scheme::INT8);
         check(Scheme::BF16, Quantize::Int6, Place::Head, 512, Scheme::INT6_SUPER);
-        check(Scheme::BF16, Quantize::Int6, Place::Inside, 576, Scheme::INT8);
+        check(Scheme::BF16, Quantize::Int6, Place::Inside, 576, Scheme::INT6_SYMMETRIC);
         check(Scheme::BF16, Quantize::Int5, Place::Inside, 576, Scheme::INT5_SYMMETRIC);
         check(Scheme::BF16, Quantize::Int4, Place::Inside, 512, Scheme::IQ4);
         check(Scheme::BF16, Quantize::Int4, Place::Inside, 64, Scheme::IQ4);

@@ -192,6 +192,8 @@ mod tests {
             (Scheme::INT4_SYMMETRIC, 18, 32),
             (Scheme::INT5_SYMMETRIC, 22, 32),
             (Scheme::INT5, 24, 32),
+            // No type of ggml: 6 bits each and an f16.
+            (Scheme::INT6_SYMMETRIC, 26, 32),
             (Scheme::INT2_SUPER, 84, 256),
             (Scheme::INT3_SUPER, 110, 256),
             (Scheme::INT4_SUPER, 144, 256),

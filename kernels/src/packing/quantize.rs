@@ -135,6 +135,7 @@ mod tests {
         // Uniform rounding error of a step Δ is Δ/√12; the range is about ±3.5 of an rms of about 2.4.
         check(Scheme::INT8, 0.01);
         check(Scheme::INT6_SUPER, 0.03);
+        check(Scheme::INT6_SYMMETRIC, 0.03);
         check(Scheme::INT5, 0.05);
         check(Scheme::INT5_SUPER, 0.05);
         check(Scheme::INT5_SYMMETRIC, 0.06);
