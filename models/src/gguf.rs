@@ -279,7 +279,7 @@ impl Checkpoint for Gguf {
     }
 
     fn type_name(&self, name: &str) -> Option<String> {
-        self.tensors.get(name).map(|entry| format!("{:?}", entry.ty))
+        self.tensors.get(name).map(|(_, entry)| format!("{:?}", entry.ty))
     }
 
     fn load_rows(&self, name: &str, rows: Range<usize>) -> Result<Matrix, ModelError> {

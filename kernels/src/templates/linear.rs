@@ -50,7 +50,7 @@ pub fn linear(b: &Builder<'_>, scheme: Scheme, act: Activation, tile: Tile, epil
         if let Some(tiles) = &tiles {
             let end = whole(TILE_ROWS);
             b.for_range(begin, end, b.int(TILE_ROWS as i64), |row| {
-                kernel.multiply_by_tiles(tiles, weights, row, finish)
+                kernel.multiply_by_tiles(tiles, weights, row, finish);
             });
             begin = end;
         }
