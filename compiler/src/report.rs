@@ -31,7 +31,10 @@ pub fn passes(records: &[Record]) -> String {
 
 /// The attention of each layer, as a text.
 pub fn attention(schedule: &Schedule) -> String {
-    attentions(schedule).iter().map(|Attention { cache, variant }| format!("${cache}: {variant}\n")).collect()
+    let lines = attentions(schedule)
+        .into_iter()
+        .map(|Attention { cache, variant }| ["$", &cache, ": ", &variant, "\n"].concat());
+    lines.collect()
 }
 
 /// The attention of each layer and why it is of that kind: what it reads of the cache and how scores are made.
