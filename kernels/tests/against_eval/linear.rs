@@ -8,7 +8,6 @@ use lathe_ir::scheme::Scheme;
 use lathe_ir::types::{CacheType, DType};
 use lathe_kernels::spec::{Activation, KernelSpec, Stage, Tile, page_bytes};
 
-use super::tiles;
 use crate::data::{F32_BOUND, Random, act_records, assert_close, f32_bytes, floats, i32_bytes, weight};
 use crate::machine::Buffer::{self, Data as Bytes, Output};
 use crate::machine::{self, ON_EMULATOR, run};
@@ -97,7 +96,7 @@ fn products_through_matrix_registers() {
     if ON_EMULATOR {
         return;
     }
-    let before = tiles::products();
+    let before = super::tiles::products();
     let integer: Vec<_> = forms().into_iter().filter(|form| form.1 == Activation::Int8).collect();
     // Twice 16 rows, 4 and 1.
     check(&integer, &[], &[], 37, &|_| (vec![], vec![]));
@@ -109,7 +108,7 @@ fn products_through_matrix_registers() {
     // Blocks of 16 outputs, times 16 rows, times groups; a CPU that has the instructions needs no emulation.
     let products = |scheme: Scheme| 7 * 2 * 2 * 3 * scheme.span() / scheme.group;
     let expected: usize = integer.iter().map(|form| products(form.0)).sum();
-    let found = tiles::products();
+    let found = super::tiles::products();
     assert!(
         found == (before.0 + expected, false) || found == before,
         "{found:?} after {before:?}, not {expected} more"
