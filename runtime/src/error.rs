@@ -47,7 +47,10 @@ pub enum Error {
     NoDriver,
 
     /// There is no such GPU.
-    #[error("there is no GPU {ordinal}: the CUDA driver shows {found}, counted from 0")]
+    #[error(
+        "there is no GPU {ordinal}: the CUDA driver shows {found}, counted from 0; see CUDA_VISIBLE_DEVICES and \
+         nvidia-smi, or run a plan for CPUs with --device cpu"
+    )]
     NoGpu {
         /// The GPU that was asked for.
         ordinal: usize,
@@ -65,6 +68,18 @@ pub enum Error {
         needed: u32,
         /// The GPU's.
         found: u32,
+    },
+
+    /// The driver is older than the plan's PTX.
+    #[error(
+        "the CUDA driver is too old for the plan: its PTX is version {ptx}, the driver is for CUDA {driver}; install a \
+         newer driver"
+    )]
+    OldDriver {
+        /// The `.version` of the PTX.
+        ptx: String,
+        /// The CUDA version that the driver tells.
+        driver: String,
     },
 
     /// The GPU has no more memory.

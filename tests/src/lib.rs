@@ -99,13 +99,34 @@ pub fn lathe_compile() -> &'static Path {
     PATH.get_or_init(|| build("lathe-compiler", "lathe-compile"))
 }
 
+/// A folder that holds the emulated CUDA driver under the names of NVIDIA's, for `LD_LIBRARY_PATH`.
+///
+/// # Panics
+/// When it does not build.
+pub fn emulated_driver() -> &'static Path {
+    static FOLDER: OnceLock<Scratch> = OnceLock::new();
+    let make = || {
+        let library = build_with("lathe-emulator-driver", "--lib", "libcuda_emulated.so");
+        let folder = Scratch::new();
+        for name in ["libcuda.so", "libcuda.so.1"] {
+            std::os::unix::fs::symlink(&library, folder.file(name)).expect("a link in a new folder");
+        }
+        folder
+    };
+    &FOLDER.get_or_init(make).0
+}
+
 fn build(package: &str, binary: &str) -> PathBuf {
+    build_with(package, &format!("--bin={binary}"), binary)
+}
+
+fn build_with(package: &str, what: &str, file: &str) -> PathBuf {
     let target = target_dir();
     let mut cargo = cargo();
-    cargo.args(["build", "--quiet", "--package", package, "--bin", binary, "--target-dir"]).arg(&target);
+    cargo.args(["build", "--quiet", "--package", package, what, "--target-dir"]).arg(&target);
     let status = cargo.status().expect("cargo starts");
-    assert!(status.success(), "`{binary}` does not build");
-    target.join("debug").join(binary)
+    assert!(status.success(), "`{file}` does not build");
+    target.join("debug").join(file)
 }
 
 /// The cargo that runs the tests, in the workspace's folder.

@@ -64,7 +64,7 @@ impl Settings {
         let version = match value("LATHE_EMULATE_DRIVER") {
             None => 13_000,
             Some(text) => {
-                cuda_version(&text).ok_or_else(|| wrong("LATHE_EMULATE_DRIVER", &text, "11.0 to 13.2, such as 12.4"))?
+                cuda_version(&text).ok_or_else(|| wrong("LATHE_EMULATE_DRIVER", &text, "10.0 to 13.2, such as 12.4"))?
             }
         };
         let number = |name: &str| match value(name) {
@@ -111,13 +111,14 @@ fn cuda_version(text: &str) -> Option<i32> {
     let (major, minor) = text.split_once('.')?;
     let version =
         major.parse::<i32>().ok()?.checked_mul(1000)?.checked_add(minor.parse::<i32>().ok()?.checked_mul(10)?)?;
-    (11_000..=13_020).contains(&version).then_some(version)
+    (10_000..=13_020).contains(&version).then_some(version)
 }
 
 /// The newest PTX that a driver of a CUDA version takes, from the release notes of the PTX ISA.
 pub fn newest_ptx(version: i32) -> (u32, u32) {
     let (major, minor) = (version / 1000, version % 1000 / 10);
     match (major, minor) {
+        (10, minor) => (6, 3 + minor as u32),
         (11, minor) => (7, minor as u32),
         (12, 0..=5) => (8, minor as u32),
         // 12.6 came with the PTX of 12.5, and 12.7 with 8.6.
@@ -153,6 +154,7 @@ mod tests {
     fn sizes_and_versions_are_read() {
         assert_eq!(parse(&[("LATHE_EMULATE_MEMORY", "3M")]).expect("a size").memory, 3 << 20);
         assert_eq!(parse(&[("LATHE_EMULATE_DRIVER", "12.4")]).expect("a version").version, 12_040);
+        assert_eq!(newest_ptx(10_020), (6, 5));
         assert_eq!(newest_ptx(12_040), (8, 4));
         assert_eq!(newest_ptx(13_000), (9, 0));
     }

@@ -45,6 +45,16 @@ fn ask<T>(call: &'static str, answer: Result<T, result::DriverError>) -> Result<
     })
 }
 
+/// That the driver does not take this PTX.
+fn old_driver(ptx: &str) -> Error {
+    let version = ptx.lines().find_map(|line| line.trim().strip_prefix(".version"));
+    let mut driver = 0;
+    // SAFETY: the pointer is to a value; a driver that does not answer leaves it as it is.
+    let _ = unsafe { sys::cuDriverGetVersion(&raw mut driver) };
+    let driver = format!("{}.{}", driver / 1000, driver % 1000 / 10);
+    Error::OldDriver { ptx: version.unwrap_or_default().trim().to_owned(), driver }
+}
+
 impl Context {
     /// The context of device `ordinal`, counted from 0.
     pub fn open(ordinal: usize) -> Result<Arc<Context>> {
@@ -52,7 +62,13 @@ impl Context {
         if !unsafe { sys::is_culib_present() } {
             return Err(Error::NoDriver);
         }
-        ask("cuInit", result::init())?;
+        // A driver without a device, or with all of them hidden, does not even begin.
+        match result::init() {
+            Err(error) if error.0 == sys::CUresult::CUDA_ERROR_NO_DEVICE => {
+                return Err(Error::NoGpu { ordinal, found: 0 });
+            }
+            answer => ask("cuInit", answer)?,
+        }
         let found = ask("cuDeviceGetCount", result::device::get_count())?;
         let index = i32::try_from(ordinal).ok().filter(|&index| index < found);
         let index = index.ok_or(Error::NoGpu { ordinal, found: found.max(0) as usize })?;
@@ -200,7 +216,11 @@ impl Module {
         context.enter()?;
         let text = CString::new(ptx).map_err(|_| Error::Program("its PTX holds a zero byte".into()))?;
         // SAFETY: the text ends with a zero byte and lives through the call; the module is unloaded once.
-        let raw = ask("cuModuleLoadData", unsafe { result::module::load_data(text.as_ptr().cast()) })?;
+        let loaded = unsafe { result::module::load_data(text.as_ptr().cast()) };
+        let raw = match loaded {
+            Err(error) if error.0 == sys::CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => return Err(old_driver(ptx)),
+            loaded => ask("cuModuleLoadData", loaded)?,
+        };
         let mut module = Module { context: Arc::clone(context), raw, kernels: Vec::with_capacity(names.len()) };
         for name in names {
             let name = CString::new(*name).map_err(|_| Error::Program("a kernel's name holds a zero byte".into()))?;
