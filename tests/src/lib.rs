@@ -57,6 +57,14 @@ pub fn python() -> PathBuf {
     prepared("LATHE_PYTHON", "python/bin/python3")
 }
 
+/// A Python interpreter with lm-evaluation-harness.
+///
+/// # Panics
+/// When it is not there.
+pub fn lm_eval_python() -> PathBuf {
+    prepared("LATHE_LM_EVAL_PYTHON", "lm-eval/bin/python3")
+}
+
 /// NVIDIA's assembler of PTX.
 ///
 /// # Panics

@@ -3,16 +3,17 @@
 use std::path::Path;
 use std::process::Command;
 
-use lathe_tests::server::Server;
-use lathe_tests::{Scratch, lathe, python, root};
+use lathe_tests::server::{Server, plan};
+use lathe_tests::{Scratch, lathe, lm_eval_python, python, root};
 use serde_json::Value;
 
-/// Runs a program of `tests/clients` with arguments; its output is shown when it fails.
-fn run(program: &str, arguments: &[&str]) {
-    let path = root().join(Path::new("tests/clients")).join(program);
-    let output = Command::new(python()).arg(path).args(arguments).output().expect("python starts");
+/// Runs a program of `tests/clients` with arguments and gives what it prints, which is shown when it fails.
+fn run(python: &Path, program: &str, arguments: &[&str]) -> String {
+    let path = root().join("tests/clients").join(program);
+    let output = Command::new(python).arg(path).args(arguments).output().expect("python starts");
     let (said, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{program} ended with {}:\n{said}\n{errors}", output.status);
+    said.into_owned()
 }
 
 #[test]
@@ -20,7 +21,37 @@ fn the_official_client_of_openai_finds_what_it_expects() {
     let open = Server::start(&["--api-key", "secret", "--policy", "deadline", "--metrics-compat", "vllm"]);
     let strict = ["--strict-fields", "--policy", "priority", "--max-running", "1", "--max-waiting", "3"];
     let strict = Server::start(&strict);
-    run("openai_client.py", &[&format!("http://{}", open.address), &format!("http://{}", strict.address)]);
+    let addresses = [&open, &strict].map(|server| format!("http://{}", server.address));
+    run(&python(), "openai_client.py", &[&addresses[0], &addresses[1]]);
+}
+
+#[test]
+#[ignore = "needs lm-evaluation-harness, 760 MB: `cargo xtask test --all`"]
+fn lm_eval_gives_the_scores_that_lathe_eval_computes() {
+    let server = Server::start(&[]);
+    let questions = root().join("tests/clients/questions.jsonl");
+    let arguments = [&format!("http://{}", server.address), &*questions.to_string_lossy()];
+    let harness = run(&lm_eval_python(), "lm_eval_client.py", &arguments);
+    let harness: Value = serde_json::from_str(harness.trim()).expect("it prints JSON");
+    let output =
+        Command::new(lathe()).arg("eval").arg(plan()).arg("--questions").arg(&questions).arg("--json").output();
+    let own: Value = serde_json::from_slice(&output.expect("lathe starts").stdout).expect("it prints JSON");
+    let (harness, own) =
+        (harness["questions"].as_array().expect("a list"), own["questions"].as_array().expect("a list"));
+    assert_eq!((harness.len(), own.len()), (11, 11));
+    for (number, (harness, own)) in harness.iter().zip(own).enumerate() {
+        assert_eq!(harness["text"], own["text"], "question {number}");
+        for field in ["correct", "correct_normalized"] {
+            assert_eq!(harness[field], own[field], "{field} of question {number}");
+        }
+        let scores = |of: &Value| -> Vec<(Value, Value)> {
+            let choices = of["choices"].as_array().into_iter().flatten();
+            choices.map(|choice| (choice["logprob"].clone(), choice["greedy"].clone())).collect()
+        };
+        assert_eq!(scores(harness), scores(own), "question {number}");
+    }
+    let right = |of: &[Value]| of.iter().filter(|question| question["correct"] == true).count();
+    assert!(right(own) > 0 && right(own) < own.len(), "the questions tell right from wrong");
 }
 
 /// Runs `lathe bench serve` against a server; gives its exit code, rows and messages.

@@ -1,12 +1,14 @@
-//! `lathe eval`: perplexity, as llama.cpp defines it.
+//! `lathe eval`: perplexity, as llama.cpp defines it, and [`questions`].
 //!
-//! The whole text is tokenized and cut into chunks of `--context` tokens; an incomplete last chunk is dropped. Each chunk
+//! For perplexity the whole text is tokenized and cut into chunks of `--context` tokens; an incomplete last chunk is dropped. Each chunk
 //! is scored on its own, with its first token replaced by BOS where the tokenizer adds one, and only the tokens of its
 //! second half count, so that each of them has at least half a context before it.
 
+mod questions;
+
 use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::anyhow;
@@ -20,7 +22,9 @@ use super::model::{MachineArgs, Model};
 const EXAMPLES: &str = "\
 Examples:
   lathe eval smol.plan --text wiki.test.raw --context 512
-  lathe eval smol.plan --text wiki.test.raw --json | jq .perplexity";
+  lathe eval smol.plan --text wiki.test.raw --json | jq .perplexity
+  lathe eval smol.plan --questions quiz.jsonl         lines such as {\"context\": \"2 + 2 =\", \"choices\": [\" 4\", \" 5\"], \"answer\": 0}
+                                                      or {\"context\": \"1, 2,\", \"answer\": \" 3\", \"stop\": [\",\"], \"max_tokens\": 8}";
 
 /// What to score.
 #[derive(Debug, clap::Args)]
@@ -29,8 +33,11 @@ pub struct Args {
     /// The plan
     plan: PathBuf,
     /// The text, in UTF-8
-    #[arg(long, value_name = "FILE")]
-    text: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "questions")]
+    text: Option<PathBuf>,
+    /// Questions with choices or answers, one JSON object a line, instead of a text
+    #[arg(long, value_name = "FILE", conflicts_with = "text")]
+    questions: Option<PathBuf>,
     /// Tokens per chunk
     #[arg(short, long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(4..))]
     context: u32,
@@ -58,9 +65,33 @@ struct Report {
 
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    match (&args.questions, &args.text) {
+        (Some(path), _) => answer(args, path),
+        (None, Some(path)) => perplexity(args, path),
+        (None, None) => Err(Usage("expected --text or --questions".to_owned()).into()),
+    }
+}
+
+/// Puts questions to the model.
+fn answer(args: &Args, path: &Path) -> anyhow::Result<()> {
+    let mut model = Model::open(&args.plan, &args.machine)?;
+    let report = questions::ask(&mut model, path)?;
+    let mut out = io::stdout().lock();
+    if args.json {
+        return Ok(writeln!(out, "{}", serde_json::to_string(&report)?)?);
+    }
+    let shown = |share: Option<f64>| share.map_or_else(|| "not known".to_owned(), |share| format!("{share:.4}"));
+    let (plain, normalized) = (shown(report.accuracy), shown(report.accuracy_normalized));
+    writeln!(out, "accuracy {plain}, by likelihood per character {normalized}")?;
+    eprintln!("{} questions", report.questions.len());
+    Ok(())
+}
+
+/// Scores a text.
+fn perplexity(args: &Args, path: &Path) -> anyhow::Result<()> {
     let context = args.context as usize;
-    let text = fs::read_to_string(&args.text)
-        .map_err(|error| anyhow!("cannot read {} as UTF-8 text: {error}", args.text.display()))?;
+    let text =
+        fs::read_to_string(path).map_err(|error| anyhow!("cannot read {} as UTF-8 text: {error}", path.display()))?;
     let mut model = Model::open(&args.plan, &args.machine)?;
     let longest = model.engine.limits().max_context as usize;
     if context > longest {

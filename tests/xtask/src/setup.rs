@@ -51,7 +51,18 @@ fn is_llvm_22(prefix: &Path) -> bool {
 
 /// The interpreter of a virtual environment in the cache, which has pip.
 pub fn python() -> Result<PathBuf> {
-    let environment = cache_dir()?.join("python");
+    environment("python")
+}
+
+/// The same with lm-evaluation-harness, which is large and needs an environment of its own.
+pub fn lm_eval_python() -> Result<PathBuf> {
+    let python = environment("lm-eval")?;
+    // One of its dependencies comes as source alone.
+    with_packages(python, "lm-evaluation-harness", &["tests/clients/lm_eval_requirements.txt"], &[])
+}
+
+fn environment(name: &str) -> Result<PathBuf> {
+    let environment = cache_dir()?.join(name);
     let python = environment.join("bin/python3");
     let has_pip = |python: &Path| capture(Command::new(python).args(["-m", "pip", "--version"])).is_some();
     if has_pip(&python) {
@@ -75,17 +86,21 @@ const REQUIREMENTS: &[&str] = &["tests/reference/requirements.txt", "tests/clien
 
 /// An interpreter that can run the Python programs of the tests.
 pub fn reference_python() -> Result<PathBuf> {
-    let python = python()?;
-    let lists: Vec<PathBuf> = REQUIREMENTS.iter().map(|list| root().join(list)).collect();
+    with_packages(python()?, "NumPy, gguf, llama.cpp and clients", REQUIREMENTS, &["--only-binary", ":all:"])
+}
+
+/// Brings what some lists require into the environment of an interpreter, if it is not there.
+fn with_packages(python: PathBuf, what: &str, lists: &[&str], flags: &[&str]) -> Result<PathBuf> {
+    let lists: Vec<PathBuf> = lists.iter().map(|list| root().join(list)).collect();
     let read = |path: &PathBuf| fs::read_to_string(path).map_err(io_failure("reading", path));
     let wanted = lists.iter().map(read).collect::<Result<String>>()?;
-    let stamp = cache_dir()?.join("python/installed-requirements.txt");
+    let stamp = python.with_file_name("installed-requirements.txt");
     let is_current = || fs::read_to_string(&stamp).is_ok_and(|found| found == wanted);
     let _lock = lock_cache()?;
     if !is_current() {
-        say("installing NumPy, gguf, llama.cpp and clients into the Python environment");
+        say(&format!("installing {what} into a Python environment"));
         let mut pip = Command::new(&python);
-        pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--quiet", "--only-binary", ":all:"]);
+        pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--quiet"]).args(flags);
         for list in &lists {
             pip.arg("--requirement").arg(list);
         }

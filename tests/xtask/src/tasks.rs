@@ -44,6 +44,7 @@ pub fn test(all: bool, arguments: &[&str]) -> Result<()> {
     if all {
         command.env("LATHE_MODEL_QWEN2", downloads::model("qwen2-coder-0.5b")?);
         command.env("LATHE_MODEL_QWEN2_LARGER", downloads::model("qwen2-coder-1.5b")?);
+        command.env("LATHE_LM_EVAL_PYTHON", setup::lm_eval_python()?);
     }
     command.env("LATHE_PYTHON", setup::reference_python()?);
     command.env("LATHE_PTXAS", downloads::ptxas()?);
