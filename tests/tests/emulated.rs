@@ -167,7 +167,8 @@ fn the_shipped_binary_answers_on_a_gpu() {
 #[test]
 fn what_a_machine_lacks_is_said_in_a_sentence() {
     let [cpu, gpu] = small_plans();
-    let cases: &[(&Path, &str, &[(&str, &str)], u8, &[&str])] = &[
+    type Case<'a> = (&'a Path, &'a str, &'a [(&'a str, &'a str)], u8, &'a [&'a str]);
+    let cases: &[Case<'_>] = &[
         (gpu, "cuda:0", &[("LATHE_EMULATE", "none")], 1, &["there is no GPU 0", "CUDA_VISIBLE_DEVICES"]),
         (gpu, "cuda:0", &[("CUDA_VISIBLE_DEVICES", "")], 1, &["there is no GPU 0", "shows 0"]),
         (gpu, "cuda:1", &[], 1, &["there is no GPU 1", "shows 1"]),
