@@ -180,7 +180,7 @@ impl<'a> Parser<'a> {
                 let function = self.function(false)?;
                 tree.functions.push(function);
             }
-            Token::Word(word) => match space(word) {
+            Token::Word(word) => match Space::parse(word) {
                 Some(space @ (Space::Global | Space::Const | Space::Shared)) => {
                     self.at += 1;
                     let variables = self.variables(space, is_extern)?;
@@ -438,9 +438,9 @@ impl<'a> Parser<'a> {
                     out.push(Statement::Targets(labels));
                 }
                 Token::Word(".reg") => self.registers(&mut out)?,
-                Token::Word(word) if space(word).is_some() => {
+                Token::Word(word) if Space::parse(word).is_some() => {
                     self.at += 1;
-                    let variables = self.variables(space(word).unwrap_or(Space::Local), false)?;
+                    let variables = self.variables(Space::parse(word).unwrap_or(Space::Local), false)?;
                     out.extend(variables.into_iter().map(Statement::Variable));
                 }
                 Token::Word(word) if self.tokens.get(self.at + 1).is_some_and(|t| t.0 == Token::Punct(':')) => {
@@ -589,15 +589,4 @@ impl<'a> Parser<'a> {
         }
         Ok(Operand::Address { base, offset })
     }
-}
-
-fn space(word: &str) -> Option<Space> {
-    Some(match word {
-        ".global" => Space::Global,
-        ".const" => Space::Const,
-        ".shared" => Space::Shared,
-        ".local" => Space::Local,
-        ".param" => Space::Param,
-        _ => return None,
-    })
 }

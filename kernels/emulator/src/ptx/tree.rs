@@ -13,6 +13,20 @@ pub(crate) enum Space {
     Param,
 }
 
+impl Space {
+    /// The space of a directive such as `.shared`.
+    pub(crate) fn parse(word: &str) -> Option<Space> {
+        Some(match word {
+            ".global" => Space::Global,
+            ".const" => Space::Const,
+            ".shared" => Space::Shared,
+            ".local" => Space::Local,
+            ".param" => Space::Param,
+            _ => return None,
+        })
+    }
+}
+
 /// Scalar types; the bits of `.f16x2` and the like are named by instructions, never by variables alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Ty {
