@@ -118,6 +118,7 @@ impl CompileError {
             | CompileError::Context { .. }
             | CompileError::Level { .. }
             | CompileError::Target(TargetError::Unknown { .. } | TargetError::Mixed { .. }) => exit::USAGE,
+            CompileError::Model(error) if error.is_unsupported() => exit::UNSUPPORTED,
             CompileError::Model(_) | CompileError::Read { .. } => exit::MODEL,
             CompileError::Target(TargetError::Native { .. })
             | CompileError::Schedule(_)

@@ -113,7 +113,7 @@ pub fn weights_bar(program: &Program, visible: bool) -> ProgressBar {
     }
     let bytes = program.weights.iter().map(|span| span.bytes).sum();
     let bar = ProgressBar::new(bytes);
-    if let Ok(style) = ProgressStyle::with_template("weights {wide_bar} {bytes}/{total_bytes} {eta}") {
+    if let Ok(style) = ProgressStyle::with_template("weights {wide_bar} {bytes} of {total_bytes}, {eta} left") {
         bar.set_style(style);
     }
     bar

@@ -210,10 +210,18 @@ impl<'a> Metadata<'a> {
         self.values.keys().any(|key| key.starts_with(prefix))
     }
 
-    /// Refuses the value of a key that is there.
+    /// Refuses the value of a key that asks for what Lathe does not do.
     pub fn refuse<T>(&self, key: &str, expected: impl Into<String>) -> Result<T, ModelError> {
-        let found = self.get(key).map_or_else(|| "nothing".to_owned(), Value::describe);
-        Err(ModelError::Key { key: key.to_owned(), expected: expected.into(), found })
+        Err(ModelError::Unsupported { key: key.to_owned(), expected: expected.into(), found: self.describe(key) })
+    }
+
+    /// Refuses the value of a key that contradicts others.
+    pub fn contradicts<T>(&self, key: &str, expected: impl Into<String>) -> Result<T, ModelError> {
+        Err(ModelError::Key { key: key.to_owned(), expected: expected.into(), found: self.describe(key) })
+    }
+
+    fn describe(&self, key: &str) -> String {
+        self.get(key).map_or_else(|| "nothing".to_owned(), Value::describe)
     }
 
     /// An array of integers.

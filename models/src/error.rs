@@ -129,9 +129,21 @@ pub enum ModelError {
         /// What its value would be.
         expected: &'static str,
     },
-    /// A metadata value of the wrong type or out of range, or one that asks for what Lathe does not do.
-    #[error("metadata key '{key}': expected {expected}, found {found}")]
+    /// A metadata value of the wrong type or out of range, or one that contradicts others.
+    #[error("metadata key '{key}': expected {expected}, found {found}; get the file anew, or correct the key")]
     Key {
+        /// The key.
+        key: String,
+        /// What Lathe can work with.
+        expected: String,
+        /// The value.
+        found: String,
+    },
+    /// A metadata value that asks for what Lathe does not do.
+    #[error(
+        "metadata key '{key}': expected {expected}, found {found}; Lathe cannot run such a model, use a variant without it"
+    )]
+    Unsupported {
         /// The key.
         key: String,
         /// What Lathe can work with.
@@ -141,7 +153,8 @@ pub enum ModelError {
     },
     /// Metadata keys that nothing in Lathe reads.
     #[error(
-        "metadata not understood: {}; to ignore it could compute another model than the file's, so it is refused",
+        "metadata not understood: {}; to ignore it could compute another model than the file's, so it is refused: use a \
+         variant of the model without it",
         quoted(keys)
     )]
     UnknownKeys {
@@ -149,7 +162,10 @@ pub enum ModelError {
         keys: Vec<String>,
     },
     /// A family that Lathe does not know.
-    #[error("the model's architecture is '{found}'; expected one of {}", quoted(known))]
+    #[error(
+        "the model's architecture is '{found}'; expected one of {}: use a model of one of these families",
+        every(known)
+    )]
     Architecture {
         /// The architecture in the file.
         found: String,
@@ -173,7 +189,10 @@ pub enum ModelError {
         tensor: String,
     },
     /// A tensor whose shape contradicts the metadata or the way in which it is used.
-    #[error("tensor '{tensor}': expected {expected}, found {found}")]
+    #[error(
+        "tensor '{tensor}': expected {expected}, found {found}; \
+         the tensors and the metadata are of different models, or damaged: get both anew"
+    )]
     Shape {
         /// The tensor.
         tensor: String,
@@ -184,7 +203,8 @@ pub enum ModelError {
     },
     /// Tensors that the graph would not use.
     #[error(
-        "tensors not understood: {}; to ignore them could compute another model than the file's, so they are refused",
+        "tensors not understood: {}; to ignore them could compute another model than the file's, so they are refused: use \
+         a variant of the model without them",
         quoted(tensors)
     )]
     UnknownTensors {
@@ -217,7 +237,7 @@ pub enum ModelError {
         found: String,
     },
     /// Tokenizer data that contradicts itself.
-    #[error("tokenizer: expected {expected}, found {found}")]
+    #[error("tokenizer: expected {expected}, found {found}; get the tokenizer that belongs to the model")]
     Tokenizer {
         /// What would be consistent.
         expected: String,
@@ -230,10 +250,29 @@ pub enum ModelError {
 }
 
 impl ModelError {
+    /// Whether the model may be sound, but asks for something that Lathe does not do.
+    pub fn is_unsupported(&self) -> bool {
+        match self {
+            ModelError::InFile { error, .. } => error.is_unsupported(),
+            ModelError::Unsupported { .. }
+            | ModelError::UnknownKeys { .. }
+            | ModelError::UnknownTensors { .. }
+            | ModelError::Architecture { .. }
+            | ModelError::TensorType { .. }
+            | ModelError::ElementType { .. } => true,
+            _ => false,
+        }
+    }
+
     /// The same error, with the file in which it was met.
     pub(crate) fn in_file(self, path: &std::path::Path) -> ModelError {
         ModelError::InFile { path: path.to_owned(), error: Box::new(self) }
     }
+}
+
+/// All names, quoted.
+fn every(names: &[String]) -> String {
+    names.iter().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ")
 }
 
 /// `'a', 'b' and 3 more`: a list that stays readable when a file repeats its mistake in every layer.

@@ -113,6 +113,10 @@ pub fn from_gguf(gguf: Gguf, file_name: &str) -> Result<Model, ModelError> {
     config.check()?;
     config.tied_head = gguf.tensor(names.head).is_none();
     let tokenizer = Tokenizer::read(&metadata)?;
+    if let Some(rows) = gguf.tensor(names.embed).map(|info| info.rows).filter(|&rows| rows != config.vocab) {
+        let expected = format!("a token for each of the {rows} rows of '{}'", names.embed);
+        return Err(ModelError::Tokenizer { expected, found: format!("{} tokens", config.vocab) });
+    }
     let tool_use = metadata.optional_text("tokenizer.chat_template.tool_use")?;
     let chat_template = metadata.optional_text("tokenizer.chat_template")?;
     let chat_template = chat_template.map(|default| template::with_tool_use(default, tool_use));
@@ -154,7 +158,7 @@ const INFORMATIVE: &[&str] = &[
 /// Keys of the file at large that say that it is not a whole model, or not one that this reader understands.
 fn check_general(metadata: &Metadata) -> Result<(), ModelError> {
     let wrong = |key: &str, expected: &str, found: String| {
-        Err(ModelError::Key { key: key.to_owned(), expected: expected.to_owned(), found })
+        Err(ModelError::Unsupported { key: key.to_owned(), expected: expected.to_owned(), found })
     };
     if let Some(kind) = metadata.optional_text("general.type")?.filter(|&kind| kind != "model") {
         return wrong("general.type", "'model'", format!("'{kind}'"));

@@ -246,7 +246,7 @@ impl Tokenizer {
             "llama" => spm::read(metadata, texts, &kinds)?,
             model => {
                 let expected = "'gpt2' (byte-level BPE) or 'llama' (SentencePiece's BPE)".to_owned();
-                return Err(ModelError::Key { key: key.to_owned(), expected, found: format!("'{model}'") });
+                return Err(ModelError::Unsupported { key: key.to_owned(), expected, found: format!("'{model}'") });
             }
         };
         // What files that say nothing mean: llama.cpp's defaults.
@@ -293,7 +293,7 @@ fn must_be_false(metadata: &Metadata, key: &str, why: &str) -> Result<(), ModelE
     match metadata.optional_bool(key)? {
         Some(true) => {
             let (expected, found) = (format!("false: {why}"), "true".to_owned());
-            Err(ModelError::Key { key: key.to_owned(), expected, found })
+            Err(ModelError::Unsupported { key: key.to_owned(), expected, found })
         }
         _ => Ok(()),
     }

@@ -26,7 +26,7 @@ fn knobs(activation: Activation) -> Knobs {
 fn hf(metadata: &Metadata) -> Result<ModelConfig, ModelError> {
     let (hidden, heads) = (metadata.size("n_embd")?, metadata.size("n_head")?);
     if !hidden.is_multiple_of(heads) {
-        return metadata.refuse("n_head", format!("a divisor of the width {hidden}"));
+        return metadata.contradicts("n_head", format!("a divisor of the width {hidden}"));
     }
     let expected =
         [("scale_attn_weights", true), ("scale_attn_by_inverse_layer_idx", false), ("add_cross_attention", false)];

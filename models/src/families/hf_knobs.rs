@@ -90,7 +90,7 @@ pub fn decoder(metadata: &Metadata, architecture: &str, spelling: Spelling) -> R
     let head_dim = metadata.optional_size("head_dim")?.or((spelling.head_dim > 0).then_some(spelling.head_dim));
     if head_dim.is_none() && !hidden.is_multiple_of(heads) {
         let expected = format!("a divisor of the width {hidden}, or head_dim beside it");
-        return metadata.refuse("num_attention_heads", expected);
+        return metadata.contradicts("num_attention_heads", expected);
     }
     let head_dim = head_dim.unwrap_or(hidden / heads);
     let kv_heads = if spelling.kv_heads > 0 { spelling.kv_heads } else { heads };
@@ -174,7 +174,7 @@ pub fn used_window(metadata: &Metadata, layers: usize, unlisted: Layers) -> Resu
         // A file whose window is off lists its layers as full.
         None => match listed {
             Some(Layers::Marked(marks)) if marks.contains(&true) => {
-                metadata.refuse("use_sliding_window", "true and a sliding_window, since layer_types has windows")
+                metadata.contradicts("use_sliding_window", "true and a sliding_window, since layer_types has windows")
             }
             _ => Ok(None),
         },

@@ -27,7 +27,7 @@ fn pre_tokenizer(metadata: &Metadata) -> Result<PreTokenizer, ModelError> {
     PreTokenizer::named(name).ok_or_else(|| {
         let known: Vec<String> = PreTokenizer::ALL.iter().map(|pre| format!("'{}'", pre.name())).collect();
         let expected = format!("one of {} (others would cut text at other places)", known.join(", "));
-        ModelError::Key { key: key.to_owned(), expected, found: format!("'{name}'") }
+        ModelError::Unsupported { key: key.to_owned(), expected, found: format!("'{name}'") }
     })
 }
 
