@@ -164,10 +164,12 @@ fn the_shipped_binary_answers_on_a_gpu() {
     }
 }
 
+/// A plan, a device, variables of the emulated driver, the exit code, and what is told.
+type Case<'a> = (&'a Path, &'a str, &'a [(&'a str, &'a str)], u8, &'a [&'a str]);
+
 #[test]
 fn what_a_machine_lacks_is_said_in_a_sentence() {
     let [cpu, gpu] = small_plans();
-    type Case<'a> = (&'a Path, &'a str, &'a [(&'a str, &'a str)], u8, &'a [&'a str]);
     let cases: &[Case<'_>] = &[
         (gpu, "cuda:0", &[("LATHE_EMULATE", "none")], 1, &["there is no GPU 0", "CUDA_VISIBLE_DEVICES"]),
         (gpu, "cuda:0", &[("CUDA_VISIBLE_DEVICES", "")], 1, &["there is no GPU 0", "shows 0"]),
