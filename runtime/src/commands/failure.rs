@@ -71,9 +71,14 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     let unsuitable = |error: &PlanError| !matches!(error, PlanError::Io { .. });
     match (error.downcast_ref::<Error>(), error.downcast_ref::<PlanError>()) {
         (Some(Error::Plan(plan)), _) | (_, Some(plan)) if unsuitable(plan) => 3,
-        (Some(Error::MissingFeatures { .. } | Error::NoTarget { .. } | Error::NoCode | Error::Program(_)), _)
-        | (Some(Error::NoPtx | Error::Capability { .. } | Error::OldDriver { .. }), _) => 3,
+        (Some(error), _) if is_unsuitable(error) => 3,
         _ if error.is::<lathe_runtime::tokenizer::TokenizerError>() => 3,
         _ => 1,
     }
+}
+
+/// Whether a plan is none for this machine.
+fn is_unsuitable(error: &Error) -> bool {
+    let code = matches!(error, Error::MissingFeatures { .. } | Error::NoTarget { .. } | Error::NoCode | Error::NoPtx);
+    code || matches!(error, Error::Program(_) | Error::Capability { .. } | Error::OldDriver { .. })
 }
