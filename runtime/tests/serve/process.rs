@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -230,11 +230,16 @@ fn a_process_without_file_descriptors_serves_on() {
         .args(["--port", "0", "-t", "1"]);
     let server = Server::spawn(command, &plan.with_extension("log"));
     let stream = server.endless();
+    // Its client reads on, or it would be dropped for taking nothing.
+    let mut unread = stream.try_clone().expect("a descriptor of the test's own");
+    let reader = thread::spawn(move || io::copy(&mut unread, &mut io::sink()));
     let crowd: Vec<TcpStream> = (0..200).map(|_| server.client.connect()).collect();
     assert_eq!(server.client.get("/health").status, 200);
     // Those that ask nothing make room; the stream goes on.
     server.client.wait_for("lathe_num_requests_running", 1.0);
     assert!(server.client.metric("lathe_connections_closed_total{model_name=\"parrot\",reason=\"idle\"}") > 0.0);
+    stream.shutdown(Shutdown::Both).expect("it is open");
+    let _ = reader.join().expect("it does not panic");
     drop((stream, crowd));
     server.client.wait_for("lathe_num_requests_running", 0.0);
     assert_eq!(server.ask(2).0, 200);
