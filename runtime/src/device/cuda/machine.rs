@@ -201,19 +201,20 @@ impl Machine {
     fn launch(&mut self, numbers: &Numbers, index: usize) -> Result<()> {
         let launch = &self.buckets[numbers.bucket].launches[index];
         let units = numbers.units[index];
-        if units == 0 {
-            return Ok(());
-        }
-        self.arguments.clear();
-        self.arguments.extend_from_slice(&self.addresses[numbers.bucket][launch.places.clone()]);
-        self.arguments.extend(numbers.params[launch.params.clone()].iter().map(|&param| param as u64));
-        self.arguments.push(units);
         let Grid { threads, units: per_block, rows } = self.grids[launch.kernel];
         let blocks = units.div_ceil(u64::from(per_block)).min(MOST_BLOCKS) as u32;
         let row_blocks = match rows {
             0 => 1,
             rows => (numbers.params[launch.params.start] as u64).div_ceil(u64::from(rows)) as u32,
         };
+        // A driver takes no launch without blocks: a step whose logits nobody wants has no rows for the head.
+        if blocks == 0 || row_blocks == 0 {
+            return Ok(());
+        }
+        self.arguments.clear();
+        self.arguments.extend_from_slice(&self.addresses[numbers.bucket][launch.places.clone()]);
+        self.arguments.extend(numbers.params[launch.params.clone()].iter().map(|&param| param as u64));
+        self.arguments.push(units);
         // SAFETY: the plan's verifier has checked that what the kernel touches with these parameters lies inside its
         // buffers, which are allocated in full; launches run in order, so each finds the results of those before it.
         unsafe {
