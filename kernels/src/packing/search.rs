@@ -74,7 +74,7 @@ pub fn rounded_byte(value: f32) -> u8 {
     (value + SHIFT).to_bits() as u8
 }
 
-/// Where [`LEVELS`] and [`CODES`] hold what is nearest to a value from −127 to 113: half-integers part the levels, so its
+/// Where `LEVELS` and `CODES` hold what is nearest to a value from −127 to 113: half-integers part the levels, so its
 /// half is what counts.
 pub fn table_index(value: f32) -> usize {
     ((2.0 * value - 0.5) + SHIFT).to_bits() as usize % NEAREST
