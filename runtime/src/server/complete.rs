@@ -153,7 +153,7 @@ impl Completion {
     }
 
     /// Takes an event in and gives what a client should see of it.
-    fn hear(&self, progress: &mut Progress, prompt: usize, event: Event) -> Result<Option<News>, Refusal> {
+    fn hear(&mut self, progress: &mut Progress, prompt: usize, event: Event) -> Result<Option<News>, Refusal> {
         match event {
             Event::Started { cached, choice, .. } => {
                 progress.cached += if choice == 0 { cached } else { 0 };

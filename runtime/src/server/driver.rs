@@ -40,14 +40,21 @@ enum Command {
 
 /// Hands requests to the engine.
 #[derive(Clone, Debug)]
-pub struct Driver(mpsc::Sender<Command>);
+pub struct Driver {
+    commands: mpsc::Sender<Command>,
+    metrics: Arc<Metrics>,
+}
 
 /// Requests that the engine has accepted. Dropping them cancels what has not ended.
+///
+/// An answer's end is counted by whoever takes it: here, where it is known whether its text was complete before the engine
+/// ended it, or by the engine's thread where nobody listens any more.
 #[derive(Debug)]
 pub struct Running {
     ids: Vec<RequestId>,
     events: queue::Receiver<Told>,
-    seen: VecDeque<Told>, // events that were looked at before their time
+    seen: VecDeque<Told>,       // events that were looked at before their time
+    stopped: Vec<(usize, u32)>, // answers whose text is complete
     driver: Driver,
 }
 
@@ -55,9 +62,18 @@ impl Running {
     /// What happens next, and to which of the requests. `None` before the last answer has ended means that the engine
     /// failed, or that the reader was too slow.
     pub async fn next(&mut self) -> Option<Told> {
-        match self.seen.pop_front() {
-            Some(told) => Some(told),
-            None => self.events.recv().await,
+        let told = match self.seen.pop_front() {
+            Some(told) => told,
+            None => self.events.recv().await?,
+        };
+        self.count(&told);
+        Some(told)
+    }
+
+    /// Counts an answer's end.
+    fn count(&self, (request, event): &Told) {
+        if let Event::Finished { choice, reason, .. } = event {
+            self.driver.metrics.finished(*reason, self.stopped.contains(&(*request, *choice)));
         }
     }
 
@@ -78,23 +94,30 @@ impl Running {
     }
 
     /// Ends an answer whose text is complete.
-    pub fn stop(&self, request: usize, choice: u32) {
+    pub fn stop(&mut self, request: usize, choice: u32) {
+        self.stopped.push((request, choice));
         // An engine that is gone has ended everything.
-        let _ = self.driver.0.send(Command::Stop(self.ids[request], choice));
+        let _ = self.driver.commands.send(Command::Stop(self.ids[request], choice));
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.driver.0.send(Command::Cancel(std::mem::take(&mut self.ids)));
+        // From here on the engine's thread counts, and what it has sent is counted here.
+        self.events.close();
+        let mut left = std::mem::take(&mut self.seen);
+        left.extend(std::iter::from_fn(|| self.events.try_recv().ok()));
+        left.iter().for_each(|told| self.count(told));
+        let _ = self.driver.commands.send(Command::Cancel(std::mem::take(&mut self.ids)));
     }
 }
 
 impl Driver {
     /// Starts the engine's thread, which ends when no driver is left or a step fails. The receiver hears of a failure.
     pub fn start(engine: Engine, metrics: Arc<Metrics>) -> std::io::Result<(Driver, oneshot::Receiver<String>)> {
-        let (sender, receiver) = mpsc::channel();
+        let (commands, receiver) = mpsc::channel();
         let (failed, failure) = oneshot::channel();
+        let driver = Driver { commands, metrics: Arc::clone(&metrics) };
         let run = move || {
             let state = Loop { engine, receiver, streams: HashMap::new(), metrics, events: Vec::new() };
             if let Err(failure) = state.run() {
@@ -102,7 +125,7 @@ impl Driver {
             }
         };
         thread::Builder::new().name("lathe-engine".to_owned()).spawn(run)?;
-        Ok((Driver(sender), failure))
+        Ok((driver, failure))
     }
 
     /// Hands requests over, of which all run or none. `None` means that the engine is gone.
@@ -110,9 +133,10 @@ impl Driver {
         let answers: usize = requests.iter().map(|request| request.more as usize + 1).sum();
         let (events, receiver) = queue::channel(QUEUE + QUEUE_PER_ANSWER * answers);
         let (accepted, answer) = oneshot::channel();
-        self.0.send(Command::Submit { requests, allowed, events, accepted }).ok()?;
+        self.commands.send(Command::Submit { requests, allowed, events, accepted }).ok()?;
         let accepted = answer.await.ok()?;
-        Some(accepted.map(|ids| Running { ids, events: receiver, seen: VecDeque::new(), driver: self.clone() }))
+        let (seen, stopped, driver) = (VecDeque::new(), Vec::new(), self.clone());
+        Some(accepted.map(|ids| Running { ids, events: receiver, seen, stopped, driver }))
     }
 }
 
@@ -255,23 +279,28 @@ impl Loop {
             Event::Finished { choice, reason, .. } => {
                 stream.open -= 1;
                 let is_stopped = stream.stopped.contains(choice);
-                self.metrics.finished(*reason, is_stopped);
                 if stream.open == 0 && (is_stopped || *reason != FinishReason::Cancelled) {
                     self.metrics.whole.observe(now - stream.arrival);
                 }
             }
             Event::Prompt { .. } => {}
         }
-        let is_over = stream.open == 0;
-        let failed = stream.events.try_send((stream.index, event));
-        if matches!(failed, Err(queue::error::TrySendError::Full(_))) {
-            self.metrics.abort("slow_reader");
-        }
-        if failed.is_err() {
+        let mut is_over = stream.open == 0;
+        if let Err(failed) = stream.events.try_send((stream.index, event)) {
             self.engine.cancel(id);
+            match failed {
+                queue::error::TrySendError::Full(_) => {
+                    self.metrics.abort("slow_reader");
+                    is_over = true;
+                }
+                // One whose client is gone stays listed until it has ended, to be counted.
+                queue::error::TrySendError::Closed((_, Event::Finished { choice, reason, .. })) => {
+                    self.metrics.finished(reason, stream.stopped.contains(&choice));
+                }
+                queue::error::TrySendError::Closed(_) => {}
+            }
         }
-        // One whose client is gone stays listed until it has ended, to be counted.
-        if is_over || matches!(failed, Err(queue::error::TrySendError::Full(_))) {
+        if is_over {
             self.streams.remove(&id);
         }
     }

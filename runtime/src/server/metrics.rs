@@ -98,7 +98,7 @@ impl Metrics {
     pub fn finished(&self, reason: FinishReason, is_stopped: bool) {
         match reason {
             FinishReason::Stop(_) => self.count("request_success", "stop"),
-            FinishReason::Cancelled if is_stopped => self.count("request_success", "stop"),
+            FinishReason::Length | FinishReason::Cancelled if is_stopped => self.count("request_success", "stop"),
             FinishReason::Length => self.count("request_success", "length"),
             FinishReason::Cancelled => self.abort("client"),
             FinishReason::Late => self.abort("deadline"),
