@@ -346,8 +346,8 @@ impl Lowering<'_> {
         if appended.is_some() {
             params.extend([Dim::S, self.pages]);
         }
-        let kernel =
-            KernelSpec::Linear { scheme, act, tile: tile(rows, strip_rows, act, self.max, self.machine), epilogue };
+        let tile = tile(rows, strip_rows, scheme, act, self.max, self.machine);
+        let kernel = KernelSpec::Linear { scheme, act, tile, epilogue };
         let strips = Dim::of(n.c / strip_rows);
         let out = self.launch(label, kernel, &buffers, params, strips, Share::Even)?;
         self.values.insert(Value { node: id, result: 0 }, out);
