@@ -357,6 +357,16 @@ impl KernelSpec {
         }
     }
 
+    /// Consecutive tokens that a CPU's attention kernel takes together where it can, for `group` heads each: as many as
+    /// make 16 rows of queries, at most 4.
+    pub fn attention_tokens(group: usize) -> usize {
+        match group {
+            0..=4 => 4,
+            5..=8 => 2,
+            _ => 1,
+        }
+    }
+
     /// Names of the launch parameters, in order.
     pub fn params(&self) -> &'static [&'static str] {
         match self {

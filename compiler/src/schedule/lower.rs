@@ -19,8 +19,8 @@ use lathe_kernels::spec::{Activation, BLOCK_ROWS, GROUP, KernelSpec, MapOp, Norm
 use lathe_kernels::targets::Machine;
 
 use super::{
-    ArenaBuffer, Bucket, Buffer, CacheGroup, Launch, ScheduleError, ScheduledCache, ScheduledWeight, Share, cost, tile,
-    times,
+    ArenaBuffer, BATCH, Bucket, Buffer, CacheGroup, Launch, ScheduleError, ScheduledCache, ScheduledWeight, Share,
+    cost, tile, times,
 };
 
 /// What all buckets of a program share.
@@ -265,8 +265,12 @@ impl Lowering<'_> {
                 };
                 let params = vec![rows, Dim::of(cache.heads), Dim::S, self.pages];
                 let units = times(rows, cache.heads);
-                // A token's work grows with its position, so workers take units as they get free.
-                self.launch("attention", kernel, &self.with_block_table(&operands, 3), params, units, Share::Claim(1))?
+                // A token's work grows with its position, so workers take units as they get free: one by one where they
+                // are few, which are of different sequences anyway, else the tokens that the kernel takes together.
+                let group = attention.heads / cache.heads;
+                let grain = if self.max.tokens > BATCH.tokens { KernelSpec::attention_tokens(group) } else { 1 };
+                let share = Share::Claim(grain as u32);
+                self.launch("attention", kernel, &self.with_block_table(&operands, 3), params, units, share)?
             }
             Op::Append(_) => {
                 let cache = self.cache(inputs[4])?;

@@ -2,6 +2,7 @@
 
 use inkwell::intrinsics::Intrinsic;
 use inkwell::types::BasicTypeEnum;
+use inkwell::values::PointerValue;
 use inkwell::values::{BasicMetadataValueEnum, BasicValueEnum, CallSiteValue};
 use inkwell::{FloatPredicate, IntPredicate};
 
@@ -95,6 +96,12 @@ impl<'c> Builder<'c> {
     /// A call of an LLVM intrinsic without a result.
     pub fn effect(&self, name: &str, args: &[Val<'c>]) {
         self.call(name, &[], args);
+    }
+
+    /// A call of an LLVM intrinsic without a result, for an address.
+    pub fn effect_at(&self, name: &str, pointer: PointerValue<'c>, args: &[Val<'c>]) {
+        let args = [&[Val(pointer.into())], args].concat();
+        self.call(name, &[pointer.get_type().into()], &args);
     }
 
     fn call(&self, name: &str, types: &[BasicTypeEnum<'c>], args: &[Val<'c>]) -> CallSiteValue<'c> {

@@ -208,6 +208,15 @@ impl<'c> Builder<'c> {
         self.for_range(begin, end, step, body);
     }
 
+    /// Runs `body` with each first of `count` units of this worker, and where they end: earlier for the last of them.
+    pub fn for_units_by(&self, count: usize, body: impl FnOnce(Val<'c>, Val<'c>)) {
+        let (begin, end, _) = self.units.expect("a kernel is open");
+        let step = self.int(count as i64);
+        self.for_range(begin, end, step, |first| {
+            body(first, self.overloaded("llvm.smin", &[self.add(first, step), end]));
+        });
+    }
+
     // Constants.
 
     /// A uniform i64.

@@ -13,33 +13,7 @@ pub struct Var<'c> {
     ty: BasicTypeEnum<'c>,
 }
 
-/// A lane value whose lanes are wanted one by one, as uniform values.
-#[derive(Clone, Copy, Debug)]
-pub enum Spread<'c> {
-    /// In memory, one f32 after the other.
-    Memory(PointerValue<'c>),
-    /// In the threads' registers.
-    Threads(Val<'c>),
-}
-
 impl<'c> Builder<'c> {
-    /// Makes the lanes of an f32 lane value readable by index. A vector goes to `frame`, which has room for it.
-    pub fn spread(&self, frame: PointerValue<'c>, value: Val<'c>) -> Spread<'c> {
-        if self.lane.is_some() {
-            return Spread::Threads(value);
-        }
-        self.store_lanes(Kind::F32, frame, value);
-        Spread::Memory(frame)
-    }
-
-    /// Lane `index`, a uniform i64, as a uniform value.
-    pub fn lane(&self, spread: Spread<'c>, index: Val<'c>) -> Val<'c> {
-        match spread {
-            Spread::Memory(frame) => self.load(Kind::F32, self.element(frame, index, 4)),
-            Spread::Threads(value) => self.shuffle("idx", value, self.trunc(index, Kind::I32)),
-        }
-    }
-
     /// `base + bytes`.
     #[expect(unsafe_code, reason = "LLVM's pointer arithmetic; it runs in the generated kernel, not here")]
     pub fn offset(&self, base: PointerValue<'c>, bytes: Val<'c>) -> PointerValue<'c> {
@@ -73,6 +47,13 @@ impl<'c> Builder<'c> {
     /// A uniform i32 index, widened.
     pub fn load_index(&self, base: PointerValue<'c>, index: Val<'c>) -> Val<'c> {
         self.zext(self.load(Kind::I32, self.element(base, index, 4)), Kind::I64)
+    }
+
+    /// Asks for the cache line of an address that will be read soon, into the second cache: on Zen 4, fetching into the
+    /// first made attention over histories in memory slower than no fetching at all. The address may lie anywhere.
+    pub fn prefetch(&self, pointer: PointerValue<'c>) {
+        let args = [self.int32(0), self.int32(2), self.int32(1)]; // to read, into the second cache, as data
+        self.effect_at("llvm.prefetch", pointer, &args);
     }
 
     /// Sixteen consecutive elements, one per lane.

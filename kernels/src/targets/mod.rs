@@ -20,6 +20,10 @@ pub struct RegisterTile {
     pub unpack_rows: usize,
     /// Most blocks of unpacked weights.
     pub unpack_blocks: usize,
+    /// Most dot products of queries with keys at once.
+    pub dots: usize,
+    /// Most sums of values at once.
+    pub sums: usize,
 }
 
 /// A target: its name, and what LLVM and the runtime need to know of it.
@@ -60,9 +64,9 @@ macro_rules! features {
 }
 /// 32 registers of 16 lanes: four rows of sums beside weights and scales. With two unpacked blocks that is 8 sums and 8
 /// dot products; 6 and 8 rows spill and measured 5 to 8 % slower at 512 tokens on Zen 4.
-const TILE_512: RegisterTile = RegisterTile { stream_rows: 4, unpack_rows: 4, unpack_blocks: 2 };
+const TILE_512: RegisterTile = RegisterTile { stream_rows: 4, unpack_rows: 4, unpack_blocks: 2, dots: 12, sums: 16 };
 /// 16 registers of 8 lanes: a quarter of that.
-const TILE_256: RegisterTile = RegisterTile { stream_rows: 2, unpack_rows: 2, unpack_blocks: 1 };
+const TILE_256: RegisterTile = RegisterTile { stream_rows: 2, unpack_rows: 2, unpack_blocks: 1, dots: 6, sums: 4 };
 
 /// Every target; those of CPUs from the best to the least, but the one with matrix registers, which has never run, is not
 /// the first.

@@ -1,9 +1,17 @@
-//! Causal attention over the paged cache: one unit is one token and one key/value head, for all its query heads.
+//! Causal attention over the paged cache on CPUs: one unit is one token and one key/value head, for all its query heads.
 //!
 //! Online softmax (Milakov and Gimelshein, 2018) over pages of 16 tokens, in splits of 256 tokens that merge in order,
 //! as flash attention does (Dao et al., 2022). A token's result depends on nothing but its own history, in logical
-//! order. (On GPUs a block of threads shares a unit: [`super::attention_block`].) Scores of tokens after the position or before the window are replaced, and their values never read; pages
-//! before the window are not touched, so its length bounds the work.
+//! order. (On GPUs a block of threads shares a unit: [`super::attention_block`].) Scores of tokens after the position or
+//! before the window are replaced, and their values never read; pages before the window are not touched, so its length
+//! bounds the work.
+//!
+//! A split goes in three passes, so that none waits for the chain of the others: dot products of all its pages, several
+//! pages at once; maxima and weights of all its pages; then the sums of its values, which stay in registers. While keys
+//! are multiplied, the next ones and their values are fetched, since pages lie anywhere in memory.
+//!
+//! Consecutive tokens of a sequence that end in one page go together: a key is loaded and widened once for all their
+//! heads. Units are numbered by blocks of as many tokens, then by head, then by token.
 
 use inkwell::IntPredicate;
 use inkwell::values::PointerValue;
@@ -11,12 +19,15 @@ use lathe_ir::recipe::ATTENTION_SPLIT;
 use lathe_ir::types::DType;
 
 use crate::llvm::builder::{Builder, Kind, LANES, Val};
-use crate::llvm::memory::{Spread, Var};
-use crate::spec::{PAGE_TOKENS, page_bytes};
+use crate::llvm::memory::Var;
+use crate::spec::{KernelSpec, PAGE_TOKENS, page_bytes};
 
-/// Sums of values that are kept in registers at once. 24 measured 4 % slower and 8 up to 24 % slower over heads of 64 to
-/// 256 on Zen 4; all of four heads of 256, which spill, 57 %.
-const SUMS: usize = 16;
+/// Pages of a split: their maxima are one lane value.
+const SPLIT_PAGES: usize = ATTENTION_SPLIT / PAGE_TOKENS;
+const _: () = assert!(SPLIT_PAGES == LANES, "the maxima of a split are one lane value");
+
+/// Elements of a key in a step of the loop over them.
+const KEY_STEP: usize = 4;
 
 /// How scores come from dot products.
 #[derive(Clone, Copy)]
@@ -29,88 +40,401 @@ pub struct Scores {
     pub softcap: Option<f32>,
 }
 
-/// The running state of one query head: maximum, lane sums of weights, weighted sum of values.
-pub(super) struct State<'c> {
-    pub max: Var<'c>,
-    pub sum: Var<'c>,
-    pub values: Vec<Var<'c>>,
-}
-
 /// Operands: q, positions, sequences, block table, cache, out. Params: T, KV, S, B.
 pub fn attention<'c>(b: &Builder<'c>, group: usize, head_dim: usize, dtype: DType, scores: Scores) {
-    let [q, positions, sequences, table, cache, out] = [0, 1, 2, 3, 4, 5].map(|i| b.operand(i));
-    let (kv_heads, width) = (b.param(1), b.param(3));
-    let weights = b.frame(group * PAGE_TOKENS);
-    b.for_units(|unit| {
-        let token = b.udiv(unit, kv_heads);
-        let head = b.urem(unit, kv_heads);
-        let position = b.load_index(positions, token);
-        let sequence = b.load_index(sequences, token);
-        let table = b.element(table, b.mul(sequence, width), 4);
-        let query = b.element(q, unit, 4 * group * head_dim);
-        let pages = b.add(b.udiv(position, b.int(PAGE_TOKENS as i64)), b.int(1));
-        let total: Vec<State<'_>> = (0..group).map(|_| start(b, head_dim / LANES)).collect();
-        let split = b.int((ATTENTION_SPLIT / PAGE_TOKENS) as i64);
-        // The first token that this one sees, its page and the start of its split: splits begin at multiples of their
-        // size whatever the window, so that the order of the sum is that of positions.
-        let first_seen = scores.window.map(|window| {
-            let before = b.sub(position, b.int(window as i64 - 1));
-            b.overloaded("llvm.smax", &[before, b.int(0)])
-        });
-        let first_page = first_seen.map(|token| b.udiv(token, b.int(PAGE_TOKENS as i64)));
-        let start_page = first_page.map_or(b.int(0), |page| b.mul(b.udiv(page, split), split));
-        b.for_range(start_page, pages, split, |first| {
-            let partial: Vec<State<'_>> = (0..group).map(|_| start(b, head_dim / LANES)).collect();
-            let end = b.overloaded("llvm.smin", &[b.add(first, split), pages]);
-            let begin = first_page.map_or(first, |page| b.overloaded("llvm.smax", &[first, page]));
-            b.for_range(begin, end, b.int(1), |page| {
-                let number = b.load_index(table, page);
-                let bytes = page_bytes(1, head_dim, dtype);
-                let base = b.element(cache, b.add(b.mul(number, kv_heads), head), bytes);
-                let last = b.sub(position, b.mul(page, b.int(PAGE_TOKENS as i64)));
-                // Where the window begins in this page.
-                let hidden = first_seen.map(|token| {
-                    let tokens = b.sub(token, b.mul(page, b.int(PAGE_TOKENS as i64)));
-                    b.overloaded("llvm.smax", &[tokens, b.int(0)])
-                });
-                let lane = |index: Val<'c>| b.splat(b.trunc(index, Kind::I32));
-                let dots = score(b, query, base, group, head_dim, dtype);
-                let mut spread = Vec::with_capacity(group);
-                for (i, (state, dot)) in partial.iter().zip(dots).enumerate() {
-                    let visible = b.icmp(IntPredicate::SLE, b.lane_index(), lane(last));
-                    let visible = hidden.map_or(visible, |hidden| {
-                        b.and(visible, b.icmp(IntPredicate::SGE, b.lane_index(), lane(hidden)))
-                    });
-                    let scaled = b.fmul(dot, b.float_lanes(scores.scale));
-                    let capped = scores.softcap.map_or(scaled, |cap| b.softcap(scaled, cap));
-                    let masked = b.select(visible, capped, b.float_lanes(f32::NEG_INFINITY));
-                    let slots = b.offset(weights, b.int((4 * PAGE_TOKENS * i) as i64));
-                    spread.push(b.spread(slots, weigh(b, state, masked)));
-                }
-                let values = b.offset(base, b.int((PAGE_TOKENS * head_dim * dtype.bytes()) as i64));
-                let count = b.overloaded("llvm.smin", &[b.add(last, b.int(1)), b.int(PAGE_TOKENS as i64)]);
-                add_values(b, &partial, &spread, values, [hidden.unwrap_or(b.int(0)), count], dtype);
-            });
-            for (total, partial) in total.iter().zip(&partial) {
-                merge(b, total, partial);
-            }
-        });
-        for (i, state) in total.iter().enumerate() {
-            let inverse = b.splat(b.sum(b.get(state.sum)));
-            let out = b.element(out, b.add(b.mul(unit, b.int(group as i64)), b.int(i as i64)), 4 * head_dim);
-            for (block, &value) in state.values.iter().enumerate() {
-                let at = b.offset(out, b.int((4 * LANES * block) as i64));
-                b.store_lanes(Kind::F32, at, b.fdiv(b.get(value), inverse));
-            }
+    let together = KernelSpec::attention_tokens(group);
+    let kernel = Attention { b, group, head_dim, dtype, scores, frames: Frames::new(b, together * group, head_dim) };
+    let (tokens, heads) = (b.param(0), b.param(1));
+    let block_tokens = b.int(together as i64);
+    b.for_units_by(together, |first, end| {
+        // The token, the head and the tokens that follow in its block.
+        let place = |unit: Val<'c>| {
+            let block = b.udiv(unit, b.mul(block_tokens, heads));
+            let start = b.mul(block, block_tokens);
+            let height = b.overloaded("llvm.smin", &[b.sub(tokens, start), block_tokens]);
+            let rest = b.sub(unit, b.mul(start, heads));
+            (b.add(start, b.urem(rest, height)), b.udiv(rest, height), height)
+        };
+        let is_whole = b.var(b.int(0));
+        if together > 1 {
+            let (token, _, height) = place(first);
+            let covers = b.icmp(IntPredicate::EQ, b.sub(end, first), block_tokens);
+            let is_block = b.and(covers, b.icmp(IntPredicate::EQ, height, block_tokens));
+            b.when(is_block, || b.set(is_whole, kernel.belong_together(token, together)));
         }
+        let go_together = b.icmp(IntPredicate::NE, b.get(is_whole), b.int(0));
+        let all = || {
+            let (token, head, _) = place(first);
+            kernel.tokens(token, head, together);
+        };
+        b.either(go_together, all, || {
+            b.for_range(first, end, b.int(1), |unit| {
+                let (token, head, _) = place(unit);
+                kernel.tokens(token, head, 1);
+            });
+        });
     });
 }
 
-pub(super) fn start<'c>(b: &Builder<'c>, blocks: usize) -> State<'c> {
-    State {
-        max: b.var(b.float(f32::NEG_INFINITY)),
-        sum: b.var(b.float_lanes(0.0)),
-        values: (0..blocks).map(|_| b.var(b.float_lanes(0.0))).collect(),
+/// Memory of a worker, by query row: a head of a token.
+struct Frames<'c> {
+    /// Scores, then weights, of a split: `[rows][pages][16]`.
+    weights: PointerValue<'c>,
+    /// Maxima after each page of a split, behind minus infinity.
+    maxima: PointerValue<'c>,
+    /// What each page's maximum makes of the sums before it: `[rows][pages]`.
+    corrections: PointerValue<'c>,
+    /// The totals' maxima, `[rows]`.
+    max: PointerValue<'c>,
+    /// The totals' sums of weights, `[rows][16]`.
+    sum: PointerValue<'c>,
+    /// The totals' sums of values, `[rows][D]`.
+    values: PointerValue<'c>,
+    /// What merging makes of a total and of a split: `[rows][2]`.
+    shares: PointerValue<'c>,
+}
+
+struct Attention<'b, 'c> {
+    b: &'b Builder<'c>,
+    group: usize,
+    head_dim: usize,
+    dtype: DType,
+    scores: Scores,
+    frames: Frames<'c>,
+}
+
+/// The tokens of a unit, or of several: one key/value head, consecutive positions of one sequence.
+struct Tile<'c> {
+    /// Queries of the first row.
+    query: PointerValue<'c>,
+    /// Bytes from a token's queries to the next one's.
+    stride: Val<'c>,
+    /// Rows: heads by token.
+    rows: usize,
+    /// The first token's position.
+    position: Val<'c>,
+    /// Pages of the sequence.
+    table: PointerValue<'c>,
+    /// The head, in a page.
+    head: Val<'c>,
+    /// Pages up to the last token's.
+    pages: Val<'c>,
+    /// The first token that the window shows.
+    first_seen: Option<Val<'c>>,
+}
+
+/// Pages of a split.
+#[derive(Clone, Copy)]
+struct Span<'c> {
+    begin: Val<'c>,
+    end: Val<'c>,
+}
+
+impl<'c> Frames<'c> {
+    fn new(b: &Builder<'c>, rows: usize, head_dim: usize) -> Frames<'c> {
+        let frames = Frames {
+            weights: b.frame(rows * SPLIT_PAGES * PAGE_TOKENS),
+            maxima: b.frame(1 + SPLIT_PAGES),
+            corrections: b.frame(rows * SPLIT_PAGES),
+            max: b.frame(rows),
+            sum: b.frame(rows * LANES),
+            values: b.frame(rows * head_dim),
+            shares: b.frame(rows * 2),
+        };
+        b.store(Kind::F32, frames.maxima, b.float(f32::NEG_INFINITY));
+        b.store_lanes(Kind::F32, b.offset(frames.maxima, b.int(4)), b.float_lanes(f32::NEG_INFINITY));
+        frames
+    }
+}
+
+impl<'c> Attention<'_, 'c> {
+    /// Whether this token and those after it are of one sequence and one page, one position after the other, and the
+    /// window hides nothing from any: 1 or 0.
+    fn belong_together(&self, token: Val<'c>, count: usize) -> Val<'c> {
+        let b = self.b;
+        let (positions, sequences) = (b.operand(1), b.operand(2));
+        let position = b.load_index(positions, token);
+        let sequence = b.load_index(sequences, token);
+        let mut all = b.icmp(IntPredicate::EQ, b.urem(position, b.int(count as i64)), b.int(0));
+        for i in 1..count {
+            let (next, distance) = (b.add(token, b.int(i as i64)), b.int(i as i64));
+            let follows = b.icmp(IntPredicate::EQ, b.load_index(positions, next), b.add(position, distance));
+            let is_same = b.icmp(IntPredicate::EQ, b.load_index(sequences, next), sequence);
+            all = b.and(all, b.and(follows, is_same));
+        }
+        if let Some(window) = self.scores.window {
+            let last = b.add(position, b.int(count as i64 - 1));
+            all = b.and(all, b.icmp(IntPredicate::SLT, last, b.int(window as i64)));
+        }
+        b.zext(all, Kind::I64)
+    }
+
+    /// Computes `count` tokens from `token` on, for one key/value head.
+    fn tokens(&self, token: Val<'c>, head: Val<'c>, count: usize) {
+        let (b, group, frames) = (self.b, self.group, &self.frames);
+        let (heads, width) = (b.param(1), b.param(3));
+        let position = b.load_index(b.operand(1), token);
+        let sequence = b.load_index(b.operand(2), token);
+        let page_tokens = b.int(PAGE_TOKENS as i64);
+        let first_row = b.mul(b.add(b.mul(token, heads), head), b.int(group as i64));
+        let tile = Tile {
+            query: b.element(b.operand(0), first_row, 4 * self.head_dim),
+            stride: b.mul(heads, b.int((4 * group * self.head_dim) as i64)),
+            rows: count * group,
+            position,
+            table: b.element(b.operand(3), b.mul(sequence, width), 4),
+            head,
+            pages: b.add(b.udiv(b.add(position, b.int(count as i64 - 1)), page_tokens), b.int(1)),
+            first_seen: (count == 1).then_some(self.scores.window).flatten().map(|window| {
+                let before = b.sub(position, b.int(window as i64 - 1));
+                b.overloaded("llvm.smax", &[before, b.int(0)])
+            }),
+        };
+        self.for_rows(tile.rows, |row| {
+            b.store(Kind::F32, b.element(frames.max, row, 4), b.float(f32::NEG_INFINITY));
+            b.store_lanes(Kind::F32, b.element(frames.sum, row, 4 * LANES), b.float_lanes(0.0));
+            self.for_blocks(|block| {
+                let values = b.element(frames.values, row, 4 * self.head_dim);
+                b.store_lanes(Kind::F32, b.element(values, block, 4 * LANES), b.float_lanes(0.0));
+            });
+        });
+        // Splits begin at multiples of their size whatever the window, so that the order of the sum is that of positions.
+        let split = b.int(SPLIT_PAGES as i64);
+        let first_page = tile.first_seen.map_or(b.int(0), |token| b.udiv(token, page_tokens));
+        let start = b.mul(b.udiv(first_page, split), split);
+        b.for_range(start, tile.pages, split, |first| {
+            let span = Span {
+                begin: b.overloaded("llvm.smax", &[first, first_page]),
+                end: b.overloaded("llvm.smin", &[b.add(first, split), tile.pages]),
+            };
+            self.score(&tile, span);
+            self.weigh(&tile, span);
+            self.add_values(&tile, span);
+        });
+        let out = b.element(b.operand(5), first_row, 4 * self.head_dim);
+        for i in 0..count {
+            self.for_rows(group, |row| {
+                let at = b.add(row, b.int((i * group) as i64));
+                let inverse = b.splat(b.sum(b.load_lanes(Kind::F32, b.element(frames.sum, at, 4 * LANES))));
+                let values = b.element(frames.values, at, 4 * self.head_dim);
+                let token = b.offset(out, b.mul(tile.stride, b.int(i as i64)));
+                let out = b.element(token, row, 4 * self.head_dim);
+                self.for_blocks(|block| {
+                    let value = b.load_lanes(Kind::F32, b.element(values, block, 4 * LANES));
+                    b.store_lanes(Kind::F32, b.element(out, block, 4 * LANES), b.fdiv(value, inverse));
+                });
+            });
+        }
+    }
+
+    fn for_rows(&self, rows: usize, body: impl FnOnce(Val<'c>)) {
+        self.b.for_range(self.b.int(0), self.b.int(rows as i64), self.b.int(1), body);
+    }
+
+    fn for_blocks(&self, body: impl FnOnce(Val<'c>)) {
+        self.b.repeat(self.head_dim / LANES, body);
+    }
+
+    /// The head's keys of a page; its values follow them.
+    fn keys(&self, tile: &Tile<'c>, page: Val<'c>) -> PointerValue<'c> {
+        let b = self.b;
+        let number = b.load_index(tile.table, page);
+        let at = b.add(b.mul(number, b.param(1)), tile.head);
+        b.element(b.operand(4), at, page_bytes(1, self.head_dim, self.dtype))
+    }
+
+    fn values_offset(&self) -> usize {
+        PAGE_TOKENS * self.head_dim * self.dtype.bytes()
+    }
+
+    /// The dot products of each row with the keys of a split, in order of d.
+    fn score(&self, tile: &Tile<'c>, span: Span<'c>) {
+        let b = self.b;
+        let dots = b.target.tile.dots;
+        let passes = tile.rows.div_ceil(dots);
+        let rows: Vec<usize> = (0..tile.rows).collect();
+        for rows in rows.chunks(tile.rows.div_ceil(passes)) {
+            let at_once = (dots / rows.len()).clamp(1, 4);
+            let count = b.sub(span.end, span.begin);
+            let whole = b.sub(span.end, b.urem(count, b.int(at_once as i64)));
+            b.for_range(span.begin, whole, b.int(at_once as i64), |page| {
+                self.score_pages(tile, span, rows, page, at_once);
+            });
+            if at_once > 1 {
+                b.for_range(whole, span.end, b.int(1), |page| self.score_pages(tile, span, rows, page, 1));
+            }
+        }
+    }
+
+    fn score_pages(&self, tile: &Tile<'c>, span: Span<'c>, rows: &[usize], page: Val<'c>, count: usize) {
+        let b = self.b;
+        let last = b.sub(tile.pages, b.int(1));
+        let keys: Vec<PointerValue<'c>> = (0..count).map(|i| self.keys(tile, b.add(page, b.int(i as i64)))).collect();
+        let next: Vec<PointerValue<'c>> = (count..2 * count)
+            .map(|i| self.keys(tile, b.overloaded("llvm.smin", &[b.add(page, b.int(i as i64)), last])))
+            .collect();
+        let dots: Vec<Vec<Var<'c>>> =
+            rows.iter().map(|_| keys.iter().map(|_| b.var(b.float_lanes(0.0))).collect()).collect();
+        let key_bytes = PAGE_TOKENS * self.dtype.bytes();
+        let is_first_pass = rows[0] == 0;
+        b.for_range(b.int(0), b.int(self.head_dim as i64), b.int(KEY_STEP as i64), |d| {
+            if is_first_pass {
+                for line in (0..KEY_STEP * key_bytes).step_by(64) {
+                    let at = b.add(b.mul(d, b.int(key_bytes as i64)), b.int(line as i64));
+                    let values = b.add(at, b.int(self.values_offset() as i64));
+                    next.iter().for_each(|&next| b.prefetch(b.offset(next, at)));
+                    keys.iter().for_each(|&page| b.prefetch(b.offset(page, values)));
+                }
+            }
+            for i in 0..KEY_STEP {
+                let d = b.add(d, b.int(i as i64));
+                let keys: Vec<Val<'c>> =
+                    keys.iter().map(|&keys| load(b, b.element(keys, d, key_bytes), self.dtype)).collect();
+                for (&row, dots) in rows.iter().zip(&dots) {
+                    let token = b.mul(tile.stride, b.int((row / self.group) as i64));
+                    let query =
+                        b.offset(tile.query, b.add(token, b.int((row % self.group * 4 * self.head_dim) as i64)));
+                    let q = b.splat(b.load(Kind::F32, b.element(query, d, 4)));
+                    for (&dot, &key) in dots.iter().zip(&keys) {
+                        b.set(dot, b.fma(q, key, b.get(dot)));
+                    }
+                }
+            }
+        });
+        for (&row, dots) in rows.iter().zip(dots) {
+            for (i, dot) in dots.into_iter().enumerate() {
+                let slot = b.add(b.sub(page, span.begin), b.int((row * SPLIT_PAGES + i) as i64));
+                b.store_lanes(Kind::F32, b.element(self.frames.weights, slot, 4 * PAGE_TOKENS), b.get(dot));
+            }
+        }
+    }
+
+    /// Turns the scores of a split into weights relative to the maximum so far, says what each new maximum makes of the
+    /// sums before it, and merges maxima and sums of weights into the totals.
+    fn weigh(&self, tile: &Tile<'c>, span: Span<'c>) {
+        let (b, frames, scores) = (self.b, &self.frames, self.scores);
+        let page_tokens = b.int(PAGE_TOKENS as i64);
+        let next_maxima = b.offset(frames.maxima, b.int(4));
+        self.for_rows(tile.rows, |row| {
+            let position = b.add(tile.position, b.udiv(row, b.int(self.group as i64)));
+            let row_weights = b.element(frames.weights, row, 4 * SPLIT_PAGES * PAGE_TOKENS);
+            let corrections = b.element(frames.corrections, row, 4 * SPLIT_PAGES);
+            let running = b.var(b.float(f32::NEG_INFINITY));
+            b.for_range(span.begin, span.end, b.int(1), |page| {
+                let slot = b.sub(page, span.begin);
+                let at = b.element(row_weights, slot, 4 * PAGE_TOKENS);
+                let begin = b.mul(page, page_tokens);
+                let lane = |index: Val<'c>| b.splat(b.trunc(index, Kind::I32));
+                let mut visible = b.icmp(IntPredicate::SLE, b.lane_index(), lane(b.sub(position, begin)));
+                if let Some(seen) = tile.first_seen {
+                    let hidden = lane(b.sub(seen, begin));
+                    visible = b.and(visible, b.icmp(IntPredicate::SGE, b.lane_index(), hidden));
+                }
+                let scaled = b.fmul(b.load_lanes(Kind::F32, at), b.float_lanes(scores.scale));
+                let capped = scores.softcap.map_or(scaled, |cap| b.softcap(scaled, cap));
+                let masked = b.select(visible, capped, b.float_lanes(f32::NEG_INFINITY));
+                b.store_lanes(Kind::F32, at, masked);
+                b.set(running, b.fmax(b.get(running), b.max(masked)));
+                b.store(Kind::F32, b.element(next_maxima, slot, 4), b.get(running));
+            });
+            let before = b.load_lanes(Kind::F32, frames.maxima);
+            let after = b.load_lanes(Kind::F32, next_maxima);
+            b.store_lanes(Kind::F32, corrections, b.exp(b.fsub(before, after)));
+            let sum = b.var(b.float_lanes(0.0));
+            b.for_range(span.begin, span.end, b.int(1), |page| {
+                let slot = b.sub(page, span.begin);
+                let at = b.element(row_weights, slot, 4 * PAGE_TOKENS);
+                let max = b.splat(b.load(Kind::F32, b.element(next_maxima, slot, 4)));
+                let weights = b.exp(b.fsub(b.load_lanes(Kind::F32, at), max));
+                b.store_lanes(Kind::F32, at, weights);
+                let correction = b.splat(b.load(Kind::F32, b.element(corrections, slot, 4)));
+                b.set(sum, b.fma(b.get(sum), correction, weights));
+            });
+            let (max, total) = (b.element(frames.max, row, 4), b.element(frames.sum, row, 4 * LANES));
+            let (old, other) = (b.load(Kind::F32, max), b.get(running));
+            let new = b.fmax(old, other);
+            let keep = b.exp_uniform(b.fsub(old, new));
+            let take = b.exp_uniform(b.fsub(other, new));
+            let kept = b.fmul(b.load_lanes(Kind::F32, total), b.splat(keep));
+            b.store_lanes(Kind::F32, total, b.fma(b.get(sum), b.splat(take), kept));
+            b.store(Kind::F32, max, new);
+            let shares = b.element(frames.shares, row, 8);
+            b.store(Kind::F32, shares, keep);
+            b.store(Kind::F32, b.offset(shares, b.int(4)), take);
+        });
+    }
+
+    /// Adds the weighted values of a split to the totals, as many sums at a time as stay in registers.
+    fn add_values(&self, tile: &Tile<'c>, span: Span<'c>) {
+        let sums = self.b.target.tile.sums;
+        let blocks: Vec<usize> = (0..self.head_dim / LANES).collect();
+        let rows: Vec<usize> = (0..tile.rows).collect();
+        for blocks in blocks.chunks(sums) {
+            for rows in rows.chunks(sums / blocks.len()) {
+                self.add_values_of(tile, span, rows, blocks);
+            }
+        }
+    }
+
+    fn add_values_of(&self, tile: &Tile<'c>, span: Span<'c>, rows: &[usize], blocks: &[usize]) {
+        let (b, frames) = (self.b, &self.frames);
+        let zero = b.float_lanes(0.0);
+        let sums: Vec<Vec<Var<'c>>> = rows.iter().map(|_| blocks.iter().map(|_| b.var(zero)).collect()).collect();
+        // Adds a token's value to the rows from index `first` on.
+        let add = |page: Val<'c>, values: PointerValue<'c>, token: Val<'c>, first: usize| {
+            let value = b.element(values, token, self.head_dim * self.dtype.bytes());
+            let loaded: Vec<Val<'c>> = blocks
+                .iter()
+                .map(|block| load(b, b.offset(value, b.int((block * LANES * self.dtype.bytes()) as i64)), self.dtype))
+                .collect();
+            for (&row, sums) in rows.iter().zip(&sums).skip(first) {
+                let slot = b.add(b.sub(page, span.begin), b.int((row * SPLIT_PAGES) as i64));
+                let weights = b.element(frames.weights, slot, 4 * PAGE_TOKENS);
+                let weight = b.splat(b.load(Kind::F32, b.element(weights, token, 4)));
+                for (&sum, &value) in sums.iter().zip(&loaded) {
+                    b.set(sum, b.fma(weight, value, b.get(sum)));
+                }
+            }
+        };
+        let page_values = |page| b.offset(self.keys(tile, page), b.int(self.values_offset() as i64));
+        let page_tokens = b.int(PAGE_TOKENS as i64);
+        b.for_range(span.begin, span.end, b.int(1), |page| {
+            for (&row, sums) in rows.iter().zip(&sums) {
+                let slot = b.add(b.sub(page, span.begin), b.int((row * SPLIT_PAGES) as i64));
+                let correction = b.splat(b.load(Kind::F32, b.element(frames.corrections, slot, 4)));
+                sums.iter().for_each(|&sum| b.set(sum, b.fmul(b.get(sum), correction)));
+            }
+            let begin = b.mul(page, page_tokens);
+            let hidden =
+                tile.first_seen.map_or(b.int(0), |token| b.overloaded("llvm.smax", &[b.sub(token, begin), b.int(0)]));
+            let seen = b.add(b.sub(tile.position, begin), b.int(1));
+            let values = page_values(page);
+            b.for_range(hidden, b.overloaded("llvm.smin", &[seen, page_tokens]), b.int(1), |token| {
+                add(page, values, token, 0);
+            });
+        });
+        // What only later tokens of the tile see.
+        let last_token = rows[rows.len() - 1] / self.group;
+        if last_token > 0 {
+            let page = b.sub(tile.pages, b.int(1));
+            b.when(b.icmp(IntPredicate::EQ, span.end, tile.pages), || {
+                let values = page_values(page);
+                for ahead in 1..=last_token {
+                    let position = b.add(tile.position, b.int(ahead as i64));
+                    let first = rows.iter().position(|row| row / self.group >= ahead).expect("the last row sees it");
+                    add(page, values, b.urem(position, page_tokens), first);
+                }
+            });
+        }
+        for (&row, sums) in rows.iter().zip(sums) {
+            let share = |i: usize| b.splat(b.load(Kind::F32, b.offset(frames.shares, b.int((8 * row + 4 * i) as i64))));
+            let (keep, take) = (share(0), share(1));
+            for (&block, sum) in blocks.iter().zip(sums) {
+                let at = b.offset(frames.values, b.int((4 * (row * self.head_dim + block * LANES)) as i64));
+                let kept = b.fmul(b.load_lanes(Kind::F32, at), keep);
+                b.store_lanes(Kind::F32, at, b.fma(b.get(sum), take, kept));
+            }
+        }
     }
 }
 
@@ -120,94 +444,4 @@ pub(super) fn load<'c>(b: &Builder<'c>, pointer: PointerValue<'c>, dtype: DType)
     } else {
         b.load_lanes(Kind::F32, pointer)
     }
-}
-
-/// Dot products of each query head with the 16 keys of a page, in order of d.
-fn score<'c>(
-    b: &Builder<'c>,
-    query: PointerValue<'c>,
-    keys: PointerValue<'c>,
-    group: usize,
-    head_dim: usize,
-    dtype: DType,
-) -> Vec<Val<'c>> {
-    let dots: Vec<Var<'c>> = (0..group).map(|_| b.var(b.float_lanes(0.0))).collect();
-    for d in 0..head_dim {
-        let d = b.int(d as i64);
-        let key = load(b, b.element(keys, d, PAGE_TOKENS * dtype.bytes()), dtype);
-        for (i, &dot) in dots.iter().enumerate() {
-            let q = b.load(Kind::F32, b.offset(b.element(query, d, 4), b.int((4 * i * head_dim) as i64)));
-            b.set(dot, b.fma(b.splat(q), key, b.get(dot)));
-        }
-    }
-    dots.into_iter().map(|dot| b.get(dot)).collect()
-}
-
-/// Turns scores into weights relative to the new maximum, and rescales what was summed before.
-fn weigh<'c>(b: &Builder<'c>, state: &State<'c>, scores: Val<'c>) -> Val<'c> {
-    let old = b.get(state.max);
-    let new = b.fmax(old, b.max(scores));
-    let correction = b.splat(b.exp_uniform(b.fsub(old, new)));
-    let weights = b.exp(b.fsub(scores, b.splat(new)));
-    b.set(state.max, new);
-    b.set(state.sum, b.fma(b.get(state.sum), correction, weights));
-    for &value in &state.values {
-        b.set(value, b.fmul(b.get(value), correction));
-    }
-    weights
-}
-
-/// Adds the weighted values of some tokens of a page, as many heads at a time as have their sums in registers.
-fn add_values<'c>(
-    b: &Builder<'c>,
-    states: &[State<'c>],
-    weights: &[Spread<'c>],
-    values: PointerValue<'c>,
-    [begin, end]: [Val<'c>; 2],
-    dtype: DType,
-) {
-    let blocks = states[0].values.len();
-    let heads = (SUMS / blocks).max(1);
-    for (states, weights) in states.chunks(heads).zip(weights.chunks(heads)) {
-        add_values_of(b, states, weights, values, [begin, end], dtype);
-    }
-}
-
-fn add_values_of<'c>(
-    b: &Builder<'c>,
-    states: &[State<'c>],
-    weights: &[Spread<'c>],
-    values: PointerValue<'c>,
-    [begin, end]: [Val<'c>; 2],
-    dtype: DType,
-) {
-    let head_dim = states[0].values.len() * LANES;
-    b.for_range(begin, end, b.int(1), |token| {
-        let row = b.element(values, token, head_dim * dtype.bytes());
-        let vector: Vec<Val<'c>> = (0..states[0].values.len())
-            .map(|block| load(b, b.offset(row, b.int((block * LANES * dtype.bytes()) as i64)), dtype))
-            .collect();
-        for (state, &weights) in states.iter().zip(weights) {
-            let weight = b.splat(b.lane(weights, token));
-            for (&sum, &value) in state.values.iter().zip(&vector) {
-                b.set(sum, b.fma(weight, value, b.get(sum)));
-            }
-        }
-    });
-}
-
-/// Merges a finished split into the total.
-pub(super) fn merge<'c>(b: &Builder<'c>, total: &State<'c>, partial: &State<'c>) {
-    let (old, other) = (b.get(total.max), b.get(partial.max));
-    let new = b.fmax(old, other);
-    let keep = b.splat(b.exp_uniform(b.fsub(old, new)));
-    let take = b.splat(b.exp_uniform(b.fsub(other, new)));
-    let combine = |total: Var<'c>, partial: Var<'c>| {
-        b.set(total, b.fma(b.get(partial), take, b.fmul(b.get(total), keep)));
-    };
-    combine(total.sum, partial.sum);
-    for (&total, &partial) in total.values.iter().zip(&partial.values) {
-        combine(total, partial);
-    }
-    b.set(total.max, new);
 }

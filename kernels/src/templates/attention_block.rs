@@ -10,7 +10,7 @@ use inkwell::values::PointerValue;
 use lathe_ir::recipe::ATTENTION_SPLIT;
 use lathe_ir::types::DType;
 
-use super::attention::{Scores, State, load, merge, start};
+use super::attention::{Scores, load};
 use crate::llvm::builder::{Builder, Kind, LANES, Val};
 use crate::llvm::memory::Var;
 use crate::spec::{PAGE_TOKENS, page_bytes};
@@ -230,4 +230,35 @@ impl<'c> Split<'_, 'c> {
             merge(b, total, &partial);
         });
     }
+}
+
+/// The running state of one query head: maximum, lane sums of weights, weighted sum of values.
+struct State<'c> {
+    max: Var<'c>,
+    sum: Var<'c>,
+    values: Vec<Var<'c>>,
+}
+
+fn start<'c>(b: &Builder<'c>, blocks: usize) -> State<'c> {
+    State {
+        max: b.var(b.float(f32::NEG_INFINITY)),
+        sum: b.var(b.float_lanes(0.0)),
+        values: (0..blocks).map(|_| b.var(b.float_lanes(0.0))).collect(),
+    }
+}
+
+/// Merges a finished split into the total.
+fn merge<'c>(b: &Builder<'c>, total: &State<'c>, partial: &State<'c>) {
+    let (old, other) = (b.get(total.max), b.get(partial.max));
+    let new = b.fmax(old, other);
+    let keep = b.splat(b.exp_uniform(b.fsub(old, new)));
+    let take = b.splat(b.exp_uniform(b.fsub(other, new)));
+    let combine = |total: Var<'c>, partial: Var<'c>| {
+        b.set(total, b.fma(b.get(partial), take, b.fmul(b.get(total), keep)));
+    };
+    combine(total.sum, partial.sum);
+    for (&total, &partial) in total.values.iter().zip(&partial.values) {
+        combine(total, partial);
+    }
+    b.set(total.max, new);
 }

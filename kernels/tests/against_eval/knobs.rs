@@ -130,8 +130,15 @@ fn a_fused_head_norm_and_rope_give_the_bits_of_separate_kernels() {
     }
 }
 
-/// Attention of some tokens over a paged cache.
-fn attend(spec: &KernelSpec, cache: &Paged, q: &[f32], at: &[(usize, usize)], kv_heads: usize) -> Vec<u8> {
+/// Attention of some tokens over a paged cache, so many units at once.
+fn attend(
+    spec: &KernelSpec,
+    cache: &Paged,
+    q: &[f32],
+    at: &[(usize, usize)],
+    kv_heads: usize,
+    units_at_once: usize,
+) -> Vec<u8> {
     let column = |of: fn(&(usize, usize)) -> usize| at.iter().map(|at| of(at) as i32).collect::<Vec<i32>>();
     let buffers = vec![
         Bytes(f32_bytes(q)),
@@ -142,7 +149,7 @@ fn attend(spec: &KernelSpec, cache: &Paged, q: &[f32], at: &[(usize, usize)], kv
         Output,
     ];
     let params = [at.len(), kv_heads, LENGTHS.len(), cache.width].map(|param| param as i64);
-    run(spec, buffers, &params, (at.len() * kv_heads) as i64, 3).pop().unwrap()
+    run(spec, buffers, &params, (at.len() * kv_heads) as i64, units_at_once as i64).pop().unwrap()
 }
 
 /// Tokens of every sequence: its first, middle and last one, and one at the edge of a page.
@@ -172,7 +179,7 @@ fn attention_with_windows_and_bounded_scores() {
         let q = random.floats(at.len() * heads * head_dim);
         let scale = 1.0 / (head_dim as f32).sqrt();
         let spec = KernelSpec::Attention { group, head_dim, dtype, scale, window, softcap };
-        let found = attend(&spec, &cache, &q, &at, ty.heads);
+        let found = attend(&spec, &cache, &q, &at, ty.heads, 3);
         let op = ops::attention::Attention { heads, scale, window, softcap };
         let column =
             |of: fn(&(usize, usize)) -> usize| Tensor::i32(vec![at.len()], at.iter().map(|at| of(at) as i32).collect());
@@ -192,9 +199,46 @@ fn attention_with_windows_and_bounded_scores() {
         let row = heads * head_dim;
         let rows: Vec<usize> = last.iter().map(|last| at.iter().rposition(|at| at == last).unwrap()).collect();
         let q: Vec<f32> = rows.iter().flat_map(|&at| q[at * row..][..row].to_vec()).collect();
-        let alone = attend(&spec, &cache, &q, &last, ty.heads);
+        let alone = attend(&spec, &cache, &q, &last, ty.heads, 3);
         let among: Vec<u8> = rows.iter().flat_map(|&at| found[4 * at * row..][..4 * row].to_vec()).collect();
         assert!(alone == among, "{spec}: bits depend on the step or on pages before the window");
+    }
+}
+
+#[test]
+fn tokens_that_go_together_have_the_bits_that_they_have_alone() {
+    let cases = [
+        (DType::F16, 3, 64, None, None),
+        (DType::F16, 1, 32, None, Some(2.0)),
+        (DType::F32, 4, 80, Some(30), None),
+        (DType::F16, 7, 64, None, None),
+        (DType::F32, 9, 16, None, None),
+    ];
+    // Chunks of a prompt that begin at the edge of a page or anywhere, go over edges of pages and splits, and stand beside
+    // single tokens of other sequences.
+    let chunks = [(1, 0..LENGTHS[1].min(9)), (0, 0..1), (3, 5..50), (2, 1..2), (3, 240..LENGTHS[3].min(290))];
+    let at: Vec<(usize, usize)> =
+        chunks.into_iter().flat_map(|(sequence, chunk)| chunk.map(move |position| (sequence, position))).collect();
+    assert!(at.iter().all(|&(sequence, position)| position < LENGTHS[sequence]), "{LENGTHS:?}");
+    for (dtype, group, head_dim, window, softcap) in cases {
+        let mut random = Random(9);
+        let ty = CacheType { dtype, heads: 2, head_dim };
+        let cache = paged(ty, &mut random);
+        let heads = group * ty.heads;
+        let q = random.floats(at.len() * heads * head_dim);
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let spec = KernelSpec::Attention { group, head_dim, dtype, scale, window, softcap };
+        let alone = attend(&spec, &cache, &q, &at, ty.heads, 1);
+        for units_at_once in [2, 4, 8, at.len() * ty.heads] {
+            let together = attend(&spec, &cache, &q, &at, ty.heads, units_at_once);
+            assert!(alone == together, "{spec}: bits depend on units at once, {units_at_once}");
+        }
+        let op = ops::attention::Attention { heads, scale, window, softcap };
+        let column =
+            |of: fn(&(usize, usize)) -> usize| Tensor::i32(vec![at.len()], at.iter().map(|at| of(at) as i32).collect());
+        let x = Tensor::f32(vec![at.len(), heads * head_dim], q);
+        let expected = eval(op, &[x, column(|at| at.1), column(|at| at.0), Tensor::cache(cache.reference)]);
+        assert_close(&spec.to_string(), &floats(&alone), expected.as_f32().unwrap(), F32_BOUND);
     }
 }
 
