@@ -41,7 +41,8 @@ pub struct BatchOptions {
     pub prefill_chunk: usize,
     /// The most tokens in a step.
     pub token_budget: usize,
-    /// How many times longer a step may get by prompt tokens than it is for the answers in progress alone.
+    /// How many times longer a step may get by prompt tokens than it is for the answers in progress alone, when hardly any
+    /// answer waits for its first token; as many wait as are in progress, twice that, and so on.
     pub stretch: f64,
     /// The order of the queue.
     pub policy: Policy,
@@ -317,8 +318,12 @@ impl Batcher {
         // Those that wait for one token go first, so that a long prompt never delays an answer in progress.
         for decoding in [true, false] {
             if !decoding && self.load.tokens > 0 && self.options.stretch.is_finite() {
-                let first = self.running.iter().find(|s| s.pending() > 1).map_or(0, |s| s.computed);
-                let (load, stretch) = (self.load, self.options.stretch);
+                let mut prefilling = self.running.iter().filter(|s| s.pending() > 1).peekable();
+                let first = prefilling.peek().map_or(0, |s| s.computed);
+                // The more wait for their first token, the more of a step is theirs.
+                let behind = prefilling.count() + self.waiting.len();
+                let stretch = self.options.stretch * (1.0 + behind as f64 / self.load.tokens as f64);
+                let load = self.load;
                 budget = self.predictor.room(load, first, stretch, LEAST_PROMPT_TOKENS.min(budget), budget);
             }
             for index in 0..self.running.len() {

@@ -93,7 +93,8 @@ struct QueueArgs {
     /// Most prompt tokens that wait
     #[arg(long, value_name = "N", default_value_t = 1 << 20, value_parser = positive)]
     max_waiting_tokens: usize,
-    /// Most times longer that prompts may make a step of answers in progress
+    /// Most times longer that prompts may make a step of answers in progress; twice that when as many answers wait for
+    /// their first token, and so on
     #[arg(long, value_name = "X", default_value_t = 2.0)]
     stretch: f64,
     /// Begin a batch only when the last has ended, for comparison
