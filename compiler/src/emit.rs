@@ -6,6 +6,7 @@ use std::path::Path;
 
 use lathe_ir::graph::StepInput;
 use lathe_ir::types::{Dim, StepSize};
+use lathe_kernels::packing::random;
 use lathe_kernels::recipes::recipe;
 use lathe_kernels::spec::{self, KernelSpec, PAGE_TOKENS, page_bytes};
 use lathe_kernels::targets::Target;
@@ -17,7 +18,7 @@ use lathe_plan::{self as plan, Affine, PlanWriter};
 use crate::ahead::ahead;
 use crate::error::CompileError;
 use crate::pass::Record;
-use crate::pipeline::Options;
+use crate::pipeline::{Options, Weights};
 use crate::report;
 use crate::schedule::{self, Bucket, Buffer, Launch, Schedule, ScheduledCache, Share};
 use crate::weights::{self, ErrorSum, Piece, Stored};
@@ -237,7 +238,7 @@ pub fn manifest(
     source: Source,
     schedule: &Schedule,
     options: &Options,
-    errors: &[ErrorSum],
+    errors: &[Option<ErrorSum>],
 ) -> Manifest {
     let checkpoint = &*model.checkpoint;
     let tensors = schedule.weights.iter().zip(errors).map(|(weight, error)| {
@@ -249,7 +250,7 @@ pub fn manifest(
             source: sources.into_iter().collect::<Vec<_>>().join(" and "),
             scheme: weights::scheme(&weight.ty).map_or_else(|| "f32".to_owned(), |scheme| scheme.to_string()),
             bytes: weight.bytes,
-            error: error.relative(),
+            error: error.and_then(ErrorSum::relative),
         }
     });
     let knobs = model.config.describe();
@@ -304,29 +305,31 @@ pub fn write(
     parts: Parts<'_>,
     options: &Options,
     path: &Path,
-    manifest: impl FnOnce(&[ErrorSum]) -> Manifest,
+    manifest: impl FnOnce(&[Option<ErrorSum>]) -> Manifest,
 ) -> Result<(), CompileError> {
     let Parts { model, schedule, objects, graphs, passes } = parts;
     let program = program(schedule, model.config.vocab);
     // What packing the weights found out, for what is written behind them.
-    let packed: RefCell<Vec<ErrorSum>> = RefCell::default();
+    let packed: RefCell<Vec<Option<ErrorSum>>> = RefCell::default();
     let errors: RefCell<String> = RefCell::default();
     let mut writer = PlanWriter::new();
     writer.program(&program);
     for (target, object) in objects {
         writer.code(&program.name, LAYOUT, &code(object, target));
     }
-    writer.tokenizer(&tokenizer(&model.tokenizer));
-    writer.generation_config(&generation_config(&model.tokenizer));
-    if let Some(template) = &model.chat_template {
-        writer.chat_template(template);
+    if options.weights == Weights::Checkpoint {
+        writer.tokenizer(&tokenizer(&model.tokenizer));
+        writer.generation_config(&generation_config(&model.tokenizer));
+        if let Some(template) = &model.chat_template {
+            writer.chat_template(template);
+        }
     }
     if let Some(licence) = &model.licence {
         writer.licence(licence);
     }
     writer.late_manifest(|| {
         let manifest = manifest(&packed.borrow());
-        errors.replace(report::errors(&manifest));
+        errors.replace(report::errors(&manifest, options.weights));
         manifest
     });
     if options.report {
@@ -340,7 +343,29 @@ pub fn write(
         // The manifest stands before every report.
         writer.late_report("errors", || errors.take());
     }
-    stream_weights(writer, &program, model, schedule, options, path, &packed)
+    match options.weights {
+        Weights::Checkpoint => stream_weights(writer, &program, model, schedule, options, path, &packed),
+        Weights::Random(seed) => {
+            packed.borrow_mut().resize(schedule.weights.len(), None);
+            writer.random_weights(&program.name, LAYOUT, &random_weights(schedule, seed));
+            writer.write(path)?;
+            Ok(())
+        }
+    }
+}
+
+/// What the weights of a schedule are made from instead of a checkpoint. What makes sense of text has no use for them, so
+/// such a plan has no tokenizer.
+fn random_weights(schedule: &Schedule, seed: u64) -> plan::RandomWeights {
+    let piece = |run: random::Run| plan::random::Piece { bytes: run.bytes as u32, fixed: run.fixed, free: run.free };
+    let pattern = |weight: &schedule::ScheduledWeight| {
+        let runs = match weights::scheme(&weight.ty) {
+            Some(scheme) => random::runs(scheme, shape(weight).last().map_or(1, |&cols| cols as usize)),
+            None => vec![random::VECTOR],
+        };
+        plan::random::Pattern { pieces: runs.into_iter().map(piece).collect() }
+    };
+    plan::RandomWeights { seed, patterns: schedule.weights.iter().map(pattern).collect() }
 }
 
 fn code(object: lathe_kernels::Object, target: &Target) -> plan::CodeObject {
@@ -359,7 +384,7 @@ fn stream_weights<'a>(
     schedule: &Schedule,
     options: &Options,
     path: &Path,
-    packed: &'a RefCell<Vec<ErrorSum>>,
+    packed: &'a RefCell<Vec<Option<ErrorSum>>>,
 ) -> Result<(), CompileError> {
     let bar = report::weights_bar(program, options.progress);
     // The writer's errors are of input and output; what stopped the packing is kept beside them.
@@ -382,7 +407,7 @@ fn stream_weights<'a>(
                     }
                 }
             }
-            packed.borrow_mut().push(sum);
+            packed.borrow_mut().push(Some(sum));
             Ok(())
         };
         let mut writer = writer;
@@ -396,17 +421,20 @@ fn stream_weights<'a>(
     }
 }
 
-/// The error of each weight, in order, without a plan.
+/// The error of each weight, in order, without a plan; `None` for random ones.
 ///
 /// # Errors
 /// When the checkpoint cannot supply a weight.
-pub fn errors(model: &Model, schedule: &Schedule, threads: usize) -> Result<Vec<ErrorSum>, CompileError> {
-    stored(model, schedule, threads, |pieces, take| {
+pub fn errors(model: &Model, schedule: &Schedule, options: &Options) -> Result<Vec<Option<ErrorSum>>, CompileError> {
+    if options.weights != Weights::Checkpoint {
+        return Ok(vec![None; schedule.weights.len()]);
+    }
+    stored(model, schedule, options.threads, |pieces, take| {
         let mut errors = vec![ErrorSum::default(); schedule.weights.len()];
         for (piece, stored) in pieces.iter().zip(std::iter::from_fn(take)) {
             errors[piece.weight] = errors[piece.weight].plus(stored?.error);
         }
-        Ok(errors)
+        Ok(errors.into_iter().map(Some).collect())
     })
 }
 

@@ -9,7 +9,7 @@ use clap::{Parser, ValueEnum};
 use lathe_compiler::CompileError;
 use lathe_compiler::error::exit;
 use lathe_compiler::pass::{Activations, PassOptions, Selection};
-use lathe_compiler::pipeline::{self, Goal, Level, Options, Outcome};
+use lathe_compiler::pipeline::{self, Goal, Level, Options, Outcome, Weights};
 use lathe_compiler::quantize::Formats;
 use lathe_compiler::report;
 use lathe_ir::types::DType;
@@ -23,6 +23,7 @@ Examples:
   lathe-compile model.gguf -o mixed.plan --quantize int4,head=int6,layers.0-1.down=int8
   lathe-compile hf://org/name -o model.plan
   lathe-compile llama-3.1-8b --dry-run --quantize int4 --target native,sm_80
+  lathe-compile llama-3.1-8b -o 8b.plan --weights random:1 --quantize bf16 --target sm_90
   lathe-compile model.gguf --emit fused
   lathe-compile model.gguf --stop-after merge_qkv
   lathe-compile model.gguf -o any.plan --target x86-64-v3,x86-64-v4+vnni+bf16
@@ -37,7 +38,7 @@ Exit codes:
 
 fn after_help() -> String {
     let names: Vec<&str> = shapes::SHAPES.iter().map(|shape| shape.0).collect();
-    format!("{AFTER_HELP}\n\nShapes for --dry-run:\n  {}", names.join(", "))
+    format!("{AFTER_HELP}\n\nShapes for --dry-run and --weights random:\n  {}", names.join(", "))
 }
 
 /// Compiles a model into one plan file that the lathe runtime executes.
@@ -67,6 +68,10 @@ struct Arguments {
     /// Most positions of a sequence [default: what the model was trained for]
     #[arg(long, value_name = "N")]
     max_context: Option<usize>,
+    /// Where weights come from: checkpoint, or random:SEED for a small plan whose weights are made when it is loaded, which
+    /// `lathe bench` alone takes; MODEL may then be a config.json without weights, or one of the shapes below
+    #[arg(long, value_name = "SOURCE", default_value_t)]
+    weights: Weights,
     /// Print a level of representation to stdout instead of writing a plan
     #[arg(long, value_enum, value_name = "LEVEL", conflicts_with = "output")]
     emit: Option<Level>,
@@ -131,19 +136,19 @@ fn run(arguments: &Arguments) -> Result<(), CompileError> {
     let Some(model) = arguments.model.as_deref().filter(|_| !arguments.list_passes) else {
         return print(&report::pass_list());
     };
+    let options = options(arguments)?;
+    // Without weights a shape will do; a file of weights says more, for example in which types they are stored.
+    let takes_shapes = arguments.dry_run || options.weights != Weights::Checkpoint;
+    let is_shape = !model.is_file() || model.extension().is_some_and(|extension| extension == "json");
+    let model = if takes_shapes && is_shape { shapes::open(model)? } else { lathe_models::open(model)? };
     if arguments.dry_run {
-        let options = options(arguments)?;
-        // A file of weights says more than the name of a shape, for example in which types they are stored.
-        let is_shape = !model.is_file() || model.extension().is_some_and(|extension| extension == "json");
-        let model = if is_shape { shapes::open(model)? } else { lathe_models::open(model)? };
         return print(&pipeline::compile(model, Goal::DryRun, &options)?.text);
     }
     let goal = match (&arguments.output, arguments.emit) {
         (Some(path), None) => Goal::Plan(path),
         (_, level) => Goal::Text(level.unwrap_or(Level::Fused)),
     };
-    let options = options(arguments)?;
-    let outcome = pipeline::compile(lathe_models::open(model)?, goal, &options)?;
+    let outcome = pipeline::compile(model, goal, &options)?;
     print(&outcome.text)?;
     for missing in &outcome.missing {
         eprintln!("left out: {missing}");
@@ -170,6 +175,7 @@ fn options(arguments: &Arguments) -> Result<Options, CompileError> {
             Cache::F32 => DType::F32,
         },
         max_context: arguments.max_context,
+        weights: arguments.weights,
         threads: arguments.threads.map_or_else(all_cores, usize::from),
         report: !arguments.strip_report,
         progress: !arguments.quiet,

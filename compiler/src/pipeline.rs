@@ -53,6 +53,38 @@ pub enum Goal<'a> {
     DryRun,
 }
 
+/// Where weights come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Weights {
+    /// The checkpoint.
+    #[default]
+    Checkpoint,
+    /// A generator with this seed, when the plan is loaded: for measuring speed alone.
+    Random(u64),
+}
+
+impl std::fmt::Display for Weights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Weights::Checkpoint => f.write_str("checkpoint"),
+            Weights::Random(seed) => write!(f, "random:{seed}"),
+        }
+    }
+}
+
+impl std::str::FromStr for Weights {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Weights, String> {
+        let seed = text.strip_prefix("random:").and_then(|seed| seed.parse().ok());
+        match (text, seed) {
+            ("checkpoint", _) => Ok(Weights::Checkpoint),
+            (_, Some(seed)) => Ok(Weights::Random(seed)),
+            _ => Err(format!("'{text}' is no source of weights; expected checkpoint, or random:SEED with a number")),
+        }
+    }
+}
+
 /// The choices of a compile.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -66,6 +98,8 @@ pub struct Options {
     pub cache: DType,
     /// Most positions of a sequence; what the model was trained for where it is not given.
     pub max_context: Option<usize>,
+    /// Where weights come from.
+    pub weights: Weights,
     /// Threads that pack weights. The plan does not depend on it.
     pub threads: usize,
     /// Whether the plan carries texts of its levels.
@@ -83,6 +117,7 @@ impl Options {
             selection: Selection::default(),
             cache: DType::F16,
             max_context: None,
+            weights: Weights::default(),
             threads: 1,
             report: true,
             progress: false,
@@ -103,6 +138,9 @@ impl Options {
             flags.push(format!("--cache {}", self.cache));
         }
         flags.extend(self.max_context.map(|positions| format!("--max-context {positions}")));
+        if self.weights != defaults.weights {
+            flags.push(format!("--weights {}", self.weights));
+        }
         flags.extend(self.selection.disabled.iter().map(|pass| format!("--disable-pass {pass}")));
         if !self.report {
             flags.push("--strip-report".to_owned());
@@ -158,7 +196,7 @@ pub fn compile(model: Model, goal: Goal<'_>, options: &Options) -> Result<Outcom
     let path = match goal {
         Goal::Plan(path) => path,
         Goal::Text(Level::Manifest) => {
-            let errors = emit::errors(&model, &schedule, options.threads)?;
+            let errors = emit::errors(&model, &schedule, options)?;
             let manifest = emit::manifest(&model, digest(&model)?, &schedule, options, &errors);
             return Ok(clock.text(manifest.to_json() + "\n"));
         }
@@ -174,7 +212,7 @@ pub fn compile(model: Model, goal: Goal<'_>, options: &Options) -> Result<Outcom
     let (source, objects) = (source?, objects?);
     clock.lap("kernels");
     let parts = emit::Parts { model: &model, schedule: &schedule, objects, graphs: [unfused, fused], passes: &passes };
-    let manifest = |errors: &[ErrorSum]| emit::manifest(&model, source, &schedule, options, errors);
+    let manifest = |errors: &[Option<ErrorSum>]| emit::manifest(&model, source, &schedule, options, errors);
     emit::write(parts, options, path, manifest)?;
     clock.lap("weights");
     Ok(clock.text(String::new()))

@@ -8,6 +8,7 @@ use lathe_plan::manifest::Attention;
 use lathe_plan::{Manifest, Program};
 
 use crate::pass::{PASSES, Record};
+use crate::pipeline::Weights;
 use crate::schedule::{Buffer, Launch, Schedule};
 
 /// Each pass, whether it changed the graph, and the reasons that it gave. Times are left out: the same compile gives the
@@ -41,7 +42,9 @@ pub fn attention(schedule: &Schedule) -> String {
 pub fn attentions(schedule: &Schedule) -> Vec<Attention> {
     let launches = schedule.buckets.first().map_or(&[][..], |bucket| &bucket.launches);
     let of = |launch: &Launch| {
-        let KernelSpec::Attention { group, head_dim, dtype, scale, window, softcap } = &launch.kernel else {
+        let (KernelSpec::Attention { group, head_dim, dtype, scale, window, softcap }
+        | KernelSpec::AttentionSplits { group, head_dim, dtype, scale, window, softcap }) = &launch.kernel
+        else {
             return None;
         };
         let cache = launch.buffers.iter().find_map(|buffer| match buffer {
@@ -92,12 +95,13 @@ pub fn pass_list() -> String {
 }
 
 /// How far each stored tensor is from the checkpoint's, and in which schemes they are.
-pub fn errors(manifest: &Manifest) -> String {
+pub fn errors(manifest: &Manifest, weights: Weights) -> String {
     let mut text = String::new();
     for tensor in &manifest.tensors {
         let error = match tensor.error {
             Some(0.0) => "exact".to_owned(),
             Some(error) => format!("{error:.3e}"),
+            None if weights != Weights::Checkpoint => format!("made from {weights}"),
             None => "not finite".to_owned(),
         };
         // Writing to a string cannot fail.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use lathe_compiler::CompileError;
 use lathe_compiler::error::exit;
-use lathe_compiler::pipeline::{Goal, Level, Options, compile};
+use lathe_compiler::pipeline::{Goal, Level, Options, Weights, compile};
 use lathe_compiler::quantize::Quantize;
 use lathe_ir::scheme::Scheme;
 use lathe_kernels::targets::Target;
@@ -164,4 +164,25 @@ fn some_matrices_take_another_form() {
     refused("int4,layers.7=int8", "'layers.7=int8', but the model's layers are 0 to 1");
     refused("int4:g32s6/256+min", "rows of embed have 64 elements, and the scheme needs a multiple of 256");
     refused("int4,q=int6:g16s8/256", "'q=int6:g16s8/256', but rows of layers.0.q have 64 elements");
+}
+
+#[test]
+fn a_shape_without_weights_makes_a_small_plan() {
+    let folder = Folder::new("shape");
+    let path = folder.file("random.plan");
+    let model = lathe_models::shapes::open(Path::new("llama-3.1-8b")).expect("a known shape");
+    let mut options = crate::common::options();
+    options.weights = "random:5".parse().expect("a seed");
+    options.report = false;
+    options.passes.formats.base = Quantize::Int4;
+    compile(model, Goal::Plan(&path), &options).expect("no weight is needed");
+    let plan = Plan::open(&path).expect("the plan is sound");
+    let manifest = plan.manifest().expect("it has a manifest");
+    assert!(manifest.weights_bytes > 4 << 30 && plan.length() < 512 << 10, "{} bytes", plan.length());
+    assert_eq!(plan.seed(), Some(5));
+    assert_eq!(manifest.flags, ["--quantize int4", "--weights random:5", "--strip-report"]);
+    assert!(manifest.tensors.iter().all(|tensor| tensor.error.is_none()));
+    for wrong in ["random", "random:", "random:x", "random:-1", "zero"] {
+        assert!(wrong.parse::<Weights>().expect_err(wrong).contains("random:SEED"));
+    }
 }

@@ -1,8 +1,10 @@
 //! A small seeded model through compiler and runtime: every bit of its plan, and its numbers against the reference
 //! evaluation of its graph.
 
+use std::process::Command;
+
 use lathe_compiler::pass::Activations;
-use lathe_compiler::pipeline::{Goal, Options, compile};
+use lathe_compiler::pipeline::{Goal, Options, Weights, compile};
 use lathe_ir::eval::{Caches, StepInputs, Tensor, evaluate};
 use lathe_ir::graph::Weight;
 use lathe_ir::scheme::Scheme;
@@ -15,8 +17,8 @@ use lathe_models::{Model, seeded};
 use lathe_plan::{Plan, SectionKind};
 use lathe_runtime::device::options::DeviceOptions;
 use lathe_runtime::engine::{Engine, EngineOptions};
-use lathe_tests::Scratch;
 use lathe_tests::compare::relative_error;
+use lathe_tests::{Scratch, lathe};
 
 /// Room for f32 roundings in another order, over a few layers.
 const F32_BOUND: f64 = 1e-5;
@@ -159,4 +161,48 @@ fn one_plan_for_several_cpus_shares_its_weights_and_gives_the_same_bits_on_each(
         assert!(*first == logits, "{target} differs from the best target");
     }
     assert!(first.is_some(), "this CPU runs one of the targets");
+}
+
+#[test]
+fn weights_from_a_seed_run_in_every_scheme_and_are_for_benchmarks_alone() {
+    let tokens: Vec<u32> = (0..20).map(|i| (i * 31 + 5) % 128).collect();
+    let config = ModelConfig { hidden: 256, heads: 4, kv_heads: 4, head_dim: 64, ffn: 256, ..seeded::small_llama() };
+    let scratch = Scratch::new();
+    let path = scratch.file("random.plan");
+    let plan = |scheme: Scheme, seed: u64| {
+        let model = seeded::model(config.clone(), seeded::small_tokenizer(), 3, &|_| scheme).expect("it is sound");
+        let options = Options { weights: Weights::Random(seed), report: false, ..options(Activations::Int8) };
+        compile(model, Goal::Plan(&path), &options).expect("the model compiles");
+        Plan::open(&path).expect("the plan opens")
+    };
+    let logits = |scheme: Scheme, seed: u64| {
+        let engine = Engine::load(&plan(scheme, seed), &EngineOptions::default());
+        engine.expect("it loads").logits(&tokens).expect("it runs").concat()
+    };
+    for scheme in Scheme::ALL {
+        let first = logits(scheme, 1);
+        let largest = first.iter().fold(0.0f32, |most, value| most.max(value.abs()));
+        assert!(first.iter().all(|value| value.is_finite()) && (1e-2..1e3).contains(&largest), "{scheme}: {largest}");
+        assert!(first == logits(scheme, 1) && first != logits(scheme, 2), "{scheme}");
+    }
+    let plan = plan(Scheme::INT4, 9);
+    assert!(plan.length() < 100 << 10 && plan.tokenizer().is_none(), "{} bytes", plan.length());
+    let output = |command: &str, arguments: &[&str]| {
+        let output = Command::new(lathe()).arg(command).arg(&path).args(arguments).output().expect("it starts");
+        let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        (output.status.code(), text)
+    };
+    for (command, arguments) in
+        [("run", &["-p", "abc"][..]), ("serve", &["--port", "0"]), ("eval", &["--text", "Cargo.toml"])]
+    {
+        let (code, text) = output(command, arguments);
+        assert!(
+            code == Some(3) && text.contains("random:9") && text.contains("`lathe bench` alone"),
+            "{code:?} {text}"
+        );
+    }
+    let (code, text) = output("bench", &["-p", "16", "-n", "2", "-r", "1"]);
+    assert!(code == Some(0) && text.contains("llama source, random:9"), "{code:?} {text}");
+    let (code, text) = output("inspect", &[]);
+    assert!(code == Some(0) && text.contains("random:9, made when the plan is loaded"), "{code:?} {text}");
 }

@@ -6,6 +6,7 @@
 //! integers of 3, 5 and 6 bits lie as two pieces, low bits first. `f32`, `bf16` and `f16` have lines only.
 
 mod quantize;
+pub mod random;
 pub mod search;
 
 use half::{bf16, f16};

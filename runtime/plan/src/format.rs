@@ -33,6 +33,7 @@
 //! the digest of a weight section is the digest of that list.
 
 use crate::error::{NotAPlan, PlanError, TableError};
+use crate::random;
 
 /// The first bytes: not ASCII, and altered by what alters text files.
 pub const MAGIC: [u8; 8] = *b"\x89LATHE\r\n";
@@ -43,7 +44,7 @@ pub const MINOR: u16 = 0;
 /// The calling convention of kernels and the meaning of the program. Readers refuse any other.
 pub const RUNTIME_ABI: u32 = 2;
 /// Features that this reader knows.
-pub const KNOWN_FEATURES: [&str; 0] = [];
+pub const KNOWN_FEATURES: [&str; 1] = [random::FEATURE];
 /// Bytes of weights under one digest.
 pub const CHUNK: usize = 4 << 20;
 /// Alignment of weights, so that they can be mapped.
@@ -82,11 +83,13 @@ pub enum SectionKind {
     Manifest,
     /// A named text for people, which may be stripped.
     Report,
+    /// A binary [`random::RandomWeights`] of the program named, in a layout, in place of its weights.
+    RandomWeights,
     /// One that this reader doesn't know.
     Unknown(u16),
 }
 
-const KINDS: [(u16, SectionKind, &str); 10] = [
+const KINDS: [(u16, SectionKind, &str); 11] = [
     (1, SectionKind::Program, "program"),
     (2, SectionKind::Tokenizer, "tokenizer"),
     (3, SectionKind::ChatTemplate, "chat template"),
@@ -97,6 +100,7 @@ const KINDS: [(u16, SectionKind, &str); 10] = [
     (8, SectionKind::Weights, "weights"),
     (9, SectionKind::Manifest, "manifest"),
     (10, SectionKind::Report, "report"),
+    (11, SectionKind::RandomWeights, "random weights"),
 ];
 
 impl SectionKind {
@@ -157,7 +161,7 @@ impl Section {
     pub(crate) fn stray_label(&self) -> Option<&str> {
         let labels: &[&str] = match self.kind {
             SectionKind::Code | SectionKind::Unknown(_) => &[],
-            SectionKind::ChunkDigests | SectionKind::Weights => &[&self.target],
+            SectionKind::ChunkDigests | SectionKind::Weights | SectionKind::RandomWeights => &[&self.target],
             SectionKind::Program | SectionKind::Report => &[&self.target, &self.layout],
             _ => &[&self.name, &self.target, &self.layout],
         };

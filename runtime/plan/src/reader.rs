@@ -8,6 +8,7 @@ use crate::error::PlanError;
 use crate::format::{self, CHUNK, Digest, HEADER_BYTES, Head, Section, SectionKind};
 use crate::manifest::Manifest;
 use crate::program::{CodeObject, Program};
+use crate::random::RandomWeights;
 use crate::source::Source;
 use crate::tokenizer::PackedTokenizer;
 use crate::verify;
@@ -29,6 +30,8 @@ pub struct Plan {
     reports: Vec<(String, String)>,
     /// Index and content of the sections of chunk digests.
     chunks: Vec<(usize, Vec<Digest>)>,
+    /// Program, layout and content of what stands for weights.
+    random: Vec<(String, String, RandomWeights)>,
 }
 
 /// Machine code of a program for a target.
@@ -72,6 +75,7 @@ impl Plan {
             manifest: None,
             reports: Vec::new(),
             chunks: Vec::new(),
+            random: Vec::new(),
         };
         plan.check_padding(bytes.len() as u64)?;
         plan.read_sections()?;
@@ -143,6 +147,10 @@ impl Plan {
                 }
                 self.chunks.push((index, bytes.as_chunks().0.to_vec()));
             }
+            SectionKind::RandomWeights => {
+                let weights: RandomWeights = codec::decode(&bytes)?;
+                self.random.push((section.name.clone(), section.layout.clone(), weights));
+            }
             SectionKind::Weights | SectionKind::Unknown(_) => {}
         }
         Ok(())
@@ -186,14 +194,31 @@ impl Plan {
             }
             verify::check_weights(self.owner(section, &section.name)?, section.length)?;
         }
+        if section.kind == SectionKind::RandomWeights {
+            self.check_random(section)?;
+        }
         Ok(())
+    }
+
+    fn check_random(&self, section: &Section) -> Result<(), PlanError> {
+        let program = self.owner(section, &section.name)?;
+        if self.weights_section(&section.name, &section.layout).is_some() {
+            return Err(mismatch(section, "expected no weights of the same name and layout".to_owned()));
+        }
+        verify::check_weights(program, RandomWeights::total(program))?;
+        match self.random_weights(&section.name, &section.layout).map(|weights| weights.check(program)) {
+            Some(Err(why)) => Err(mismatch(section, why.to_string())),
+            _ => Ok(()),
+        }
     }
 
     fn check_code(&self, code: &Code) -> Result<(), PlanError> {
         let section = format!("code `{}` `{}` `{}`", code.program, code.object.target, code.layout);
         let program = self.owner(&section, &code.program)?;
         verify::check_code(program, &code.object)?;
-        if !program.weights.is_empty() && self.weights_section(&code.program, &code.layout).is_none() {
+        let has_weights = self.weights_section(&code.program, &code.layout).is_some()
+            || self.random_weights(&code.program, &code.layout).is_some();
+        if !program.weights.is_empty() && !has_weights {
             return Err(mismatch(&section, "expected weights of its program and layout, found none".to_owned()));
         }
         Ok(())
@@ -222,8 +247,19 @@ impl Plan {
         found.ok_or_else(|| mismatch(section, "expected the chunk digests that its digest stands for".to_owned()))
     }
 
+    /// What the weights of a program in a layout are made from, where they are not in the plan.
+    pub fn random_weights(&self, program: &str, layout: &str) -> Option<&RandomWeights> {
+        let mut random = self.random.iter();
+        random.find(|(name, of, _)| name == program && of == layout).map(|(_, _, weights)| weights)
+    }
+
+    /// The seed of weights that are made when they are loaded: such a plan is for measuring speed, and says nothing.
+    pub fn seed(&self) -> Option<u64> {
+        self.random.first().map(|(_, _, weights)| weights.seed)
+    }
+
     /// Loads the weights of a program in a layout (see [`Code::layout`]), verifying each byte, with up to `threads`
-    /// threads.
+    /// threads. Random weights are made by as many.
     pub fn load_weights(
         &self,
         program: &str,
@@ -231,6 +267,9 @@ impl Plan {
         mode: LoadMode,
         threads: usize,
     ) -> Result<Weights, PlanError> {
+        if let (Some(random), Some(program)) = (self.random_weights(program, layout), self.program(program)) {
+            return weights::make(&self.source, random, program, threads);
+        }
         let section = self.weights_section(program, layout).ok_or_else(|| PlanError::Missing {
             what: format!("weights of program `{program}` in layout `{layout}`"),
         })?;

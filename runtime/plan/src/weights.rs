@@ -7,7 +7,8 @@ use std::sync::{Mutex, PoisonError};
 use crate::error::PlanError;
 use crate::format::{CHUNK, Digest, Section};
 use crate::memory::{Filling, Region};
-use crate::program::WeightSpan;
+use crate::program::{Program, WeightSpan};
+use crate::random::RandomWeights;
 use crate::source::Source;
 
 /// Where weights live.
@@ -76,6 +77,22 @@ pub(crate) fn load(source: &Source, expected: &Expected, mode: LoadMode, threads
     in_parallel(threads, memory.as_mut_slice().chunks_mut(CHUNK).enumerate(), |(chunk, bytes)| {
         source.read_at(bytes, expected.offset(chunk))?;
         expected.check(chunk, bytes)
+    })?;
+    memory.freeze().map(Weights).map_err(|error| source.error("protect the weights of", error))
+}
+
+/// Makes the weights of a program from a seed.
+pub(crate) fn make(
+    source: &Source,
+    random: &RandomWeights,
+    program: &Program,
+    threads: usize,
+) -> Result<Weights, PlanError> {
+    let length = usize::try_from(RandomWeights::total(program)).unwrap_or(usize::MAX);
+    let mut memory = Filling::new(length).map_err(|error| source.error("find memory for the weights of", error))?;
+    in_parallel(threads, memory.as_mut_slice().chunks_mut(CHUNK).enumerate(), |(chunk, bytes)| {
+        random.fill(program, chunk, bytes);
+        Ok(())
     })?;
     memory.freeze().map(Weights).map_err(|error| source.error("protect the weights of", error))
 }

@@ -14,6 +14,7 @@ use crate::error::PlanError;
 use crate::format::{ALIGN, CHUNK, Digest, Head, MINOR, Section, SectionKind, WEIGHT_ALIGN};
 use crate::manifest::Manifest;
 use crate::program::{CodeObject, Program};
+use crate::random::{self, RandomWeights};
 use crate::reader::Plan;
 use crate::tokenizer::TokenizerTables;
 use crate::verify;
@@ -119,6 +120,12 @@ impl<'a> PlanWriter<'a> {
         self.parts.push((section(SectionKind::ChunkDigests, labels, digests), Content::ChunkDigests));
         let content = Content::Weights { program: program.clone(), fill: Box::new(fill) };
         self.parts.push((section(SectionKind::Weights, labels, length), content));
+    }
+
+    /// Adds what makes the weights of a program in a layout, in place of them.
+    pub fn random_weights(&mut self, program: &str, layout: &str, weights: &RandomWeights) {
+        self.require(random::FEATURE);
+        self.add(SectionKind::RandomWeights, [program, "", layout], codec::encode(weights));
     }
 
     fn add(&mut self, kind: SectionKind, labels: [&str; 3], bytes: Vec<u8>) {

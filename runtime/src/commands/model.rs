@@ -6,10 +6,12 @@ use std::thread;
 use anyhow::anyhow;
 use lathe_plan::{LoadMode, Plan};
 use lathe_runtime::batcher::BatchOptions;
-use lathe_runtime::device::choice::{self, Loaded};
+use lathe_runtime::device::choice;
 use lathe_runtime::device::options::{DeviceChoice, DeviceOptions};
 use lathe_runtime::tokenizer::Tokenizer;
 use lathe_runtime::{Engine, EngineOptions};
+
+use super::failure::Unsuitable;
 
 /// How the machine is used. None of it changes a token, the target apart.
 #[derive(Clone, Debug, clap::Args)]
@@ -53,7 +55,21 @@ pub fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
-/// A plan, ready to run.
+/// A plan on a machine.
+pub struct Loaded {
+    /// The plan.
+    pub plan: Plan,
+    /// Its tokenizer, if it has one.
+    pub tokenizer: Option<Tokenizer>,
+    /// Its main program on this machine.
+    pub engine: Engine,
+    /// What runs it: `CPU`, or the name of a GPU.
+    pub device: String,
+    /// Worker threads.
+    pub threads: usize,
+}
+
+/// A plan with which one can talk, ready to run.
 pub struct Model {
     /// The plan.
     pub plan: Plan,
@@ -61,10 +77,6 @@ pub struct Model {
     pub tokenizer: Tokenizer,
     /// Its main program on this machine.
     pub engine: Engine,
-    /// What runs it: `CPU`, or the name of a GPU.
-    pub device: String,
-    /// Worker threads.
-    pub threads: usize,
 }
 
 impl Model {
@@ -76,11 +88,30 @@ impl Model {
     /// The same, composing steps in a way of its own.
     pub fn open_with(path: &Path, machine: &MachineArgs, batching: BatchOptions) -> anyhow::Result<Model> {
         let plan = Plan::open(path)?;
+        if let Some(seed) = plan.seed() {
+            return Err(Unsuitable(format!(
+                "the plan's weights are random:{seed}, so it can say nothing: it is for `lathe bench` alone; compile it \
+                 without --weights"
+            ))
+            .into());
+        }
+        let none = || anyhow!("the plan holds no tokenizer; compile it from a checkpoint with one");
+        plan.tokenizer().ok_or_else(none)?;
+        let Loaded { plan, tokenizer, engine, .. } = Loaded::load(plan, machine, batching)?;
+        Ok(Model { plan, tokenizer: tokenizer.ok_or_else(none)?, engine })
+    }
+}
+
+impl Loaded {
+    /// Opens a plan, whatever its weights are, and loads it.
+    pub fn open(path: &Path, machine: &MachineArgs) -> anyhow::Result<Loaded> {
+        Loaded::load(Plan::open(path)?, machine, BatchOptions::default())
+    }
+
+    fn load(plan: Plan, machine: &MachineArgs, batching: BatchOptions) -> anyhow::Result<Loaded> {
         let tables = plan.tokenizer().cloned();
-        let tables =
-            tables.ok_or_else(|| anyhow!("the plan holds no tokenizer; compile it from a checkpoint with one"))?;
         // The weights take longer than the tokenizer, which is ready by the time they are.
-        let tokenizer = thread::spawn(move || Tokenizer::new(tables));
+        let tokenizer = tables.map(|tables| thread::spawn(move || Tokenizer::new(tables)));
         let load = DeviceOptions {
             choice: machine.device,
             threads: machine.threads,
@@ -92,14 +123,14 @@ impl Model {
             target: machine.cpu.clone(),
             ..DeviceOptions::default()
         };
-        let Loaded { device, name, threads, warning } = choice::load(&plan, &load)?;
+        let choice::Loaded { device, name, threads, warning } = choice::load(&plan, &load)?;
         if let Some(warning) = warning {
             eprintln!("warning: {warning}");
         }
         let options = EngineOptions { prefill_chunk: machine.prefill_chunk, batching, ..EngineOptions::default() };
         let engine = Engine::with_device(device, &options);
-        let tokenizer =
-            tokenizer.join().map_err(|_| anyhow!("building the tokenizer panicked; this is a bug in Lathe"))??;
-        Ok(Model { plan, tokenizer, engine, device: name, threads })
+        let panicked = |_| anyhow!("building the tokenizer panicked; this is a bug in Lathe");
+        let tokenizer = tokenizer.map(|thread| thread.join().map_err(panicked)).transpose()?.transpose()?;
+        Ok(Loaded { plan, tokenizer, engine, device: name, threads })
     }
 }

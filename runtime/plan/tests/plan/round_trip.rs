@@ -2,7 +2,9 @@
 
 use std::cell::RefCell;
 
-use lathe_plan::{LoadMode, PackedTokenizer, Plan, PlanError, PlanWriter, RUNTIME_ABI, SectionKind};
+use lathe_plan::{
+    LoadMode, PackedTokenizer, Plan, PlanError, PlanWriter, RUNTIME_ABI, RandomWeights, SectionKind, random,
+};
 
 use crate::sample::{self, LAYOUT, bytes, load, weight_byte};
 
@@ -173,4 +175,32 @@ fn check_tokenizer(packed: &PackedTokenizer) {
     assert_eq!((rule(1, 2), rule(3, 1), rule(2, 1)), (Some((0, 3)), Some((1, 4)), None));
     let added = packed.added(0).unwrap();
     assert_eq!((packed.added_count(), added.id, added.text, added.is_control), (1, 0, "<end>", true));
+}
+
+#[test]
+fn random_weights_are_made_from_their_seed_whatever_the_threads() {
+    let program = sample::program();
+    let plan = |seed: u64, bytes: u32| {
+        let piece = |bytes| random::Piece { bytes, fixed: 0x3c00_0000, free: 0x00ff_ffff };
+        let patterns =
+            vec![random::Pattern { pieces: vec![piece(bytes)] }, random::Pattern { pieces: vec![piece(4), piece(8)] }];
+        let mut writer = PlanWriter::new();
+        writer.program(&program);
+        writer.code("main", LAYOUT, &sample::code());
+        writer.random_weights("main", LAYOUT, &RandomWeights { seed, patterns });
+        writer.to_bytes().unwrap()
+    };
+    let weights = |seed, threads| {
+        let plan = Plan::from_bytes(plan(seed, 20)).unwrap();
+        assert_eq!(plan.seed(), Some(seed));
+        plan.load_weights("main", LAYOUT, LoadMode::Map, threads).unwrap().to_vec()
+    };
+    assert_eq!(weights(1, 1).len(), 812);
+    assert!(weights(1, 1) == weights(1, 3) && weights(1, 1) != weights(2, 1));
+    assert_eq!(load(bytes()).unwrap().seed(), None);
+    let error = sample::refusal(plan(1, 24));
+    assert!(error.contains("the pattern of weight `embed`, of 24 bytes, does not fill its 500 bytes"), "{error}");
+    let mut both = sample::writer(&program);
+    both.random_weights("main", LAYOUT, &RandomWeights { seed: 1, patterns: Vec::new() });
+    assert!(sample::refusal(both.to_bytes().unwrap()).contains("expected no weights of the same name and layout"));
 }

@@ -20,7 +20,7 @@ use std::time::SystemTime;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use self::cases::{Lists, Pair};
-use super::model::{MachineArgs, Model, positive};
+use super::model::{Loaded, MachineArgs, positive};
 
 const EXAMPLES: &str = "\
 A prefill test (-p) computes a prompt, a decode test (-n) generates tokens one step after the other, and a test of both
@@ -124,7 +124,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let needed = cases.iter().map(cases::Case::positions).max().unwrap_or(0);
     let on = MachineArgs { cache_tokens: args.on.cache_tokens.or(Some(needed.max(CACHE_TOKENS))), ..args.on.clone() };
     let path = args.plan.clone().unwrap_or_default();
-    let mut model = Model::open(&path, &on)?;
+    let mut model = Loaded::open(&path, &on)?;
     if args.profile || args.trace.is_some() {
         return profile::run(args, &mut model);
     }

@@ -24,7 +24,7 @@ use super::cases::Case;
 use super::measure::{Tokens, prepare};
 use super::{Args, Output, machine, trace};
 use crate::commands::failure::Usage;
-use crate::commands::model::Model;
+use crate::commands::model::Loaded;
 use crate::commands::table;
 
 /// Steps at the start that do not count: caches and branch predictors are cold.
@@ -82,7 +82,7 @@ struct Recorded {
 }
 
 /// Records steps, and prints the profile or writes the trace or both.
-pub fn run(args: &Args, model: &mut Model) -> anyhow::Result<()> {
+pub fn run(args: &Args, model: &mut Loaded) -> anyhow::Result<()> {
     let [sequences, ref rest @ ..] = args.sequences[..] else { bail!(Usage("-s is empty".to_owned())) };
     let (&depth, &prompt, &answer) = match (&args.n_depth[..], &args.n_prompt[..], &args.n_gen[..]) {
         ([depth], [prompt], [answer]) if rest.is_empty() && args.pg.is_empty() => (depth, prompt, answer),
@@ -121,7 +121,7 @@ pub fn run(args: &Args, model: &mut Model) -> anyhow::Result<()> {
 }
 
 /// Runs a test so many times and keeps the fastest tenth of its largest steps, the fastest first.
-fn record(model: &mut Model, case: &Case, runs: usize, tokens: &mut Tokens) -> anyhow::Result<Vec<Recorded>> {
+fn record(model: &mut Loaded, case: &Case, runs: usize, tokens: &mut Tokens) -> anyhow::Result<Vec<Recorded>> {
     let mut records: Vec<Recorded> = Vec::new();
     for _ in 0..runs {
         let prompts = prepare(&mut model.engine, case, tokens)?;
@@ -134,7 +134,8 @@ fn record(model: &mut Model, case: &Case, runs: usize, tokens: &mut Tokens) -> a
             let sampled: Vec<u32> = model.engine.step()?.iter().filter_map(token).collect();
             let start = Instant::now();
             for token in sampled {
-                std::hint::black_box(text.push(model.tokenizer.bytes(token)));
+                let bytes = model.tokenizer.as_ref().map(|tokenizer| tokenizer.bytes(token));
+                std::hint::black_box(bytes.map(|bytes| text.push(bytes)));
             }
             let detokenizing = start.elapsed();
             records.extend(model.engine.take_record().map(|step| Recorded { step, detokenizing }));

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::cases::Case;
 use super::{Args, Output};
-use crate::commands::model::Model;
+use crate::commands::model::Loaded;
 use crate::commands::table;
 
 /// A row, with the names that llama-bench gives its fields.
@@ -44,13 +44,14 @@ pub struct Row {
 }
 
 /// The row of a test.
-pub fn row(model: &Model, args: &Args, case: &Case, test_time: String, samples_ns: Vec<u64>) -> Row {
+pub fn row(model: &Loaded, args: &Args, case: &Case, test_time: String, samples_ns: Vec<u64>) -> Row {
     let manifest = model.plan.manifest().cloned().unwrap_or_default();
     let samples_ts: Vec<f64> = samples_ns.iter().map(|ns| case.tokens() as f64 * 1e9 / *ns as f64).collect();
     let times: Vec<f64> = samples_ns.iter().map(|ns| *ns as f64).collect();
     let (avg_ns, stddev_ns) = mean_and_deviation(&times);
     let (avg_ts, stddev_ts) = mean_and_deviation(&samples_ts);
     let step = model.engine.limits().max.tokens;
+    let kind = [&manifest.architecture, &manifest.quantization].map(String::as_str).join(" ").trim().to_owned();
     let n_batch = args.on.prefill_chunk.map_or(step, |chunk| step.min(chunk as u32));
     Row {
         build_commit: concat!("lathe-", env!("CARGO_PKG_VERSION")),
@@ -59,7 +60,7 @@ pub fn row(model: &Model, args: &Args, case: &Case, test_time: String, samples_n
         gpu_info: "",
         backends: model.device.clone(),
         model_filename: args.plan.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
-        model_type: format!("{} {}", manifest.architecture, manifest.quantization).trim().to_owned(),
+        model_type: model.plan.seed().map_or_else(|| kind.clone(), |seed| format!("{kind}, random:{seed}")),
         model_size: manifest.weights_bytes,
         model_n_params: manifest.parameters,
         n_batch,

@@ -17,6 +17,8 @@ pub struct Story {
     pub runtime_abi: u32,
     /// The digest that stands for the whole plan.
     pub root: String,
+    /// What weights are made from when the plan is loaded, where they are not in it.
+    pub random_weights: Option<u64>,
     pub manifest: Option<Manifest>,
     pub schemes: Vec<SchemeStory>,
     pub programs: Vec<ProgramStory>,
@@ -172,6 +174,7 @@ impl Story {
             format: format!("{}.{}", lathe_plan::format::MAJOR, plan.minor()),
             runtime_abi: lathe_plan::RUNTIME_ABI,
             root: hex(&plan.root()),
+            random_weights: plan.seed(),
             schemes: plan.manifest().map(schemes).unwrap_or_default(),
             manifest: plan.manifest().cloned(),
             programs: plan.programs().iter().map(|program| ProgramStory::of(plan, program)).collect(),

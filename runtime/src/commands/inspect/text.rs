@@ -14,6 +14,9 @@ pub fn write(story: &Story) -> String {
     line(&mut out, "size", &bytes(story.bytes));
     line(&mut out, "format", &format!("{}, runtime ABI {}", story.format, story.runtime_abi));
     line(&mut out, "root", &story.root);
+    if let Some(seed) = story.random_weights {
+        line(&mut out, "weights", &format!("random:{seed}, made when the plan is loaded; for `lathe bench` alone"));
+    }
     if let Some(manifest) = &story.manifest {
         model(&mut out, manifest);
         decoder(&mut out, manifest);
