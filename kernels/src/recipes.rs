@@ -14,7 +14,9 @@ pub fn recipe(spec: &KernelSpec) -> Option<Recipe> {
             Some(Recipe::Parts { scheme: *scheme, parts: PARTS })
         }
         KernelSpec::Linear { act: Activation::Int8, scheme, .. } => Some(Recipe::Groups { scheme: *scheme }),
-        KernelSpec::Attention { .. } => Some(Recipe::Splits { tokens: ATTENTION_SPLIT }),
+        KernelSpec::Attention { .. } | KernelSpec::AttentionSplits { .. } | KernelSpec::AttentionMerge { .. } => {
+            Some(Recipe::Splits { tokens: ATTENTION_SPLIT })
+        }
         KernelSpec::Rows { norm: None, .. }
         | KernelSpec::Embed { .. }
         | KernelSpec::Rotary { .. }

@@ -8,7 +8,7 @@
 //! K (32 columns, or 256 with super-blocks; 32 where there is no weight),
 //! `T` tokens, `S` sequences, `B` pages per sequence in the block table, `D` head size.
 
-use std::fmt;
+mod print;
 
 use lathe_ir::ops::glu::Function;
 use lathe_ir::ops::rotary::Scaling;
@@ -209,6 +209,31 @@ pub enum KernelSpec {
         /// Bound of the scores.
         softcap: Option<f32>,
     },
+    /// The first half of the same attention on a GPU where tokens are few: splits of their histories by themselves. Params
+    /// T, KV, S, B, Z (units of a head), W (splits of all key/value heads of a token). Units: tokens · key/value heads · Z.
+    AttentionSplits {
+        /// Query heads per key/value head.
+        group: usize,
+        /// Elements per head.
+        head_dim: usize,
+        /// Element type of the cache.
+        dtype: DType,
+        /// Factor on the scores.
+        scale: f32,
+        /// Tokens that a token sees, itself included; pages before them are not touched.
+        window: Option<usize>,
+        /// Bound of the scores.
+        softcap: Option<f32>,
+    },
+    /// The second half: merges splits in order. Params T, KV, W. Units: tokens · query heads · blocks of 16 elements.
+    AttentionMerge {
+        /// Query heads per key/value head.
+        group: usize,
+        /// Elements per head.
+        head_dim: usize,
+        /// Tokens that a token sees, itself included.
+        window: Option<usize>,
+    },
     /// Element-wise. Params M, N (columns of the result). Units: rows.
     Map {
         /// The operation.
@@ -300,6 +325,12 @@ pub fn page_bytes(kv_heads: usize, head_dim: usize, dtype: DType) -> usize {
     kv_heads * 2 * PAGE_TOKENS * head_dim * dtype.bytes()
 }
 
+/// Floats that a split of attention leaves for a query head: the weighted sums of values, then 16 lanes of the sum of
+/// weights, and the maximum 16 times.
+pub fn partial_floats(head_dim: usize) -> usize {
+    head_dim + 2 * BLOCK_ROWS
+}
+
 /// Floats of a token's row in the table that a rotary kernel writes for rope kernels. Where the halves of the `dim`
 /// turning elements are whole blocks of 16 lanes, it holds the cosines of one half, then the sines. Otherwise partners
 /// lie in different lanes, and it holds two factors for each of the elements, filled up to whole blocks: of the element
@@ -352,7 +383,9 @@ impl KernelSpec {
             }
             KernelSpec::Rows { .. } | KernelSpec::Embed { .. } => whole(128),
             // A team of 16 threads for each page of a split.
-            KernelSpec::Attention { .. } => whole((ATTENTION_SPLIT / PAGE_TOKENS * BLOCK_ROWS) as u32),
+            KernelSpec::Attention { .. } | KernelSpec::AttentionSplits { .. } => {
+                whole((ATTENTION_SPLIT / PAGE_TOKENS * BLOCK_ROWS) as u32)
+            }
             _ => Grid { threads: 128, units: 128 / BLOCK_ROWS as u32, rows: 0 },
         }
     }
@@ -364,6 +397,15 @@ impl KernelSpec {
             0..=4 => 4,
             5..=8 => 2,
             _ => 1,
+        }
+    }
+
+    /// Blocks that a multiprocessor must have registers for, where the assembler's own guess leaves too few to a thread.
+    pub fn blocks_at_once(&self) -> Option<u32> {
+        match self {
+            KernelSpec::Attention { group, head_dim, .. } if group * head_dim >= 1024 => Some(1),
+            KernelSpec::AttentionSplits { .. } => Some(1),
+            _ => None,
         }
     }
 
@@ -381,6 +423,8 @@ impl KernelSpec {
                 }
             }
             KernelSpec::Attention { .. } | KernelSpec::Append { .. } => &["T", "KV", "S", "B"],
+            KernelSpec::AttentionSplits { .. } => &["T", "KV", "S", "B", "Z", "W"],
+            KernelSpec::AttentionMerge { .. } => &["T", "KV", "W"],
             KernelSpec::Map { .. } => &["M", "N"],
             KernelSpec::Rope { .. } => &["T", "H", "HR"],
             KernelSpec::HeadNorm { .. } => &["T", "H", "HF", "HN"],
@@ -433,6 +477,19 @@ impl KernelSpec {
                 read("sequences", 4, &[0]),
                 read("block_table", 4, &[2, 3]),
                 read("cache", page_bytes(1, *head_dim, *dtype), &[1]),
+                write("out", 4 * head_dim * group, &[0, 1]),
+            ],
+            KernelSpec::AttentionSplits { group, head_dim, dtype, .. } => vec![
+                read("q", 4 * head_dim * group, &[0, 1]),
+                read("positions", 4, &[0]),
+                read("sequences", 4, &[0]),
+                read("block_table", 4, &[2, 3]),
+                read("cache", page_bytes(1, *head_dim, *dtype), &[1]),
+                write("out", 4 * partial_floats(*head_dim) * group, &[0, 5]),
+            ],
+            KernelSpec::AttentionMerge { group, head_dim, .. } => vec![
+                read("positions", 4, &[0]),
+                read("partials", 4 * partial_floats(*head_dim) * group, &[0, 2]),
                 write("out", 4 * head_dim * group, &[0, 1]),
             ],
             KernelSpec::Map { op } => match op {
@@ -505,101 +562,5 @@ impl KernelSpec {
             Tile::Unpack { .. } => rows * Self::unpacked_group_bytes(scheme, act) * (scheme.span() / GROUP),
         };
         operand("scratch", Access::ReadWrite, bytes, &[2])
-    }
-}
-
-impl fmt::Display for Stage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Stage::HeadNorm { head_dim, first, heads, eps } => {
-                write!(f, "head_norm({first}+{heads}x{head_dim} {eps:e})")
-            }
-            Stage::Rope { head_dim, dim, heads } if dim == head_dim => write!(f, "rope({heads}x{head_dim})"),
-            Stage::Rope { head_dim, dim, heads } => write!(f, "rope({heads}x{dim}/{head_dim})"),
-            Stage::AppendQkv { head_dim, heads, kv_heads, dtype } => {
-                write!(f, "append_qkv({heads}+{kv_heads}x{head_dim} {dtype})")
-            }
-            Stage::Glu(function) => write!(f, "glu({})", function.name()),
-            Stage::Activate(function) => write!(f, "{}", function.name()),
-            Stage::Scale(factor) => write!(f, "scale({factor})"),
-            Stage::Softcap(cap) => write!(f, "softcap({cap})"),
-            Stage::Add => write!(f, "add"),
-            Stage::Bias => write!(f, "bias"),
-        }
-    }
-}
-
-impl fmt::Display for MapOp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            MapOp::Add => write!(f, "add"),
-            MapOp::Mul => write!(f, "mul"),
-            MapOp::Activate(function) => write!(f, "{}", function.name()),
-            MapOp::Glu(function) => write!(f, "glu({})", function.name()),
-            MapOp::Scale(factor) => write!(f, "scale({factor})"),
-            MapOp::Softcap(cap) => write!(f, "softcap({cap})"),
-            MapOp::Bias => write!(f, "bias"),
-        }
-    }
-}
-
-impl fmt::Display for KernelSpec {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            KernelSpec::Embed { scheme } => write!(f, "embed[{scheme}]"),
-            KernelSpec::Rows { gather, norm, add, quantize } => {
-                let mut parts = Vec::new();
-                if *gather {
-                    parts.push("gather".to_string());
-                }
-                match norm {
-                    Some(Norm::Rms { eps }) => parts.push(format!("rms_norm({eps:e})")),
-                    Some(Norm::Layer { eps }) => parts.push(format!("layer_norm({eps:e})")),
-                    None => {}
-                }
-                if *add {
-                    parts.push("add".to_string());
-                }
-                if *quantize {
-                    parts.push("quantize(int8 g32)".to_string());
-                }
-                write!(f, "rows[{}]", parts.join(", "))
-            }
-            KernelSpec::Rotary { dim, theta, scaling: Scaling::None } => write!(f, "rotary[{dim}, theta={theta}]"),
-            KernelSpec::Rotary { dim, theta, scaling } => {
-                write!(f, "rotary[{dim}, theta={theta}, {}]", scaling.to_attributes())
-            }
-            KernelSpec::Linear { scheme, act, tile, epilogue } => {
-                let act = if *act == Activation::Int8 { "int8" } else { "f32" };
-                let tile = match tile {
-                    Tile::Stream { tokens } => format!("stream {tokens}"),
-                    Tile::Unpack { tokens } => format!("unpack {tokens}"),
-                    Tile::Mma { tokens } => format!("mma {tokens}"),
-                };
-                write!(f, "linear[{scheme} x {act}, {tile}")?;
-                for stage in epilogue {
-                    write!(f, ", {stage}")?;
-                }
-                write!(f, "]")
-            }
-            KernelSpec::Attention { group, head_dim, dtype, scale, window, softcap } => {
-                write!(f, "attention[{group}x{head_dim} {dtype}, scale={scale}")?;
-                if let Some(tokens) = window {
-                    write!(f, ", window={tokens}")?;
-                }
-                if let Some(cap) = softcap {
-                    write!(f, ", softcap={cap}")?;
-                }
-                write!(f, "]")
-            }
-            KernelSpec::Map { op } => {
-                write!(f, "map[{op}]")
-            }
-            KernelSpec::Rope { head_dim, dim } if dim == head_dim => write!(f, "rope[{head_dim}]"),
-            KernelSpec::Rope { head_dim, dim } => write!(f, "rope[{dim}/{head_dim}]"),
-            KernelSpec::HeadNorm { head_dim, eps } => write!(f, "head_norm[{head_dim}, {eps:e}]"),
-            KernelSpec::Append { head_dim, dtype } => write!(f, "append[{head_dim} {dtype}]"),
-            KernelSpec::AppendQkv { head_dim, dtype } => write!(f, "append_qkv[{head_dim} {dtype}]"),
-        }
     }
 }

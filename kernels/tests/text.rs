@@ -140,7 +140,19 @@ fn ptxas_accepts_every_kernel_for_gpus_without_spills() {
         assert!(kernels.contains(&format!(".target {target}\n")), "{target}: {}", &kernels[..200]);
         check(&kernels, &format!("the first kernel of {target}"), target.name, &tensor[0]);
     }
-    for spec in tensor.iter().chain(&portable()) {
+    let splits = |group, head_dim, window, softcap| {
+        let (dtype, scale) = (DType::F16, 0.125);
+        KernelSpec::AttentionSplits { group, head_dim, dtype, scale, window, softcap }
+    };
+    let for_gpus = [
+        splits(3, 64, None, None),
+        splits(4, 128, None, None),
+        splits(7, 128, None, None),
+        splits(4, 256, Some(512), Some(50.0)),
+        KernelSpec::AttentionMerge { group: 4, head_dim: 128, window: None },
+        KernelSpec::AttentionMerge { group: 4, head_dim: 256, window: Some(512) },
+    ];
+    for spec in tensor.iter().chain(&portable()).chain(&for_gpus) {
         let kernel = ptx(std::slice::from_ref(spec), target("sm_80"));
         assert!(kernel.contains(".version 7.0\n"), "{spec}: {}", &kernel[..200]);
         assert_eq!(kernel.contains("mma.sync.aligned."), tensor.contains(spec), "{spec}");

@@ -49,17 +49,22 @@ pub fn weight_bytes_per_token(schedule: &Schedule) -> u64 {
 pub fn bytes(kernel: &KernelSpec, params: &[Dim]) -> Dim {
     let zero = Dim::of(0);
     let param = |at: usize| params.get(at).copied().unwrap_or(zero);
-    let whole = |name: &str| !matches!(name, "scratch" | "cache" | "table" | "block_table");
-    let dense = kernel.operands().iter().filter(|operand| whole(operand.name)).fold(zero, |sum, operand| {
-        let passes = if operand.access == Access::ReadWrite { 2 } else { 1 };
-        plus(sum, times(extent(operand, params).unwrap_or(zero), passes))
-    });
+    let whole = |name: &str| !matches!(name, "scratch" | "cache" | "table" | "block_table" | "partials");
+    // What passes between the halves of an attention is a record for each split of the histories, not of all that may be.
+    let is_partial = |operand: &Operand| operand.name == "out" && matches!(kernel, KernelSpec::AttentionSplits { .. });
+    let operands = kernel.operands();
+    let dense =
+        operands.iter().filter(|operand| whole(operand.name) && !is_partial(operand)).fold(zero, |sum, operand| {
+            let passes = if operand.access == Access::ReadWrite { 2 } else { 1 };
+            plus(sum, times(extent(operand, params).unwrap_or(zero), passes))
+        });
     let token_bytes = |kv_heads: usize, head_dim: usize, dtype| {
         page_bytes(kv_heads, head_dim, dtype) / lathe_kernels::spec::PAGE_TOKENS
     };
     let rest = match kernel {
         KernelSpec::Embed { scheme } => times(param(0), span_bytes(*scheme) * param(2).c),
-        KernelSpec::Attention { head_dim, dtype, window, .. } => {
+        KernelSpec::Attention { head_dim, dtype, window, .. }
+        | KernelSpec::AttentionSplits { head_dim, dtype, window, .. } => {
             times(param(0), token_bytes(param(1).c, *head_dim, *dtype) * context(*window))
         }
         KernelSpec::Append { head_dim, dtype } => times(param(0), token_bytes(param(1).c, *head_dim, *dtype)),
@@ -72,6 +77,7 @@ pub fn bytes(kernel: &KernelSpec, params: &[Dim]) -> Dim {
         }),
         KernelSpec::Rows { .. }
         | KernelSpec::Rotary { .. }
+        | KernelSpec::AttentionMerge { .. }
         | KernelSpec::Map { .. }
         | KernelSpec::Rope { .. }
         | KernelSpec::HeadNorm { .. } => zero,
@@ -96,13 +102,14 @@ pub fn flops(kernel: &KernelSpec, params: &[Dim]) -> Dim {
             let stages: usize = epilogue.iter().map(|stage| stage_flops(*stage, columns)).sum();
             times(rows, 2 * columns * scheme.span() * param(2).c + stages)
         }
-        KernelSpec::Attention { group, head_dim, window, .. } => {
+        KernelSpec::Attention { group, head_dim, window, .. }
+        | KernelSpec::AttentionSplits { group, head_dim, window, .. } => {
             times(rows, 4 * columns * group * head_dim * context(*window))
         }
         KernelSpec::Map { op } => times(rows, columns * map_flops(*op)),
         KernelSpec::Rope { dim, .. } => times(rows, 3 * dim * param(2).c),
         KernelSpec::HeadNorm { head_dim, .. } => times(rows, 4 * head_dim * param(3).c),
-        KernelSpec::Append { .. } | KernelSpec::AppendQkv { .. } => Dim::of(0),
+        KernelSpec::AttentionMerge { .. } | KernelSpec::Append { .. } | KernelSpec::AppendQkv { .. } => Dim::of(0),
     }
 }
 

@@ -3,6 +3,8 @@
 //!
 //! Ops that no pass has fused have kernels of their own, so a graph lowers with any of the fusing passes disabled.
 
+mod attention;
+
 use std::collections::{BTreeMap, HashMap};
 
 use lathe_ir::graph::{Graph, NodeId, NodeKind, Value};
@@ -19,8 +21,7 @@ use lathe_kernels::spec::{Activation, BLOCK_ROWS, GROUP, KernelSpec, MapOp, Norm
 use lathe_kernels::targets::Machine;
 
 use super::{
-    ArenaBuffer, BATCH, Bucket, Buffer, CacheGroup, Launch, ScheduleError, ScheduledCache, ScheduledWeight, Share,
-    cost, tile, times,
+    ArenaBuffer, Bucket, Buffer, CacheGroup, Launch, ScheduleError, ScheduledCache, ScheduledWeight, Share, cost, tile,
 };
 
 /// What all buckets of a program share.
@@ -254,23 +255,7 @@ impl Lowering<'_> {
             Op::Glu(glu) => self.map(MapOp::Glu(glu.function), &operands, rows, Dim::of(columns.c / 2))?,
             Op::Attention(attention) => {
                 let cache = self.cache(inputs[3])?;
-                check_head("attention", cache.head_dim)?;
-                let kernel = KernelSpec::Attention {
-                    group: attention.heads / cache.heads,
-                    head_dim: cache.head_dim,
-                    dtype: cache.dtype,
-                    scale: attention.scale,
-                    window: attention.window,
-                    softcap: attention.softcap,
-                };
-                let params = vec![rows, Dim::of(cache.heads), Dim::S, self.pages];
-                let units = times(rows, cache.heads);
-                // A token's work grows with its position, so workers take units as they get free: one by one where they
-                // are few, which are of different sequences anyway, else the tokens that the kernel takes together.
-                let group = attention.heads / cache.heads;
-                let grain = if self.max.tokens > BATCH.tokens { KernelSpec::attention_tokens(group) } else { 1 };
-                let share = Share::Claim(grain as u32);
-                self.launch("attention", kernel, &self.with_block_table(&operands, 3), params, units, share)?
+                self.attention(attention, cache, rows, &self.with_block_table(&operands, 3))?
             }
             Op::Append(_) => {
                 let cache = self.cache(inputs[4])?;

@@ -34,6 +34,11 @@ pub const BATCH: StepSize = StepSize { tokens: 32, sequences: 32, rows: 32 };
 /// The largest step: a prefill chunk long enough that arithmetic, not the weights, takes the time, and a bounded number
 /// of logit rows, because each is as wide as the vocabulary.
 pub const PREFILL: StepSize = StepSize { tokens: 512, sequences: 64, rows: 64 };
+/// What a GPU decodes in one step at the most: attention is still by splits.
+pub const GPU_BATCH: StepSize = StepSize { tokens: 128, sequences: 128, rows: 128 };
+/// A GPU's largest step: each weight is read once for it, which takes less time than the arithmetic from some hundred
+/// tokens on.
+pub const GPU_PREFILL: StepSize = StepSize { tokens: 2048, sequences: 128, rows: 128 };
 /// Most rows for which streaming is faster than unpacking a strip first. On Zen 4, 32 rows of `int4:g32+min` or `int5:g32`
 /// stream 15 % faster; groups of 16, whose activations need sums of their halves, take 16 % longer.
 const STREAM_MAX_ROWS: usize = BATCH.tokens;
@@ -240,7 +245,7 @@ pub fn build(graph: &Graph, max_context: usize, machine: Machine) -> Result<Sche
     let mut buckets = Vec::new();
     let steps = match machine {
         Machine::X86 => [DECODE, BATCH, PREFILL].as_slice(),
-        Machine::Nvptx => &[DECODE, PREFILL],
+        Machine::Nvptx => &[DECODE, GPU_BATCH, GPU_PREFILL],
     };
     for &max in steps {
         let mut bucket = lower::bucket(graph, &program, max, pages(max_context), machine)?;

@@ -164,6 +164,10 @@ impl<'c> Builder<'c> {
                 let threads = grid.threads.to_string();
                 let attribute = self.context.create_string_attribute("nvvm.reqntid", &threads);
                 function.add_attribute(AttributeLoc::Function, attribute);
+                if let Some(blocks) = spec.blocks_at_once() {
+                    let attribute = self.context.create_string_attribute("nvvm.minctasm", &blocks.to_string());
+                    function.add_attribute(AttributeLoc::Function, attribute);
+                }
                 Some((cta, end, ncta))
             } else {
                 let ntid = self.special("ntid.x");

@@ -3,6 +3,7 @@
 mod append;
 mod attention;
 mod attention_block;
+mod attention_split;
 mod decode;
 mod embed;
 mod linear;
@@ -21,6 +22,9 @@ pub fn missing(spec: &KernelSpec, vector: bool) -> Option<&'static str> {
         KernelSpec::Linear { tile: Tile::Mma { .. }, .. } if vector => Some("CPUs have no tensor cores"),
         KernelSpec::Linear { tile: Tile::Mma { .. }, act: Activation::F32, .. } => {
             Some("on tensor cores, weights meet activations quantized to int8 only so far")
+        }
+        KernelSpec::AttentionSplits { .. } | KernelSpec::AttentionMerge { .. } if vector => {
+            Some("CPUs give a worker all splits of a head")
         }
         _ if vector => None,
         KernelSpec::Linear { tile: Tile::Unpack { .. }, .. } => {
@@ -48,8 +52,17 @@ pub fn generate(b: &mut Builder<'_>, symbol: &str, spec: &KernelSpec) {
             if b.is_vector() {
                 attention::attention(b, *group, *head_dim, *dtype, scores);
             } else {
-                attention_block::attention(b, *group, *head_dim, *dtype, scores);
+                let shape = attention_block::Shape { group: *group, head_dim: *head_dim, dtype: *dtype };
+                attention_block::attention(b, shape, scores);
             }
+        }
+        KernelSpec::AttentionSplits { group, head_dim, dtype, scale, window, softcap } => {
+            let shape = attention_block::Shape { group: *group, head_dim: *head_dim, dtype: *dtype };
+            let scores = attention::Scores { scale: *scale, window: *window, softcap: *softcap };
+            attention_split::splits(b, shape, scores);
+        }
+        KernelSpec::AttentionMerge { group, head_dim, window } => {
+            attention_split::merge(b, *group, *head_dim, *window);
         }
         KernelSpec::Map { op } => map::map(b, *op),
         KernelSpec::Rope { head_dim, dim } => rotary::rope(b, *head_dim, *dim),

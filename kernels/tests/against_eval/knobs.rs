@@ -6,14 +6,18 @@ use lathe_ir::op::Op;
 use lathe_ir::ops;
 use lathe_ir::ops::glu::Function;
 use lathe_ir::ops::rotary::Scaling;
+use lathe_ir::recipe::ATTENTION_SPLIT;
 use lathe_ir::scheme::Scheme;
 use lathe_ir::types::{CacheType, DType};
-use lathe_kernels::spec::{Activation, KernelSpec, MapOp, PAGE_TOKENS, Stage, Tile, page_bytes};
+use lathe_kernels::spec::{
+    Activation, BLOCK_ROWS, KernelSpec, MapOp, PAGE_TOKENS, Stage, Tile, page_bytes, partial_floats,
+};
 
 use super::{LENGTHS, Paged, eval, paged};
 use crate::data::{F32_BOUND, Random, assert_close, f32_bytes, floats, i32_bytes, weight};
+use crate::emulated;
 use crate::machine::Buffer::{self, Data as Bytes, Output};
-use crate::machine::run;
+use crate::machine::{ON_EMULATOR, run};
 
 /// Sizes of heads and of their turning parts: aligned, halves of no whole blocks, parts of heads.
 const HEADS: [(usize, usize); 9] =
@@ -149,7 +153,31 @@ fn attend(
         Output,
     ];
     let params = [at.len(), kv_heads, LENGTHS.len(), cache.width].map(|param| param as i64);
-    run(spec, buffers, &params, (at.len() * kv_heads) as i64, units_at_once as i64).pop().unwrap()
+    let found = run(spec, &buffers, &params, (at.len() * kv_heads) as i64, units_at_once as i64).pop().unwrap();
+    if ON_EMULATOR {
+        let operands = buffers.iter().filter_map(|buffer| if let Bytes(bytes) = buffer { Some(bytes) } else { None });
+        assert!(found == attend_by_splits(spec, operands.cloned().collect(), &params), "{spec}: its halves differ");
+    }
+    found
+}
+
+/// The same attention by a kernel for splits, of which blocks take several each, and one that merges them.
+fn attend_by_splits(spec: &KernelSpec, mut operands: Vec<Vec<u8>>, params: &[i64]) -> Vec<u8> {
+    let &KernelSpec::Attention { group, head_dim, dtype, scale, window, softcap } = spec else {
+        panic!("{spec} is no attention")
+    };
+    let (ways, &[rows, kv_heads, _, pages]) = (2, params) else { panic!("four parameters") };
+    let width = kv_heads * (pages as usize * PAGE_TOKENS).div_ceil(ATTENTION_SPLIT) as i64;
+    let poison = |floats: usize| vec![0xff; 4 * rows as usize * floats];
+    operands.push(poison(width as usize * group * partial_floats(head_dim)));
+    let splits = KernelSpec::AttentionSplits { group, head_dim, dtype, scale, window, softcap };
+    let of_splits = [params, &[ways, width]].concat();
+    let written = emulated::run(&splits, &operands, &of_splits, rows * kv_heads * ways).expect("it has PTX");
+    let merge = KernelSpec::AttentionMerge { group, head_dim, window };
+    let (positions, partials) = (operands[1].clone(), written[5].clone());
+    let operands = [positions, partials, poison(kv_heads as usize * group * head_dim)];
+    let units = rows * kv_heads * (group * head_dim / BLOCK_ROWS) as i64;
+    emulated::run(&merge, &operands, &[rows, kv_heads, width], units).expect("it has PTX").pop().unwrap()
 }
 
 /// Tokens of every sequence: its first, middle and last one, and one at the edge of a page.

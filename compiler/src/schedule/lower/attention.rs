@@ -1,0 +1,53 @@
+//! Attention as launches: one where there are enough tokens to keep a machine busy, or on a GPU two for few tokens, the
+//! first of which gives every split of their histories a block of its own.
+
+use lathe_ir::ops::attention::Attention;
+use lathe_ir::recipe::ATTENTION_SPLIT;
+use lathe_ir::types::{CacheType, Dim};
+use lathe_kernels::spec::{KernelSpec, PAGE_TOKENS, partial_floats};
+use lathe_kernels::targets::Machine;
+
+use super::super::{BATCH, Buffer, ScheduleError, Share, times};
+use super::{Lowering, check_head};
+
+/// Most blocks for a token's key/value head: with the heads of a model they fill a chip, and where histories are short few
+/// of them find nothing to do.
+const MOST_WAYS: usize = 64;
+/// Most bytes of intermediate results for which splits get blocks of their own.
+const MOST_PARTIAL_BYTES: usize = 256 << 20;
+
+impl Lowering<'_> {
+    /// Lowers an attention over `cache`; the operands are q, positions, sequences, block table, cache.
+    pub(super) fn attention(
+        &mut self,
+        attention: &Attention,
+        cache: CacheType,
+        rows: Dim,
+        operands: &[Buffer],
+    ) -> Result<Buffer, ScheduleError> {
+        let &Attention { heads, scale, window, softcap } = attention;
+        let CacheType { heads: kv_heads, head_dim, dtype } = cache;
+        check_head("attention", head_dim)?;
+        let group = heads / kv_heads;
+        let mut params = vec![rows, Dim::of(kv_heads), Dim::S, self.pages];
+        let splits = (self.pages.c * PAGE_TOKENS).div_ceil(ATTENTION_SPLIT);
+        let bytes = 4 * partial_floats(head_dim) * heads * splits * rows.eval(self.max);
+        if self.machine == Machine::X86 || splits == 1 || bytes > MOST_PARTIAL_BYTES {
+            let kernel = KernelSpec::Attention { group, head_dim, dtype, scale, window, softcap };
+            let units = times(rows, kv_heads);
+            // A token's work grows with its position, so workers take units as they get free: one by one where they are
+            // few, which are of different sequences anyway, else the tokens that the kernel takes together.
+            let grain = if self.max.tokens > BATCH.tokens { KernelSpec::attention_tokens(group) } else { 1 };
+            return self.launch("attention", kernel, operands, params, units, Share::Claim(grain as u32));
+        }
+        let (ways, width) = (splits.min(MOST_WAYS), Dim::of(kv_heads * splits));
+        params.extend([Dim::of(ways), width]);
+        let kernel = KernelSpec::AttentionSplits { group, head_dim, dtype, scale, window, softcap };
+        let units = times(rows, kv_heads * ways);
+        let partials = self.launch("attention splits", kernel, operands, params, units, Share::Claim(1))?;
+        let kernel = KernelSpec::AttentionMerge { group, head_dim, window };
+        let params = vec![rows, Dim::of(kv_heads), width];
+        let units = times(rows, heads * head_dim.div_ceil(PAGE_TOKENS));
+        self.launch("attention", kernel, &[operands[1], partials], params, units, Share::Even)
+    }
+}
