@@ -226,7 +226,12 @@ impl Decoder<'_> {
         if name == "mul24" || name == "mad24" {
             return Ok(false);
         }
-        let _ = mods.take("approx") || mods.take("full") || mods.take("shiftamt");
+        match name {
+            "div" => drop(mods.take("approx") || mods.take("full")),
+            "rcp" | "sqrt" | "rsqrt" | "sin" | "cos" | "lg2" | "ex2" | "tanh" => drop(mods.take("approx")),
+            _ => {}
+        }
+        let part = part.or_else(|| (name == "bfind" && mods.take("shiftamt")).then(|| "shiftamt".to_owned()));
         let Some(ty) = mods.find(Ty::parse) else { return Ok(false) };
         let full = match &part {
             Some(part) => format!("{name}.{part}"),

@@ -48,6 +48,16 @@ macro_rules! each_int {
     };
 }
 
+/// The bits that differ from the sign.
+fn unlike_sign32(a: u32) -> u32 {
+    if (a as i32) < 0 { !a } else { a }
+}
+
+/// The bits that differ from the sign.
+fn unlike_sign64(a: u64) -> u64 {
+    if (a as i64) < 0 { !a } else { a }
+}
+
 /// `f(a)`.
 pub(super) fn unary(name: &str, ty: Ty) -> Option<Exec> {
     match name {
@@ -77,13 +87,23 @@ pub(super) fn unary(name: &str, ty: Ty) -> Option<Exec> {
         },
         "bfind" => match ty {
             Ty::U32 => Some(lanes!(r32 <- r32 |a| 31u32.wrapping_sub(a.leading_zeros()))),
-            Ty::S32 => {
-                Some(lanes!(r32 <- r32 |a| 31u32.wrapping_sub((if (a as i32) < 0 { !a } else { a }).leading_zeros())))
-            }
+            Ty::S32 => Some(lanes!(r32 <- r32 |a| 31u32.wrapping_sub(unlike_sign32(a).leading_zeros()))),
             Ty::U64 => Some(lanes!(r32 <- r64 |a| 63u32.wrapping_sub(a.leading_zeros()))),
-            Ty::S64 => {
-                Some(lanes!(r32 <- r64 |a| 63u32.wrapping_sub((if (a as i64) < 0 { !a } else { a }).leading_zeros())))
-            }
+            Ty::S64 => Some(lanes!(r32 <- r64 |a| 63u32.wrapping_sub(unlike_sign64(a).leading_zeros()))),
+            _ => None,
+        },
+        // How far to the top the bit is that `bfind` finds.
+        "bfind.shiftamt" => match ty {
+            Ty::U32 => Some(lanes!(r32 <- r32 |a| if a == 0 { u32::MAX } else { a.leading_zeros() })),
+            Ty::S32 => Some(lanes!(r32 <- r32 |a| {
+                let a = unlike_sign32(a);
+                if a == 0 { u32::MAX } else { a.leading_zeros() }
+            })),
+            Ty::U64 => Some(lanes!(r32 <- r64 |a| if a == 0 { u32::MAX } else { a.leading_zeros() })),
+            Ty::S64 => Some(lanes!(r32 <- r64 |a| {
+                let a = unlike_sign64(a);
+                if a == 0 { u32::MAX } else { a.leading_zeros() }
+            })),
             _ => None,
         },
         _ => None,

@@ -7,4 +7,5 @@ mod faults;
 mod graphs;
 mod kernels;
 mod machines;
+mod recorded;
 mod streams;
