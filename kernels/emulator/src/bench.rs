@@ -4,11 +4,11 @@ use std::error::Error;
 use std::fmt::Write as _;
 use std::time::Instant;
 
-use lathe_emulator::{Device, Launch, Module, Options};
+use lathe_emulator::{Counters, Device, Launch, Module, Options};
 
 use crate::DEFAULT_CHIP;
 
-/// A loop around eight copies of some instructions.
+/// A loop around eight copies of some instructions, in which `$` is the number of the copy.
 fn kernel(body: &str) -> String {
     let mut ptx = String::from(
         ".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry k(.param .u64 p)\n{\n\
@@ -20,8 +20,8 @@ fn kernel(body: &str) -> String {
          mov.u32 %r10, 0; mov.u32 %r11, 0; mov.u32 %r12, 0; mov.u32 %r13, 0;\n\
          st.shared.v4.b32 [%r2], {%r4, %r5, %r6, %r7};\nmov.u32 %r9, 0;\nL:\n",
     );
-    for _ in 0..8 {
-        let _ = writeln!(ptx, "{body}");
+    for copy in 0..8 {
+        let _ = writeln!(ptx, "{}", body.replace('$', &copy.to_string()));
     }
     ptx.push_str(
         "add.s32 %r9, %r9, 1; setp.lt.u32 %p1, %r9, 1000; @%p1 bra L;\nst.global.b32 [%rd1], %r10;\nret;\n}\n",
@@ -29,7 +29,7 @@ fn kernel(body: &str) -> String {
     ptx
 }
 
-const CLASSES: [(&str, &str); 9] = [
+const CLASSES: [(&str, &str); 17] = [
     (
         "integer",
         "add.s32 %r10, %r10, %r7; xor.b32 %r11, %r11, %r10; shl.b32 %r12, %r11, 1; mad.lo.s32 %r13, %r12, %r7, %r10;",
@@ -37,10 +37,20 @@ const CLASSES: [(&str, &str); 9] = [
     ("float", "fma.rn.f32 %r10, %r5, %r6, %r10; add.f32 %r11, %r11, %r10; mul.f32 %r12, %r11, %r5;"),
     ("convert", "cvt.rn.f32.s32 %r10, %r7; cvt.rzi.s32.f32 %r11, %r10;"),
     ("special", "ex2.approx.f32 %r10, %r5; rsqrt.approx.f32 %r11, %r6;"),
+    ("control", "setp.lt.u32 %p2, %r9, 500; @%p2 bra A$; add.s32 %r10, %r10, 1; A$:"),
+    ("divergent", "setp.lt.u32 %p2, %r1, 50; @%p2 bra A$; add.s32 %r10, %r10, 1; A$:"),
     ("shared", "ld.shared.b32 %r10, [%r2]; ld.shared.v4.b32 {%r10, %r11, %r12, %r13}, [%r2];"),
     ("global", "st.global.b32 [%rd1], %r10; ld.global.b32 %r11, [%rd1];"),
+    ("atomic", "atom.global.add.u32 %r10, [%rd1], %r7; red.global.add.u32 [%rd1], %r7;"),
+    ("barrier", "bar.sync 0;"),
     ("shuffle", "shfl.sync.bfly.b32 %r10, %r7, 1, 31, -1;"),
-    // The mixture of a tile of products on plain cores: two loads for sixteen multiply-adds.
+    // One stage of a pipeline: 16 bytes a lane, waited for, and read as fragments.
+    (
+        "copy",
+        "cp.async.cg.shared.global [%r2], [%rd1], 16; cp.async.commit_group; cp.async.wait_group 0; \
+        ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r20, %r21, %r22, %r23}, [%r2];",
+    ),
+    // The mixture of a tile of products on plain cores: a load of four words for eight multiply-adds.
     (
         "tiled gemm",
         "ld.shared.v4.b32 {%r20, %r21, %r22, %r23}, [%r2]; \
@@ -53,10 +63,28 @@ const CLASSES: [(&str, &str); 9] = [
         "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%r10, %r11, %r12, %r13}, {%r4, %r5, %r6, %r4}, \
         {%r5, %r6}, {%r10, %r11, %r12, %r13};",
     ),
+    (
+        "mma bf16",
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%r10, %r11, %r12, %r13}, {%r4, %r5, %r6, %r4}, \
+        {%r5, %r6}, {%r10, %r11, %r12, %r13};",
+    ),
+    (
+        "mma tf32",
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%r10, %r11, %r12, %r13}, {%r4, %r5, %r6, %r4}, \
+        {%r5, %r6}, {%r10, %r11, %r12, %r13};",
+    ),
+    (
+        "mma s8",
+        "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%r10, %r11, %r12, %r13}, {%r4, %r5, %r6, %r4}, \
+        {%r5, %r6}, {%r10, %r11, %r12, %r13};",
+    ),
 ];
 
 /// Bytes of global memory of a CTA, 16 for each of its 128 threads.
 const CTA_BYTES: u64 = 2048;
+
+/// Runs of each kernel, of which the fastest counts.
+const REPEATS: usize = 5;
 
 /// Reads the options of `emulator bench`.
 pub fn options(words: &[String]) -> Result<Options, String> {
@@ -93,14 +121,18 @@ pub fn run(options: &Options) -> Result<(), Box<dyn Error>> {
         // Each CTA has memory of its own there, so that none races with another.
         let buffer = device.memory.alloc(u64::from(grid) * CTA_BYTES)?;
         let params = buffer.to_le_bytes();
+        device.memory.fill(buffer, &[0; 4], u64::from(grid) * CTA_BYTES / 4)?;
         let options = options.clone();
         let launch = Launch { grid: [grid, 1, 1], block: [128, 1, 1], shared_bytes: 0, params: &params, options };
-        let (begin, own) = (Instant::now(), clock());
-        let counters = module.launch(&device, "k", &launch)?;
-        let elapsed = begin.elapsed().as_secs_f64();
-        let seconds = clock().zip(own).map_or(elapsed, |(end, begin)| (end - begin) as f64 / 1e9);
+        let (mut best, mut counters) = (f64::INFINITY, Counters::default());
+        for _ in 0..REPEATS {
+            let (begin, own) = (Instant::now(), clock());
+            counters = module.launch(&device, "k", &launch)?;
+            let elapsed = begin.elapsed().as_secs_f64();
+            best = best.min(clock().zip(own).map_or(elapsed, |(end, begin)| (end - begin) as f64 / 1e9));
+        }
         let warps: u64 = counters.instructions.iter().sum();
-        println!("{name:<12} {:>24.0} {:>14.0}", counters.lanes() as f64 / seconds / 1e6, seconds / warps as f64 * 1e9);
+        println!("{name:<12} {:>24.0} {:>14.0}", counters.lanes() as f64 / best / 1e6, best / warps as f64 * 1e9);
     }
     Ok(())
 }
