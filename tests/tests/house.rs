@@ -40,6 +40,7 @@ const WITHOUT_LLVM: &[&str] =
 /// code for the processor's vectors and one conversion in it.
 const UNSAFE_PLACES: &[&str] = &[
     "kernels/emulator/src/exec/mma/tile.rs",
+    "kernels/emulator/src/exec/mma/wide.rs",
     "kernels/emulator/src/exec/regs.rs",
     "kernels/src/llvm",
     "kernels/emulator/driver",

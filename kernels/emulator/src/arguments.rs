@@ -22,16 +22,31 @@ pub struct Command {
     pub threads: Option<usize>,
 }
 
-/// An argument of the kernel.
+/// An argument of the kernel: a number, or a buffer of so many.
 #[derive(Debug)]
 pub struct Argument {
     ty: String,
     count: Option<usize>,
-    value: String,
+    fill: Fill,
+}
+
+/// What an argument holds.
+#[derive(Debug)]
+enum Fill {
+    /// The bytes of one number.
+    Number(Vec<u8>),
+    Iota,
+    Random,
+    /// Nothing has written it.
+    None,
+    File(String),
 }
 
 /// Reads the words of the command line.
 pub fn parse(words: &[String]) -> Result<Command, String> {
+    if words[0].starts_with('-') {
+        return Err(format!("expected a PTX file, found `{}`", words[0]));
+    }
     let mut command = Command {
         file: words[0].clone(),
         kernel: None,
@@ -56,28 +71,38 @@ pub fn parse(words: &[String]) -> Result<Command, String> {
             continue;
         }
         let value = words.next().ok_or_else(|| format!("`{word}` needs a value"))?;
-        let wrong = || format!("`{value}` is no value of `{word}`");
+        let wrong = |expected: &str| format!("`{value}` is no value of `{word}`: expected {expected}");
+        let count = || wrong("a whole number");
+        let sizes = || wrong("one to three whole numbers, such as 4,2");
         match word.as_str() {
-            "--chip" => command.chip = Chip::parse(value).ok_or_else(wrong)?,
-            "--grid" => command.grid = dims(value).ok_or_else(wrong)?,
-            "--block" => command.block = dims(value).ok_or_else(wrong)?,
-            "--shared" => command.shared = value.parse().map_err(|_| wrong())?,
-            "--print" => command.print.push(value.parse().map_err(|_| wrong())?),
-            "--steps" => command.steps = Some(value.parse().map_err(|_| wrong())?),
-            "--threads" => command.threads = Some(value.parse().map_err(|_| wrong())?),
-            "--arg" => {
-                let (ty, value) = value.split_once('=').ok_or_else(wrong)?;
-                let (ty, count) = match ty.split_once(':') {
-                    Some((ty, count)) => (ty, Some(count.parse().map_err(|_| wrong())?)),
-                    None => (ty, None),
-                };
-                width(ty).ok_or_else(wrong)?;
-                command.arguments.push(Argument { ty: ty.to_owned(), count, value: value.to_owned() });
-            }
+            "--chip" => command.chip = Chip::parse(value).ok_or_else(|| wrong(&chips()))?,
+            "--grid" => command.grid = dims(value).ok_or_else(sizes)?,
+            "--block" => command.block = dims(value).ok_or_else(sizes)?,
+            "--shared" => command.shared = value.parse().map_err(|_| count())?,
+            "--print" => command.print.push(value.parse().map_err(|_| count())?),
+            "--steps" => command.steps = Some(value.parse().map_err(|_| count())?),
+            "--threads" => command.threads = Some(threads(value)?),
+            "--arg" => command.arguments.push(Argument::parse(value)?),
             _ => return Err(format!("`{word}` is no option")),
         }
     }
+    for &index in &command.print {
+        if command.arguments.get(index).is_none_or(|argument| argument.count.is_none()) {
+            return Err(format!("`--print {index}`: argument {index} is no buffer; the first argument is 0"));
+        }
+    }
     Ok(command)
+}
+
+/// Reads a number of host threads.
+pub fn threads(text: &str) -> Result<usize, String> {
+    let wrong = || format!("`{text}` is no value of `--threads`: expected a whole number from 1");
+    text.parse().ok().filter(|&threads| threads > 0).ok_or_else(wrong)
+}
+
+/// The names of all chips.
+fn chips() -> String {
+    Chip::ALL.map(Chip::name).join(", ")
 }
 
 fn dims(text: &str) -> Option<[u32; 3]> {
@@ -92,6 +117,9 @@ fn dims(text: &str) -> Option<[u32; 3]> {
     Some(out)
 }
 
+/// The names that [`width`] knows.
+const TYPES: &str = "u8, u16, u32, u64, s8, s16, s32, s64, f16, bf16, f32 and f64";
+
 fn width(ty: &str) -> Option<usize> {
     Some(match ty {
         "u8" | "s8" => 1,
@@ -102,44 +130,90 @@ fn width(ty: &str) -> Option<usize> {
     })
 }
 
+/// The bytes of a number of a type.
+fn number(ty: &str, text: &str) -> Result<Vec<u8>, String> {
+    let bytes = width(ty).unwrap_or(4);
+    if ty.contains('f') {
+        let value = text.parse().map_err(|_| format!("`{text}` is no {ty}: expected a number"))?;
+        return Ok(rounded(ty, value));
+    }
+    let (least, most) = match ty.starts_with('s') {
+        true => (-(1i128 << (8 * bytes - 1)), (1 << (8 * bytes - 1)) - 1),
+        false => (0, (1 << (8 * bytes)) - 1),
+    };
+    let value = match text.strip_prefix("0x") {
+        Some(digits) => i128::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    let value = value.ok().filter(|value| (least..=most).contains(value));
+    let value = value.ok_or_else(|| format!("`{text}` is no {ty}: expected a whole number from {least} to {most}"))?;
+    Ok(value.to_le_bytes()[..bytes].to_vec())
+}
+
+/// The bytes of the number of a type that is next to a value; whole numbers start again where the type ends.
+fn rounded(ty: &str, value: f64) -> Vec<u8> {
+    match ty {
+        "f16" => half::f16::from_f64(value).to_le_bytes().to_vec(),
+        "bf16" => half::bf16::from_f64(value).to_le_bytes().to_vec(),
+        "f32" => (value as f32).to_le_bytes().to_vec(),
+        "f64" => value.to_le_bytes().to_vec(),
+        ty => (value as i64).to_le_bytes()[..width(ty).unwrap_or(4)].to_vec(),
+    }
+}
+
 impl Argument {
-    fn bytes(&self, value: f64) -> Vec<u8> {
-        match self.ty.as_str() {
-            "f16" => half::f16::from_f64(value).to_le_bytes().to_vec(),
-            "bf16" => half::bf16::from_f64(value).to_le_bytes().to_vec(),
-            "f32" => (value as f32).to_le_bytes().to_vec(),
-            "f64" => value.to_le_bytes().to_vec(),
-            ty => (value as i64).to_le_bytes()[..width(ty).unwrap_or(4)].to_vec(),
-        }
+    fn parse(text: &str) -> Result<Argument, String> {
+        let form = || format!("`{text}` is no value of `--arg`: expected TYPE=VALUE or TYPE:N=FILL");
+        let (ty, value) = text.split_once('=').ok_or_else(form)?;
+        let (ty, count) = match ty.split_once(':') {
+            Some((ty, count)) => (ty, Some(count.parse().map_err(|_| form())?)),
+            None => (ty, None),
+        };
+        width(ty).ok_or_else(|| format!("`{ty}` in `{text}` is no type: {TYPES} are"))?;
+        let fill = match (count, value) {
+            (Some(_), "iota") => Fill::Iota,
+            (Some(_), "random") => Fill::Random,
+            (Some(_), "none") => Fill::None,
+            (Some(_), value) if value.starts_with('@') => Fill::File(value[1..].to_owned()),
+            _ => Fill::Number(number(ty, value)?),
+        };
+        Ok(Argument { ty: ty.to_owned(), count, fill })
     }
 
     /// The bytes of the parameter, and the address of a buffer.
     pub fn place(&self, device: &Device) -> Result<(Vec<u8>, Option<u64>), Box<dyn Error>> {
-        let number = || -> Result<Vec<u8>, String> {
-            // Whole numbers of 64 bits are not all f64.
-            if let (Ok(whole), false) = (self.value.parse::<i128>(), self.ty.contains('f')) {
-                return Ok(whole.to_le_bytes()[..width(&self.ty).unwrap_or(4)].to_vec());
-            }
-            self.value.parse().map(|value| self.bytes(value)).map_err(|_| format!("`{}` is no number", self.value))
+        let (count, fill) = match (self.count, &self.fill) {
+            (None, Fill::Number(bytes)) => return Ok((bytes.clone(), None)),
+            (count, fill) => (count.unwrap_or(0), fill),
         };
-        let Some(count) = self.count else { return Ok((number()?, None)) };
-        let address = device.memory.alloc((count * width(&self.ty).unwrap_or(4)) as u64)?;
+        let size = count.saturating_mul(width(&self.ty).unwrap_or(4));
+        let address = device.memory.alloc(size as u64)?;
         let mut state = 1u64;
-        let contents: Vec<u8> = match self.value.as_str() {
-            "none" => vec![],
-            "iota" => (0..count).flat_map(|index| self.bytes(index as f64)).collect(),
-            "random" => (0..count)
-                .flat_map(|_| {
+        match fill {
+            Fill::Number(bytes) => device.memory.fill(address, bytes, count as u64)?,
+            Fill::None => {}
+            Fill::Iota => {
+                let contents: Vec<u8> = (0..count).flat_map(|index| rounded(&self.ty, index as f64)).collect();
+                device.memory.write(address, &contents)?;
+            }
+            Fill::Random => {
+                let mut one = |_| {
                     state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                     let unit = (state >> 40) as f64 / f64::from(1 << 24);
-                    self.bytes(if self.ty.contains('f') { unit } else { (unit * 256.0).floor() })
-                })
-                .collect(),
+                    rounded(&self.ty, if self.ty.contains('f') { unit } else { (unit * 256.0).floor() })
+                };
+                let contents: Vec<u8> = (0..count).flat_map(&mut one).collect();
+                device.memory.write(address, &contents)?;
+            }
             // A file fills it from the start; what is left stays unwritten.
-            file if file.starts_with('@') => std::fs::read(&file[1..]).map_err(|error| format!("{file}: {error}"))?,
-            _ => number()?.repeat(count),
-        };
-        device.memory.write(address, &contents)?;
+            Fill::File(path) => {
+                let contents = std::fs::read(path).map_err(|error| format!("{path} cannot be read: {error}"))?;
+                if contents.len() > size {
+                    return Err(format!("{path} has {} bytes, and the buffer {size}", contents.len()).into());
+                }
+                device.memory.write(address, &contents)?;
+            }
+        }
         Ok((address.to_le_bytes().to_vec(), Some(address)))
     }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use lathe_emulator::{Counters, Device, Launch, Module, Options};
 
-use crate::DEFAULT_CHIP;
+use crate::{DEFAULT_CHIP, arguments};
 
 /// A loop around eight copies of some instructions, in which `$` is the number of the copy.
 fn kernel(body: &str) -> String {
@@ -94,7 +94,7 @@ pub fn options(words: &[String]) -> Result<Options, String> {
         match (word.as_str(), words.as_slice().first()) {
             ("--no-checks", _) => options.checks = false,
             ("--threads", Some(value)) => {
-                options.threads = value.parse().map_err(|_| format!("`{value}` is no number of threads"))?;
+                options.threads = arguments::threads(value)?;
                 words.next();
             }
             _ => return Err(format!("`{word}` is no option of `bench`, or has no value")),

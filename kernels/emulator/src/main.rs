@@ -12,21 +12,22 @@ Runs a kernel of a PTX file on the CPU, checks it and counts what it does.
 
 Usage: emulator FILE.ptx [KERNEL] [OPTIONS]
        emulator bench [--threads N] [--no-checks]
+       emulator --version
 
 Without KERNEL, the kernels of the file are listed with their parameters. `bench` prints lane-instructions per second by
 class.
 
 Options:
-  --chip NAME        sm_80 (default), sm_89 or sm_90
+  --chip NAME        sm_80 (default), sm_86, sm_89 or sm_90
   --grid X[,Y[,Z]]   CTAs (default 1)
   --block X[,Y[,Z]]  Threads of a CTA (default 32)
   --shared BYTES     Dynamic shared memory
-  --arg TYPE=VALUE   A scalar argument: u8, u16, u32, u64, s8, s16, s32, s64, f16, bf16, f32, f64
-  --arg TYPE:N=FILL  A buffer of N elements: a number, `iota` (0, 1, 2, ...), `random` (in [0, 1), or whole below 256),
+  --arg TYPE=VALUE   The kernel's next argument, a number: u8, u16, u32, u64, s8, s16, s32, s64, f16, bf16, f32, f64
+  --arg TYPE:N=FILL  The same, a buffer of N elements: a number, `iota` (0, 1, 2, ...), `random` (in [0, 1), or whole below 256),
                      `none` (never written) or `@FILE`
   --print I          Print argument I, a buffer, after the run; the first one is 0
   --no-checks        Read unwritten memory and race without a fault
-  --steps N          The most instructions of warps
+  --steps N          The most instructions of warps (default 2^40); past it, the kernel has a fault
   --threads N        Host threads; with 1, CTAs run in the same order each time
 
 Examples, for the kernels in tests/fixtures:
@@ -51,6 +52,10 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     if words.is_empty() || words.iter().any(|word| word == "--help" || word == "-h") {
         print!("{HELP}");
+        return ExitCode::SUCCESS;
+    }
+    if words[0] == "--version" || words[0] == "-V" {
+        say(concat!("emulator ", env!("CARGO_PKG_VERSION")));
         return ExitCode::SUCCESS;
     }
     if words[0] == "bench" {
@@ -81,7 +86,9 @@ fn report(result: Result<(), Box<dyn Error>>) -> ExitCode {
 }
 
 fn run(command: &arguments::Command) -> Result<(), Box<dyn Error>> {
-    let ptx = std::fs::read_to_string(&command.file).map_err(|error| format!("{}: {error}", command.file))?;
+    let ptx = std::fs::read_to_string(&command.file).map_err(|error| {
+        format!("{} cannot be read: {error}; expected PTX text, such as `nvcc -ptx` writes", command.file)
+    })?;
     let device = Device::new(command.chip, 1 << 34);
     let module = Module::load(&ptx, &device)?;
     let Some(kernel) = &command.kernel else {
@@ -94,14 +101,17 @@ fn run(command: &arguments::Command) -> Result<(), Box<dyn Error>> {
         format!("the module has no kernel {kernel}; it has {}", module.kernels().collect::<Vec<_>>().join(", "))
     })?;
     if params.len() != command.arguments.len() {
-        return Err(format!("{kernel} takes {} arguments, found {}", params.len(), command.arguments.len()).into());
+        let (takes, found) = (params.len(), command.arguments.len());
+        let kernel = described(&module, kernel);
+        return Err(format!("{takes} arguments are taken, found {found}; give `--arg` for each of\n{kernel}").into());
     }
     let (mut bytes, mut addresses) = (Vec::new(), Vec::new());
     for (param, argument) in params.iter().zip(&command.arguments) {
         bytes.resize(param.offset as usize, 0);
         let (value, address) = argument.place(&device)?;
         if value.len() != param.bytes as usize {
-            return Err(format!("{} has {} bytes, found {}", param.name, param.bytes, value.len()).into());
+            let (name, bytes, found) = (&param.name, param.bytes, value.len());
+            return Err(format!("{name} has {bytes} bytes, found an argument of {found}; choose another type").into());
         }
         bytes.extend(value);
         addresses.push(address);
@@ -116,10 +126,9 @@ fn run(command: &arguments::Command) -> Result<(), Box<dyn Error>> {
         Launch { grid: command.grid, block: command.block, shared_bytes: command.shared, params: &bytes, options };
     let counters = module.launch(&device, kernel, &launch)?;
     for &index in &command.print {
-        let (Some(argument), Some(Some(address))) = (command.arguments.get(index), addresses.get(index)) else {
-            return Err(format!("argument {index} is no buffer").into());
-        };
-        say(&argument.show(&device, *address)?);
+        if let (Some(argument), Some(Some(address))) = (command.arguments.get(index), addresses.get(index)) {
+            say(&argument.show(&device, *address)?);
+        }
     }
     eprint!("{counters}");
     Ok(())

@@ -61,16 +61,54 @@ fn a_fault_says_where_and_who() {
 
 #[test]
 fn mistakes_on_the_command_line() {
-    refused(&["nothing.ptx"], 1, "nothing.ptx");
+    refused(&["nothing.ptx"], 1, "nothing.ptx cannot be read: ");
     refused(&["kernels.cu"], 1, "PTX line ");
     refused(&["kernels.ptx", "nothing"], 1, "the module has no kernel nothing; it has ");
-    refused(&["kernels.ptx", "saxpy"], 1, "saxpy takes 4 arguments, found 0");
+    refused(&["kernels.ptx", "saxpy"], 1, "4 arguments are taken, found 0; give `--arg` for each of\nsaxpy(saxpy_param_0: 4 ");
     let narrow = ["--arg", "u32=2", "--arg", "u32=1", "--arg", "u32=1", "--arg", "u32=1"];
-    refused(&[&["kernels.ptx", "saxpy"][..], &narrow].concat(), 1, "saxpy_param_1 has 8 bytes, found 4");
+    let told = "saxpy_param_1 has 8 bytes, found an argument of 4";
+    refused(&[&["kernels.ptx", "saxpy"][..], &narrow].concat(), 1, told);
+    for (option, value, told) in [
+        ("--block", "x", "`x` is no value of `--block`: expected one to three whole numbers"),
+        ("--grid", "1,2,3,4", "`1,2,3,4` is no value of `--grid`"),
+        ("--frob", "x", "`--frob` is no option"),
+        ("--chip", "sm_20", "`sm_20` is no value of `--chip`: expected sm_80, sm_86, sm_89, sm_90"),
+        ("--threads", "0", "`0` is no value of `--threads`"),
+        ("--print", "0", "argument 0 is no buffer"),
+        ("--arg", "q8=1", "`q8` in `q8=1` is no type: u8, "),
+        ("--arg", "f32", "expected TYPE=VALUE or TYPE:N=FILL"),
+        ("--arg", "u32=-1", "`-1` is no u32: expected a whole number from 0 to 4294967295"),
+        ("--arg", "s8:4=0x80", "`0x80` is no s8: expected a whole number from -128 to 127"),
+        ("--arg", "f32:4=two", "`two` is no f32"),
+    ] {
+        refused(&["kernels.ptx", "saxpy", option, value], 2, told);
+    }
     refused(&["kernels.ptx", "saxpy", "--block"], 2, "`--block` needs a value");
-    refused(&["kernels.ptx", "saxpy", "--block", "x"], 2, "`x` is no value of `--block`");
-    refused(&["kernels.ptx", "saxpy", "--frob", "x"], 2, "`--frob` is no option");
-    refused(&["kernels.ptx", "saxpy", "--arg", "q8=1"], 2, "`q8=1` is no value of `--arg`");
-    refused(&["kernels.ptx", "saxpy", "--chip", "sm_20"], 2, "`sm_20`");
+    refused(&["--frob"], 2, "expected a PTX file, found `--frob`");
     refused(&["bench", "--frob"], 2, "`--frob`");
+}
+
+#[test]
+fn buffers_are_filled_from_files() {
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("three.bin");
+    std::fs::write(&path, [1f32, 2.5, -3.0].map(f32::to_le_bytes).concat()).expect("a file");
+    let run = |count: usize| {
+        let file = format!("f32:{count}=@{}", path.display());
+        let arguments = ["--arg", "f32=2", "--arg", &file, "--arg", "f32:3=1", "--arg", "u32=3", "--print", "2"];
+        emulator(&[&["kernels.ptx", "saxpy"][..], &arguments].concat())
+    };
+    assert_eq!(text(&run(3).stdout), "3 6 -5\n");
+    let message = text(&run(2).stderr);
+    assert!(message.contains("has 12 bytes, and the buffer 8"), "{message}");
+}
+
+#[test]
+fn kernels_that_cannot_run_or_do_not_end() {
+    let scan = ["kernels.ptx", "scan", "--arg", "s32:4=iota", "--arg", "s32:4=0", "--arg", "s32=4"];
+    refused(&[&scan[..], &["--shared", "200000"]].concat(), 1, "200000 bytes of shared memory; 166912 is the most");
+    refused(&[&scan[..], &["--block", "2000"]].concat(), 1, "a block of 2000 x 1 x 1 threads; 1 to 1024 are possible");
+    // Each CTA waits for a number that is never written.
+    let relay = ["kernels.ptx", "relay", "--arg", "u32:1=7", "--arg", "u32:6=0", "--grid", "2"];
+    refused(&relay, 1, "Deadlock in kernel relay");
+    refused(&[&relay[..], &["--steps", "10"]].concat(), 1, "more than 10 instructions");
 }

@@ -59,6 +59,9 @@ pub(crate) struct Args {
 /// What an arithmetic instruction does to the lanes of a mask.
 pub(crate) type Exec = fn(&mut Regs, &Args, u32);
 
+/// The [`level`] of processors with AVX-512.
+pub(crate) const AVX512: u32 = 2;
+
 /// Which of the compiled forms of [`vectored`] the machine runs: 0 plain, 1 with AVX2 and FMA, 2 with AVX-512.
 pub(crate) fn level() -> u32 {
     static LEVEL: OnceLock<u32> = OnceLock::new();
@@ -100,7 +103,7 @@ macro_rules! vectored {
             match $crate::exec::regs::level() {
                 // SAFETY: the level says that the processor has the features that are enabled there.
                 #[cfg(target_arch = "x86_64")]
-                2 => unsafe { v4() },
+                $crate::exec::regs::AVX512 => unsafe { v4() },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 1 => unsafe { v3() },

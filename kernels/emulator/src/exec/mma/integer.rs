@@ -8,6 +8,16 @@ use crate::exec::regs::Regs;
 
 #[inline(always)]
 pub(super) fn run(regs: &mut Regs, mma: &Mma) {
+    #[cfg(target_arch = "x86_64")]
+    if super::wide::integers(regs, mma) {
+        return;
+    }
+    portable(regs, mma);
+}
+
+/// [`run`] without the processor's own instructions.
+#[inline(always)]
+pub(super) fn portable(regs: &mut Regs, mma: &Mma) {
     let (a, b) = (gather_a(regs, mma), gather_b(regs, mma));
     let mut sums = gather_c(regs, mma);
     let words = mma.k * super::bits(mma.a) / 32;

@@ -1,12 +1,16 @@
 //! `mma.sync`: fragments of a warp to matrices and back. [`model`] is the arithmetic of the tensor cores, one result after
 //! another; [`tile`] gives the same bits for sixteen results at once where no value is special, and says so where it
-//! cannot; [`integer`] is exact.
+//! cannot; [`integer`] is exact. [`wide`] is both for processors with AVX-512.
 
 #![expect(clippy::inline_always, reason = "what a processor's own form calls must be compiled in that form")]
 
 mod integer;
 mod model;
+#[cfg(test)]
+mod tests;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod wide;
 
 use super::op::{Element, Mma};
 use super::regs::{LANES, Regs, vectored};
@@ -128,6 +132,10 @@ fn scatter(regs: &mut Regs, mma: &Mma, values: &[[u32; ROWS]; COLUMNS]) {
 #[inline(always)]
 fn floating(regs: &mut Regs, mma: &Mma, chip: Chip) {
     let adder = model::adder(chip, mma);
+    #[cfg(target_arch = "x86_64")]
+    if wide::floating(regs, mma, adder) {
+        return;
+    }
     let (a, b, c) = (gather_a(regs, mma), gather_b(regs, mma), gather_c(regs, mma));
     let mut out = c;
     if !tile::run(mma, adder, &a, &b, &mut out) {

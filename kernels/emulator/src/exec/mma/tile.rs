@@ -2,8 +2,8 @@
 //!
 //! The product of two significands of at most eleven bits is exact in f32. With `e` the exponent that a chunk is aligned to,
 //! an addend times `2^(fraction − e)` has its last kept bit at one, so that a conversion to an integer cuts it where the
-//! tensor core does; a product too small for f32 is below one and is cut to zero in both. The integers are below 2³¹ in
-//! sum, and that sum times `2^(e − fraction)` is exact in f64, from where it is rounded.
+//! tensor core does; a product too small for f32 is below one and is cut to zero in both. Sixteen such integers are below 2³¹
+//! in sum; sums of them times `2^(e − fraction)` are exact in f64, from where they are rounded.
 
 #![expect(clippy::inline_always, reason = "what a processor's own form calls must be compiled in that form")]
 
@@ -12,10 +12,12 @@ use super::{COLUMNS, MOST_WORDS, ROWS, Words};
 use crate::exec::op::{Element, Mma};
 
 /// The exponents between which no product leaves the normal numbers of f32, and none is below a zero's.
-const LOWEST: i32 = -50;
-const HIGHEST: i32 = 62;
+pub(super) const LOWEST: i32 = -50;
+pub(super) const HIGHEST: i32 = 62;
 /// Exponent of a zero among the elements.
-const ZERO: i32 = -1 << 12;
+pub(super) const ZERO: i32 = -1 << 12;
+/// How many products are below 2³¹ in sum.
+pub(super) const GROUP: usize = 16;
 /// The longest reduction.
 const MOST_K: usize = 4 * MOST_WORDS;
 
@@ -47,17 +49,24 @@ pub(super) fn run(mma: &Mma, adder: Adder, a: &Words, b: &Words, sums: &mut [[u3
             for (scale, &top) in scale.iter_mut().zip(&top) {
                 *scale = single_power(fraction.wrapping_sub(top).min(127));
             }
-            let mut products = [0i32; ROWS];
-            for k in range {
-                let own = b.value[k][at];
-                for ((sum, &other), &scale) in products.iter_mut().zip(&a.value[k]).zip(&scale) {
-                    *sum = sum.wrapping_add(cut(own * other * scale));
-                }
-            }
             let mut exact = [0.0; ROWS];
             for row in 0..ROWS {
-                let start = (starts[row] * double_power(fraction.wrapping_sub(top[row]))).trunc();
-                exact[row] = (f64::from(products[row]) + start) * double_power(top[row].wrapping_sub(fraction));
+                exact[row] = (starts[row] * double_power(fraction.wrapping_sub(top[row]))).trunc();
+            }
+            for group in range.clone().step_by(GROUP) {
+                let mut products = [0i32; ROWS];
+                for k in group..(group + GROUP).min(range.end) {
+                    let own = b.value[k][at];
+                    for ((sum, &other), &scale) in products.iter_mut().zip(&a.value[k]).zip(&scale) {
+                        *sum = sum.wrapping_add(cut(own * other * scale));
+                    }
+                }
+                for (exact, &products) in exact.iter_mut().zip(&products) {
+                    *exact += f64::from(products);
+                }
+            }
+            for (exact, &top) in exact.iter_mut().zip(&top) {
+                *exact *= double_power(top.wrapping_sub(fraction));
             }
             if adder.half {
                 for (sum, &exact) in sums.iter_mut().zip(&exact) {
@@ -197,7 +206,7 @@ fn toward_zero(value: f64, mask: u64, to_units: f64, unit: f64) -> u32 {
 
 /// The bits of a value as f16, to nearest with ties to even; a zero is positive.
 #[inline(always)]
-fn nearest_half(value: f64) -> u32 {
+pub(super) fn nearest_half(value: f64) -> u32 {
     let magnitude = value.abs();
     // Added to a number with 42 bits between its last place and that of the f16, so that the sum is rounded there.
     let floor = magnitude.max(double_power(-14)).to_bits() >> 52 << 52;
