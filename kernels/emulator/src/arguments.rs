@@ -137,9 +137,10 @@ fn number(ty: &str, text: &str) -> Result<Vec<u8>, String> {
         let value = text.parse().map_err(|_| format!("`{text}` is no {ty}: expected a number"))?;
         return Ok(rounded(ty, value));
     }
-    let (least, most) = match ty.starts_with('s') {
-        true => (-(1i128 << (8 * bytes - 1)), (1 << (8 * bytes - 1)) - 1),
-        false => (0, (1 << (8 * bytes)) - 1),
+    let (least, most) = if ty.starts_with('s') {
+        (-(1i128 << (8 * bytes - 1)), (1 << (8 * bytes - 1)) - 1)
+    } else {
+        (0, (1 << (8 * bytes)) - 1)
     };
     let value = match text.strip_prefix("0x") {
         Some(digits) => i128::from_str_radix(digits, 16),

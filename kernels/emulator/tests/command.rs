@@ -64,7 +64,11 @@ fn mistakes_on_the_command_line() {
     refused(&["nothing.ptx"], 1, "nothing.ptx cannot be read: ");
     refused(&["kernels.cu"], 1, "PTX line ");
     refused(&["kernels.ptx", "nothing"], 1, "the module has no kernel nothing; it has ");
-    refused(&["kernels.ptx", "saxpy"], 1, "4 arguments are taken, found 0; give `--arg` for each of\nsaxpy(saxpy_param_0: 4 ");
+    refused(
+        &["kernels.ptx", "saxpy"],
+        1,
+        "4 arguments are taken, found 0; give `--arg` for each of\nsaxpy(saxpy_param_0: 4 ",
+    );
     let narrow = ["--arg", "u32=2", "--arg", "u32=1", "--arg", "u32=1", "--arg", "u32=1"];
     let told = "saxpy_param_1 has 8 bytes, found an argument of 4";
     refused(&[&["kernels.ptx", "saxpy"][..], &narrow].concat(), 1, told);

@@ -58,7 +58,7 @@ fn word(state: &mut u64, spread: Spread, of: Element) -> u32 {
             Spread::Any => next(state),
             Spread::Near => (next(state) & free | one).wrapping_add(next(state) % 3 * step),
             // The sign is the highest of the free bits.
-            Spread::Largest => free ^ 1 << (31 - free.leading_zeros()) | one,
+            Spread::Largest => free ^ 1 << free.ilog2() | one,
             Spread::Sparse if next(state).is_multiple_of(3) => next(state) & free | one,
             Spread::Sparse => 0,
         };

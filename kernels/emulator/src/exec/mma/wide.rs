@@ -4,7 +4,18 @@
 
 #![expect(unsafe_code, reason = "vectors are read from and written to arrays of their size")]
 
-use std::arch::x86_64::*;
+use std::arch::x86_64::{
+    __m256i, __m512, __m512d, __m512i, __mmask16, _mm512_add_epi32, _mm512_add_pd, _mm512_and_si512,
+    _mm512_castpd_si512, _mm512_castps_si512, _mm512_castps256_ps512, _mm512_castps512_ps256, _mm512_castsi256_si512,
+    _mm512_castsi512_pd, _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_cmpeq_epi32_mask, _mm512_cmpgt_epu32_mask,
+    _mm512_cmplt_epi32_mask, _mm512_cvtepi32_pd, _mm512_cvtpd_ps, _mm512_cvtps_pd, _mm512_cvttps_epi32,
+    _mm512_extractf32x8_ps, _mm512_extracti64x4_epi64, _mm512_insertf32x8, _mm512_inserti64x4, _mm512_loadu_si512,
+    _mm512_madd_epi16, _mm512_mask_blend_epi32, _mm512_mask_mov_epi32, _mm512_max_epi32, _mm512_movepi32_mask,
+    _mm512_mul_pd, _mm512_mul_ps, _mm512_or_si512, _mm512_permutex2var_epi32, _mm512_set1_epi32, _mm512_set1_epi64,
+    _mm512_setr_epi32, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi16, _mm512_slli_epi32,
+    _mm512_srai_epi16, _mm512_srai_epi32, _mm512_srli_epi16, _mm512_srli_epi32, _mm512_srlv_epi32, _mm512_storeu_pd,
+    _mm512_storeu_si512, _mm512_sub_epi32, _mm512_test_epi32_mask, _mm512_xor_si512,
+};
 
 use super::model::Adder;
 use super::tile::{GROUP, HIGHEST, LOWEST, ZERO, nearest_half};
@@ -43,7 +54,8 @@ fn halves(lanes: &Lanes32) -> [__m512i; 2] {
 /// Lanes `4g + t` of a register, for `g` from 0 to 7.
 #[target_feature(enable = "avx512f")]
 fn quads([low, high]: [__m512i; 2], t: i32) -> __m256i {
-    let lanes = _mm512_add_epi32(_mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 0, 0, 0, 0, 0, 0, 0), _mm512_set1_epi32(t));
+    let lanes =
+        _mm512_add_epi32(_mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 0, 0, 0, 0, 0, 0, 0), _mm512_set1_epi32(t));
     _mm512_castsi512_si256(_mm512_permutex2var_epi32(low, lanes, high))
 }
 
@@ -242,17 +254,18 @@ fn sum_products(regs: &mut Regs, mma: &Mma, adder: Adder) -> bool {
             let end = (first + adder.chunk).min(k);
             let (mut top, start, special) = accumulators(*sum, adder);
             outside |= special;
-            for at in first..end {
-                let own = _mm512_set1_epi32(exponents[at][column] as i32);
-                top = _mm512_max_epi32(top, _mm512_add_epi32(own, a_exponents[at]));
+            for (own, &other) in exponents[first..end].iter().zip(&a_exponents[first..end]) {
+                let own = _mm512_set1_epi32(own[column] as i32);
+                top = _mm512_max_epi32(top, _mm512_add_epi32(own, other));
             }
             let scale = power(_mm512_sub_epi32(_mm512_set1_epi32(adder.fraction as i32), top));
             let mut exact = widen(_mm512_cvttps_epi32(_mm512_mul_ps(start, scale)));
             for group in (first..end).step_by(GROUP) {
                 let mut products = _mm512_setzero_si512();
-                for at in group..(group + GROUP).min(end) {
-                    let own = _mm512_castsi512_ps(_mm512_set1_epi32(values[at][column] as i32));
-                    let product = _mm512_mul_ps(_mm512_mul_ps(own, a_values[at]), scale);
+                let range = group..(group + GROUP).min(end);
+                for (own, &other) in values[range.clone()].iter().zip(&a_values[range]) {
+                    let own = _mm512_castsi512_ps(_mm512_set1_epi32(own[column] as i32));
+                    let product = _mm512_mul_ps(_mm512_mul_ps(own, other), scale);
                     products = _mm512_add_epi32(products, _mm512_cvttps_epi32(product));
                 }
                 let [low, high] = widen(products);
