@@ -66,7 +66,11 @@ fn plan(model: Model, target: &str, activations: Activations) -> Plan {
 }
 
 fn engine(plan: &Plan, choice: DeviceChoice, poison: bool) -> Engine {
-    let device = DeviceOptions { choice, cache_tokens: Some(256), poison, ..DeviceOptions::default() };
+    engine_with(plan, DeviceOptions { choice, poison, ..DeviceOptions::default() })
+}
+
+fn engine_with(plan: &Plan, device: DeviceOptions) -> Engine {
+    let device = DeviceOptions { cache_tokens: Some(256), ..device };
     let options = EngineOptions { device, prefill_chunk: Some(16), ..EngineOptions::default() };
     Engine::load(plan, &options).expect("the plan loads")
 }
@@ -155,6 +159,26 @@ fn plans_with_int8_activations_answer_on_tensor_cores_whatever_shares_their_step
                 );
             }
         }
+    });
+}
+
+#[test]
+fn graphs_give_the_bits_of_kernels_that_are_started_one_by_one() {
+    in_child("graphs_give_the_bits_of_kernels_that_are_started_one_by_one", || {
+        let prompt = |salt: u32, count: u32| (0..count).map(|i| (i * 31 + salt) % 128).collect::<Vec<u32>>();
+        // Steps of one prompt's chunks, which come twice in a row, of several answers, and of both.
+        let prompts = [prompt(5, 64), prompt(11, 21), prompt(70, 5)];
+        let model = seeded::small_model(7, Scheme::INT4).expect("the model is sound");
+        let plan = plan(model, "sm_80", Activations::Int8);
+        let found = [false, true].map(|no_graphs| {
+            let choice = DeviceChoice::Cuda(0);
+            let mut engine =
+                engine_with(&plan, DeviceOptions { choice, no_graphs, poison: true, ..Default::default() });
+            let logits = engine.logits(&prompts[0]).expect("it runs").concat();
+            (logits, answers(&mut engine, &prompts))
+        });
+        assert!(found[0] == found[1], "graphs and launches differ");
+        assert!(found[0].1.iter().all(|(tokens, _)| tokens.len() == 8), "{:?}", found[0].1);
     });
 }
 

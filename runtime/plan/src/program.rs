@@ -4,7 +4,7 @@
 //! of launches. Everything that the runtime does follows from these types; nothing is decided from the manifest.
 
 /// Values of the symbols of one step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct StepSize {
     /// Tokens, T.
     pub tokens: u32,

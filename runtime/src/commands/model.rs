@@ -35,6 +35,9 @@ pub struct MachineArgs {
     /// Run the plan's code for this target instead of the best for this CPU
     #[arg(long, value_name = "TARGET")]
     pub cpu: Option<String>,
+    /// Start every kernel of a GPU by itself instead of a step's at once: for comparing
+    #[arg(long)]
+    pub no_graphs: bool,
 }
 
 /// How weights come into memory.
@@ -121,6 +124,7 @@ impl Loaded {
                 Load::Mmap => LoadMode::Map,
             },
             target: machine.cpu.clone(),
+            no_graphs: machine.no_graphs,
             ..DeviceOptions::default()
         };
         let choice::Loaded { device, name, threads, warning } = choice::load(&plan, &load)?;

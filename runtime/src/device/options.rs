@@ -56,6 +56,8 @@ pub struct DeviceOptions {
     pub unpinned: bool,
     /// Which of the plan's CPU targets runs; by default the best that the CPU has.
     pub target: Option<String>,
+    /// Starts every kernel of a GPU by itself instead of a step's at once.
+    pub no_graphs: bool,
     /// Fills memory with NaNs before each step, to find what is read before it is written.
     pub poison: bool,
 }

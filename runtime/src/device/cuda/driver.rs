@@ -314,6 +314,35 @@ impl Stream {
         ask("cuLaunchKernel", answer)
     }
 
+    /// Collects the work that `hand_over` gives to this stream in a graph instead of doing it.
+    pub fn capture(&self, hand_over: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        // Relaxed: the driver may load a kernel when it first meets it.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream is alive.
+        ask("cuStreamBeginCapture", unsafe { result::stream::begin_capture(self.raw, mode) })?;
+        let handed_over = hand_over();
+        // SAFETY: the stream is alive; a capture is ended also where handing over has failed.
+        let graph = ask("cuStreamEndCapture", unsafe { result::stream::end_capture(self.raw) });
+        handed_over?;
+        let graph = graph?;
+        // SAFETY: the graph came from the driver, and is destroyed once: what is made of it does not need it.
+        let made = unsafe {
+            let made = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+            let _ = result::graph::destroy(graph);
+            made
+        };
+        Ok(Graph { context: Arc::clone(&self.context), raw: ask("cuGraphInstantiate", made)? })
+    }
+
+    /// Starts all work of a graph.
+    ///
+    /// # Safety
+    /// What the graph's work does is sound when the stream gets there.
+    pub unsafe fn start(&self, graph: &Graph) -> Result<()> {
+        // SAFETY: both are alive; the rest is the caller's promise.
+        ask("cuGraphLaunch", unsafe { result::graph::launch(graph.raw, self.raw) })
+    }
+
     /// Marks the end of the work so far.
     pub fn record(&self, event: &Event) -> Result<()> {
         // SAFETY: both are alive.
@@ -329,6 +358,24 @@ impl Drop for Stream {
             let _ = result::stream::synchronize(self.raw);
             result::stream::destroy(self.raw)
         });
+    }
+}
+
+/// Work that is handed over at once.
+#[derive(Debug)]
+pub struct Graph {
+    context: Arc<Context>,
+    raw: sys::CUgraphExec,
+}
+
+// SAFETY: see `Context`.
+unsafe impl Send for Graph {}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        let entered = self.context.enter();
+        // SAFETY: the graph is ours and destroyed once; the driver waits for its work.
+        let _ = entered.map(|()| unsafe { result::graph::exec_destroy(self.raw) });
     }
 }
 

@@ -1,44 +1,36 @@
-//! The memory of a loaded program on a GPU, and the launches of its steps. Everything is allocated, and every address
+//! The memory of a loaded program on a GPU, and its steps. Everything is allocated, and every address
 //! resolved, when the program is loaded.
 
 #![expect(unsafe_code, reason = "launches work on the device's memory")]
 
-use std::{ffi::c_void, sync::Arc};
+use std::sync::Arc;
 
-use lathe_plan::program::{Bucket, Grid, Input, Program};
+use lathe_plan::program::{Bucket, Input, Program};
 
-use super::driver::{Context, Memory, Module, Pinned, Stream};
+use super::{
+    driver::{Context, Memory, Module, Pinned, Stream},
+    launcher::Launcher,
+};
 use crate::{
     device::{PageCopy, Step},
     error::{Error, Result},
     exec::{self, Layout, Numbers, Place, Prepared},
 };
 
-/// Most blocks of a launch along an axis; kernels walk over units that are more.
-const MOST_BLOCKS: u64 = 65_535;
-
 /// A loaded program.
 #[derive(Debug)]
 pub struct Machine {
-    buckets: Vec<Prepared>,
-    addresses: Vec<Vec<u64>>, // [buckets][places]
+    launcher: Launcher,
     inputs: Vec<Input>,
     input_words: Vec<usize>, // [inputs] where each starts in the upload
     groups: Vec<Group>,
-    grids: Vec<Grid>, // [kernels]
-    module: Module,
     stream: Stream,
     input: Memory,
     arena: Memory,
-    arguments: Vec<u64>,
-    pointers: Vec<*mut c_void>,
-    // Held because the addresses above point into them.
+    // Held because the launcher's addresses point into them.
     cache: Memory,
     _weights: Memory,
 }
-
-// SAFETY: the pointers are only used while a launch is handed over.
-unsafe impl Send for Machine {}
 
 /// A cache group in memory.
 #[derive(Debug)]
@@ -96,16 +88,13 @@ impl Machine {
             return Err(Error::Program("a kernel for a GPU wants a worker's scratch".into()));
         }
         let of_bucket = |bucket: &Prepared| bucket.places.iter().map(|&place| address(place)).collect();
+        let addresses = buckets.iter().map(of_bucket).collect();
+        let grids = program.kernels.iter().map(|kernel| kernel.grid).collect();
         Ok(Machine {
-            addresses: buckets.iter().map(of_bucket).collect(),
+            launcher: Launcher::new(buckets, addresses, grids, module),
             inputs: program.inputs.clone(),
-            grids: program.kernels.iter().map(|kernel| kernel.grid).collect(),
-            module,
             stream: Stream::new(context)?,
-            arguments: Vec::new(),
-            pointers: Vec::new(),
             _weights: device_weights,
-            buckets,
             input_words,
             groups,
             input,
@@ -116,7 +105,12 @@ impl Machine {
 
     /// The program's buckets.
     pub fn buckets(&self) -> &[Prepared] {
-        &self.buckets
+        &self.launcher.buckets
+    }
+
+    /// From here on steps are started as graphs.
+    pub fn use_graphs(&mut self) -> Result<()> {
+        self.launcher.use_graphs(&self.stream)
     }
 
     /// The stream of all work.
@@ -153,10 +147,8 @@ impl Machine {
         let words = self.write_inputs(step, tokens, staging.words());
         // SAFETY: the staging words stay as they are until the step is done; the input is as large as they are.
         unsafe { self.stream.upload(staging, words, self.input.address())? };
-        for index in 0..self.buckets[numbers.bucket].launches.len() {
-            self.launch(numbers, index)?;
-        }
-        let bucket = &self.buckets[numbers.bucket];
+        self.launcher.start(&self.stream, step.size(), numbers)?;
+        let bucket = &self.launcher.buckets[numbers.bucket];
         let from = self.arena.address() + bucket.logits as u64;
         let words = step.rows.len() * bucket.logits_row / size_of::<f32>();
         // SAFETY: the logits lie inside the arena, and nobody uses the host's copy until the step is done.
@@ -195,31 +187,5 @@ impl Machine {
             }
         }
         end
-    }
-
-    /// Starts a launch: the kernel's buffers, its parameters, and how many units there are.
-    fn launch(&mut self, numbers: &Numbers, index: usize) -> Result<()> {
-        let launch = &self.buckets[numbers.bucket].launches[index];
-        let units = numbers.units[index];
-        let Grid { threads, units: per_block, rows } = self.grids[launch.kernel];
-        let blocks = units.div_ceil(u64::from(per_block)).min(MOST_BLOCKS) as u32;
-        let row_blocks = match rows {
-            0 => 1,
-            rows => (numbers.params[launch.params.start] as u64).div_ceil(u64::from(rows)) as u32,
-        };
-        // A driver takes no launch without blocks: a step whose logits nobody wants has no rows for the head.
-        if blocks == 0 || row_blocks == 0 {
-            return Ok(());
-        }
-        self.arguments.clear();
-        self.arguments.extend_from_slice(&self.addresses[numbers.bucket][launch.places.clone()]);
-        self.arguments.extend(numbers.params[launch.params.clone()].iter().map(|&param| param as u64));
-        self.arguments.push(units);
-        // SAFETY: the plan's verifier has checked that what the kernel touches with these parameters lies inside its
-        // buffers, which are allocated in full; launches run in order, so each finds the results of those before it.
-        unsafe {
-            let (arguments, pointers) = (&mut self.arguments, &mut self.pointers);
-            self.stream.launch(&self.module, launch.kernel, [blocks, row_blocks], threads, arguments, pointers)
-        }
     }
 }

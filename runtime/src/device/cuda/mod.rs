@@ -1,11 +1,13 @@
 //! The CUDA device: runs a plan's PTX on an NVIDIA GPU through its driver, which is loaded when the device is.
 //!
-//! `driver` wraps the driver's handles, `machine` holds a loaded program and launches its kernels. The host samples: the
-//! logits of the wanted rows come back after each step. Work is handed over without waiting, and steps run in the order
+//! `driver` wraps the driver's handles, `machine` holds a loaded program, and `launcher` starts its kernels, by graphs where
+//! a size of step comes again. The host samples: the logits of the wanted rows come back after each step. Work is handed over without waiting, and steps run in the order
 //! of one stream.
 
 mod driver;
+mod launcher;
 mod machine;
+mod picking;
 
 use std::sync::Arc;
 
@@ -14,6 +16,7 @@ use lathe_plan::{Plan, PlanError, program::CodeObject};
 use self::{
     driver::{Context, Event, Module, Pinned},
     machine::Machine,
+    picking::Pickers,
 };
 use super::{
     Device, IN_FLIGHT, Limits, RowOutput, Step, StepOutput, StepToken, Ticket, options::DeviceOptions, tickets::Tickets,
@@ -21,7 +24,6 @@ use super::{
 use crate::{
     error::{Error, Result},
     exec::Numbers,
-    sample::Sampler,
 };
 
 /// Runs the PTX of a plan.
@@ -33,7 +35,7 @@ pub struct CudaDevice {
     machine: Machine,
     numbers: Numbers,
     tokens: Vec<u32>,
-    sampler: Sampler,
+    pickers: Pickers,
     tickets: Tickets,
     slots: [Slot; IN_FLIGHT], // of ticket t: t mod IN_FLIGHT
 }
@@ -128,7 +130,10 @@ impl CudaDevice {
         let weights = plan.load_weights("main", layout, options.load, readers)?;
         let limits = Limits::of(program, options.cache_tokens);
         let pages: Vec<u32> = limits.groups.iter().map(|group| group.pages).collect();
-        let machine = Machine::new(&context, program, module, &weights, &pages)?;
+        let mut machine = Machine::new(&context, program, module, &weights, &pages)?;
+        if !options.no_graphs {
+            machine.use_graphs()?;
+        }
         let row = machine.buckets().iter().map(|bucket| bucket.logits_row).max().unwrap_or(0);
         let logits = limits.max.rows as usize * row / size_of::<f32>();
         let slot = || -> Result<Slot> {
@@ -146,7 +151,7 @@ impl CudaDevice {
         Ok(CudaDevice {
             poison: options.poison,
             slots: [slot()?, slot()?],
-            sampler: Sampler::new(limits.vocabulary as usize),
+            pickers: Pickers::new(limits.vocabulary as usize),
             numbers: Numbers::default(),
             tokens: Vec::new(),
             tickets: Tickets::default(),
@@ -170,7 +175,7 @@ impl CudaDevice {
         slot.state = if let Err(error) = slot.done.wait() {
             State::Failed(Some(error))
         } else {
-            pick(slot, self.limits.vocabulary as usize, &mut self.sampler);
+            pick(slot, &mut self.pickers);
             State::Picked
         };
     }
@@ -211,13 +216,10 @@ impl CudaDevice {
 }
 
 /// Picks the rows of a finished step.
-fn pick(slot: &mut Slot, vocabulary: usize, sampler: &mut Sampler) {
+fn pick(slot: &mut Slot, pickers: &mut Pickers) {
     let Slot { step, logits, logits_row, output, sampled, .. } = slot;
     output.rows.resize_with(step.rows.len(), RowOutput::default);
-    let logits = logits.floats().chunks_exact(*logits_row);
-    for ((row, logits), output) in step.rows.iter().zip(logits).zip(&mut output.rows) {
-        row.pick(&logits[..vocabulary], sampler, output);
-    }
+    pickers.pick(&step.rows, logits.floats(), *logits_row, &mut output.rows);
     sampled.extend(output.rows.iter().map(|row| row.token));
 }
 
