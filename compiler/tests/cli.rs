@@ -42,3 +42,35 @@ fn mistakes_have_their_own_codes() {
     check(&["hf://no/such", "--emit", "graph", "--target", "sm_80"], exit::MODEL, "", "hf download no/such");
     check(&["no-such.gguf", "--emit", "graph", "--target", "z80"], exit::USAGE, "", "unknown target 'z80'");
 }
+
+/// What the compiler says of a model of the hub where these variables say where its cache lies, and no others do.
+fn from_hub(variables: &[(&str, &str)]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lathe-compile"));
+    command.args(["hf://some/model", "--emit", "graph", "--target", "sm_80"]);
+    for name in ["HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "HOME"] {
+        command.env_remove(name);
+    }
+    let output = command.envs(variables.iter().copied()).output().expect("the compiler starts");
+    assert_eq!(output.status.code(), Some(exit::MODEL.into()), "{variables:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn the_cache_of_the_hub_lies_where_the_hub_s_own_tools_look() {
+    let all = [("HF_HUB_CACHE", "/a"), ("HF_HOME", "/b"), ("XDG_CACHE_HOME", "/c"), ("HOME", "/d")];
+    let places = ["/a;", "/b/hub;", "/c/huggingface/hub;", "/d/.cache/huggingface/hub;"];
+    for (first, place) in places.into_iter().enumerate() {
+        let message = from_hub(&all[first..]);
+        assert!(message.contains(&format!("none in {place}")), "{message}");
+    }
+    let message = from_hub(&[("HF_HUB_CACHE", ""), ("HF_HOME", "/b")]);
+    assert!(message.contains("none in /b/hub;"), "{message}");
+    assert!(from_hub(&[]).contains("HF_HUB_CACHE, HF_HOME or HOME"), "{}", from_hub(&[]));
+
+    let folder = std::env::temp_dir().join(format!("lathe-hub-{}", std::process::id()));
+    let snapshot = folder.join("hub/models--some--model/snapshots/main");
+    std::fs::create_dir_all(&snapshot).expect("a folder can be made");
+    let message = from_hub(&[("HF_HOME", folder.to_str().expect("a plain path"))]);
+    std::fs::remove_dir_all(&folder).expect("it is there");
+    assert!(message.contains("snapshots/main") && message.contains("config.json"), "{message}");
+}
