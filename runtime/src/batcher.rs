@@ -4,10 +4,12 @@
 //! [`Policy`]. Every step carries the next token of each running answer and as many prompt tokens as the step's budget
 //! allows, fewer when they would hold up answers in progress. A prompt whose beginning is in the cache starts after it;
 //! further answers to one prompt share its pages. When pages run out, the answer of the highest rank gives its pages back,
-//! waits in its place, and is computed again later; noise keyed by position makes it continue with the same tokens.
+//! waits in its place, and is computed again later; noise keyed by position makes it continue with the same tokens. What a
+//! step has left takes guesses of the tokens that follow.
 //!
 //! The batcher decides when a token is computed, never what it is.
 
+mod draft;
 mod policy;
 mod predict;
 mod request;
@@ -32,6 +34,7 @@ use crate::{
     device::{Limits, Step, StepOutput},
     error::{Error, Result},
     kv::{BlockTable, Cache, CacheOptions, Chain},
+    speculate::{self, Speculation, Tally, worth::Record},
 };
 
 /// How steps are composed, besides the device's limits. None of it changes a token.
@@ -56,6 +59,8 @@ pub struct BatchOptions {
     pub max_waiting_tokens: usize,
     /// What the cache remembers.
     pub cache: CacheOptions,
+    /// Whether and how the tokens that follow are guessed.
+    pub speculation: Speculation,
 }
 
 impl Default for BatchOptions {
@@ -70,6 +75,7 @@ impl Default for BatchOptions {
             max_waiting: usize::MAX,
             max_waiting_tokens: usize::MAX,
             cache: CacheOptions::default(),
+            speculation: Speculation::default(),
         }
     }
 }
@@ -107,6 +113,8 @@ pub struct Counters {
     pub prompt_tokens: u64,
     /// Tokens sampled and reported.
     pub generated_tokens: u64,
+    /// What came of guesses.
+    pub speculation: Tally,
 }
 
 /// The requests and the pages that they hold.
@@ -124,6 +132,8 @@ pub struct Batcher {
     load: Load, // of the step under way
     predictor: Predictor,
     counters: Counters,
+    guesses: Record,            // how many were right, of all answers
+    ended: Vec<speculate::Key>, // answers that a drafter has not forgotten yet
 }
 
 impl Batcher {
@@ -150,6 +160,8 @@ impl Batcher {
             load: Load::default(),
             predictor: Predictor::default(),
             counters: Counters::default(),
+            guesses: Record::default(),
+            ended: Vec::new(),
         }
     }
 
@@ -189,6 +201,10 @@ impl Batcher {
                 table: self.cache.table(),
                 chain: Chain::default(),
                 in_step: 0,
+                guesses: Vec::new(),
+                drafted: 0,
+                record: Record::default(),
+                is_drafted: false,
                 row: None,
                 prompt_row: None,
                 judged: 0,
@@ -315,6 +331,8 @@ impl Batcher {
         self.starved = false;
         self.load = Load::default();
         let mut budget = self.options.token_budget;
+        let mut rows = self.limits.max.rows as usize;
+        let mut order = Vec::with_capacity(self.running.len());
         // Those that wait for one token go first, so that a long prompt never delays an answer in progress.
         for decoding in [true, false] {
             if !decoding && self.load.tokens > 0 && self.options.stretch.is_finite() {
@@ -331,7 +349,6 @@ impl Batcher {
                 if (sequence.pending() == 1) != decoding || sequence.state != State::Active || sequence.in_step > 0 {
                     continue;
                 }
-                let rows = self.limits.max.rows as usize - step.rows.len();
                 let mut tokens = sequence.pending().min(self.options.prefill_chunk).min(budget);
                 // Each token whose likelihood is wanted takes a row, and so does the last one.
                 while tokens > 0 && sequence.rows(tokens) > rows {
@@ -344,12 +361,18 @@ impl Batcher {
                     let sequence = &mut self.running[index];
                     self.load = self.load.and(Load::of(sequence.computed, tokens));
                     self.counters.prompt_tokens += if decoding { 0 } else { tokens as u64 };
-                    sequence.join(tokens, step);
+                    rows -= sequence.rows(tokens);
+                    sequence.in_step = tokens;
                     budget -= tokens;
+                    order.push(index);
                 } else {
                     self.starved = true;
                 }
             }
+        }
+        self.add_guesses(rows, step);
+        for index in order {
+            self.running[index].join(step);
         }
         let preempted: Vec<Sequence> =
             self.running.extract_if(.., |sequence| sequence.state == State::Preempted).collect();
@@ -383,31 +406,35 @@ impl Batcher {
         self.predictor.learn(self.load, took);
         let before = events.len();
         for sequence in self.running.iter_mut().filter(|sequence| sequence.in_step > 0) {
+            let from = events.len();
             if sequence.is_broken(&output.rows) {
+                sequence.end(FinishReason::NotFinite, events);
+            } else {
+                sequence.report_prompt(&output.rows, events);
+                sequence.computed += std::mem::take(&mut sequence.in_step);
+                if let Some(rows) = sequence.row.take().and_then(|row| output.rows.get(row..)) {
+                    sequence.record(rows, &mut self.guesses, &mut self.counters.speculation, events);
+                } else if sequence.pending() == 0 {
+                    sequence.end(FinishReason::Length, events);
+                }
+            }
+            if matches!(events[from..].last(), Some(Event::Finished { reason: FinishReason::NotFinite, .. })) {
                 // What it left in the cache may be as broken as its logits.
                 self.cache.disown(&sequence.table);
-                self.cache.release(&mut sequence.table);
-                sequence.end(FinishReason::NotFinite, events);
-                continue;
-            }
-            sequence.report_prompt(&output.rows, events);
-            sequence.computed += std::mem::take(&mut sequence.in_step);
-            if self.cache.remembers() {
+            } else if self.cache.remembers() {
                 let (root, computed) = (sequence.request.root, sequence.computed);
                 self.cache.extend(&mut sequence.chain, root, &sequence.tokens[..computed]);
                 self.cache.remember(&mut sequence.table, &sequence.chain, computed);
             }
-            if let Some(row) = sequence.row.take().and_then(|row| output.rows.get(row)) {
-                sequence.record(row, events);
-            } else if sequence.pending() == 0 {
-                sequence.end(FinishReason::Length, events);
-            }
             if sequence.state == State::Ended {
                 self.cache.release(&mut sequence.table);
             } else {
+                self.cache.shrink(&mut sequence.table, sequence.computed);
                 self.cache.slide(&mut sequence.table, sequence.computed);
             }
         }
+        let ended = self.running.iter().filter(|sequence| sequence.state == State::Ended && sequence.is_drafted);
+        self.ended.extend(ended.map(Sequence::key));
         self.running.retain(|sequence| sequence.state != State::Ended);
         let tokens = events[before..].iter().filter(|event| matches!(event, Event::Token { .. }));
         self.counters.generated_tokens += tokens.count() as u64;
@@ -420,6 +447,7 @@ impl Batcher {
         for mut sequence in self.running.drain(..).chain(waiting.into_values()) {
             self.cache.release(&mut sequence.table);
             sequence.end(FinishReason::Failed, events);
+            self.ended.extend(sequence.is_drafted.then(|| sequence.key()));
         }
         self.cache.forget();
     }
@@ -518,6 +546,7 @@ impl Batcher {
         let running = self.running.extract_if(.., |sequence| reason(sequence).is_some());
         for mut sequence in running.chain(waiting) {
             self.cache.release(&mut sequence.table);
+            self.ended.extend(sequence.is_drafted.then(|| sequence.key()));
             if let Some(reason) = reason(&sequence) {
                 sequence.end(reason, events);
             }

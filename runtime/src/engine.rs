@@ -11,6 +11,7 @@ use crate::{
     batcher::{BatchOptions, Batcher, Counters, Event, Gauges, Request, RequestId},
     device::{Device, Limits, Step, StepOutput, choice, options::DeviceOptions, timeline::Timeline},
     error::Result,
+    speculate::Drafter,
 };
 
 /// How an engine uses its machine. None of it changes a token.
@@ -30,6 +31,7 @@ pub struct EngineOptions {
 pub struct Engine {
     device: Box<dyn Device>,
     batcher: Batcher,
+    drafters: Vec<Box<dyn Drafter>>,
     step: Step,
     output: StepOutput,
     events: Vec<Event>,
@@ -88,6 +90,7 @@ impl Engine {
             ..options.batching.clone()
         };
         Engine {
+            drafters: batching.speculation.drafters(),
             batcher: Batcher::new(device.limits(), batching),
             device,
             step: Step::default(),
@@ -161,6 +164,7 @@ impl Engine {
         self.events.clear();
         let begin = self.is_recording.then(Instant::now);
         self.batcher.admit(self.now(), &mut self.events);
+        self.draft()?;
         if self.batcher.compose(&mut self.step) {
             let predicted = self.batcher.predicted();
             let start = self.now();
@@ -190,6 +194,15 @@ impl Engine {
         let context = seen / step.positions.len().max(1) as f64;
         let record = |device| StepRecord { begin, composed, collected, end, size: step.size(), context, device };
         self.record = self.device.timeline().map(record);
+    }
+
+    /// Lets drafters guess; when one fails, all requests have ended.
+    fn draft(&mut self) -> Result<()> {
+        let outcome = self.batcher.draft(&mut self.drafters);
+        if outcome.is_err() {
+            self.batcher.abort(&mut self.events);
+        }
+        outcome
     }
 
     /// Runs the step to its end.

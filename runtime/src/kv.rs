@@ -168,6 +168,23 @@ impl Cache {
         true
     }
 
+    /// Lets go of the positions from `tokens` on, which nothing remembers: what was written there is not wanted.
+    pub fn shrink(&mut self, table: &mut BlockTable, tokens: usize) {
+        if tokens >= table.tokens {
+            return;
+        }
+        for (pool, held) in self.groups.iter_mut().zip(&mut table.groups) {
+            let needed = tokens.div_ceil(pool.page_tokens).max(held.released);
+            // Backwards, so that the next pages are the same in the same order.
+            while held.pages.len() > needed
+                && let Some(page) = held.pages.pop()
+            {
+                pool.drop_holder(page, usize::MAX);
+            }
+        }
+        table.tokens = tokens;
+    }
+
     /// A second table with the pages of the first `tokens` positions; `None` when some of what a window still reaches from
     /// there has gone back.
     pub fn fork(&mut self, table: &BlockTable, tokens: usize) -> Option<BlockTable> {

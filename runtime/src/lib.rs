@@ -37,8 +37,9 @@
 //!
 //! In the order in which a request meets them:
 //!
-//! - [`engine`]: the loop: admit, run, sample, retire.
+//! - [`engine`]: the loop: admit, draft, run, sample, retire.
 //! - [`batcher`]: which tokens of which requests make up the next step.
+//! - [`speculate`]: guesses of the tokens that follow, which a step verifies.
 //! - [`kv`]: the pages of the cache, and who holds them.
 //! - [`device`]: runs steps; [`exec`] prepares a plan's launches for it.
 //! - [`sample`]: chooses tokens from logits; [`math`] is its arithmetic.
@@ -56,6 +57,7 @@ pub mod kv;
 pub mod math;
 pub mod sample;
 pub mod server;
+pub mod speculate;
 pub mod stream;
 pub mod tokenizer;
 

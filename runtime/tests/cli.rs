@@ -221,9 +221,10 @@ fn perplexity_counts_the_second_half_of_each_whole_chunk() {
     let report = json(&folder, &["eval", "model.plan", "--text", "text", "--context", "16", "--json"]);
     assert_eq!((&report["chunks"], &report["tokens"]), (&4.into(), &70.into()));
     assert_eq!(report["scored_tokens"], 4 * 7);
-    // Only row 0 of a step favours the answer, and rows past it give each token the same probability.
+    // Every row favours the answer, which is not "x".
     let perplexity = report["perplexity"].as_f64().expect("a number");
-    assert!((perplexity - f64::from(VOCABULARY)).abs() < 0.01, "{perplexity}");
+    let expected = 1f64.exp() + f64::from(VOCABULARY - 1);
+    assert!((perplexity - expected).abs() < 0.01, "{perplexity}");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use lathe_runtime::batcher::{BatchOptions, Batcher, Event, FinishReason, Policy,
 use lathe_runtime::device::{Device, GroupLimits, Limits, Step, StepOutput, null::NullDevice};
 use lathe_runtime::error::Error;
 use lathe_runtime::kv::{CacheOptions, prefix::Root};
+use lathe_runtime::speculate::{Ask, Drafter, Guess, Key, Mode, Speculation, Tally, ngram::Ngram};
 
 const VOCABULARY: u32 = 97;
 const CONTEXT: u32 = 64;
@@ -21,6 +22,7 @@ const STEPS: usize = 10_000;
 const MOST_WAITING: usize = 12;
 
 /// The generator `SplitMix64`.
+#[derive(Debug)]
 struct Random(u64);
 
 impl Random {
@@ -105,6 +107,39 @@ impl Answer {
     }
 }
 
+/// A drafter that knows what the device will say, and errs now and then.
+#[derive(Debug)]
+struct Seer {
+    window: Option<u32>,
+    random: Random,
+    is_alone: bool,             // so that it is asked about every answer
+    known: HashMap<Key, usize>, // tokens that each answer had when it was asked about last
+}
+
+impl Drafter for Seer {
+    fn draft(&mut self, asks: &mut [Ask<'_>]) -> lathe_runtime::Result<()> {
+        for ask in asks {
+            let before = self.known.insert(ask.key, ask.tokens.len()).unwrap_or(0);
+            assert!(before <= ask.tokens.len(), "the answer has shrunk");
+            let rules = Rules { window: self.window, ..Rules::default() };
+            let mut future = Answer::new(&Request::default(), ask.key.1, &rules);
+            ask.tokens.iter().for_each(|&token| future.push(token));
+            for _ in 0..self.random.below(ask.most + 1) {
+                let errs = self.random.below(5) == 0;
+                let token = if errs { self.random.below(VOCABULARY as usize) as u32 } else { future.next() };
+                future.push(token);
+                ask.guesses.push(Guess { token, class: 0, chance: 0.5 });
+            }
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, key: Key) {
+        let is_known = self.known.remove(&key).is_some();
+        assert!(is_known || !self.is_alone, "it was never asked about, or has ended twice");
+    }
+}
+
 /// What holds for all answers of a world.
 #[derive(Clone, Copy, Default)]
 struct Rules {
@@ -120,6 +155,8 @@ struct World {
     now: Duration,
     device: NullDevice,
     batcher: Batcher,
+    drafters: Vec<Box<dyn Drafter>>,
+    token_budget: usize,
     policy: Policy,
     rules: Rules,
     is_failing: bool,
@@ -129,14 +166,16 @@ struct World {
     submitted: u64,
     refused: u64,
     ends: Ends,
+    verified: Tally,
 }
 
-/// How often answers ended in ways that are rare.
+/// How often rare things happened.
 #[derive(Clone, Copy, Debug, Default)]
 struct Ends {
     late: u64,
     broken: u64,
     failed: u64,
+    accepted: u64,
 }
 
 impl World {
@@ -155,9 +194,18 @@ impl World {
             groups,
         };
         let policy = random.pick(&Policy::ALL).1;
+        let token_budget = random.pick(&[usize::MAX, 9, 3, 1]);
+        let mode = random.pick(&[Mode::Off, Mode::Auto, Mode::Ngram, Mode::Ngram]);
+        let is_alone = random.below(2) == 0;
+        let seer = Seer { window, random: Random(seed), is_alone, known: HashMap::new() };
+        let drafters: Vec<Box<dyn Drafter>> = match mode {
+            Mode::Off => Vec::new(),
+            _ if is_alone => vec![Box::new(seer)],
+            _ => vec![Box::new(Ngram::default()), Box::new(seer)],
+        };
         let options = BatchOptions {
             prefill_chunk: random.pick(&[usize::MAX, 1, 7, 16]),
-            token_budget: random.pick(&[usize::MAX, 9, 3, 1]),
+            token_budget,
             stretch: random.pick(&[f64::INFINITY, 2.0]),
             policy,
             is_static: random.below(8) == 0,
@@ -170,6 +218,7 @@ impl World {
                 name_bits: random.pick(&[256, 256, 8, 0]),
                 ..CacheOptions::default()
             },
+            speculation: Speculation { mode, depth: random.pick(&[1, 3, 8, 20]) },
         };
         let batcher = Batcher::new(&limits, options);
         let breaks = random.pick(&[None, None, Some(200)]);
@@ -181,6 +230,8 @@ impl World {
             now: Duration::ZERO,
             device: if let Some(one_in) = breaks { device.that_breaks(one_in) } else { device },
             batcher,
+            drafters,
+            token_budget,
             policy,
             rules: Rules { window, capacity: 0, breaks },
             is_failing: false,
@@ -190,6 +241,7 @@ impl World {
             submitted: 0,
             refused: 0,
             ends: Ends::default(),
+            verified: Tally::default(),
         };
         world.rules.capacity = world.find_capacity();
         world
@@ -269,7 +321,9 @@ impl World {
         let (mut step, mut output, mut events) = (Step::default(), StepOutput::default(), Vec::new());
         self.batcher.admit(self.now, &mut events);
         let begin = self.now;
+        self.batcher.draft(&mut self.drafters).expect("these drafters do not fail");
         if self.batcher.compose(&mut step) {
+            assert!(step.tokens.len() <= self.token_budget, "guesses are beyond the budget");
             let ticket = self.device.submit(&step).expect("the step is sound");
             self.device.collect(ticket, &mut output).expect("it ran");
         }
@@ -306,6 +360,11 @@ impl World {
                     }
                     prompt.push(token);
                 }
+            }
+            Event::Verified { request, choice, drafted, accepted } => {
+                let answer = &self.live[&(request, choice)];
+                assert!(drafted > 0 && accepted <= drafted && answer.history.len() + drafted < answer.limit);
+                self.verified.count(drafted, accepted);
             }
             Event::Token { request, choice, token, logprob, .. } => {
                 let answer = self.live.get_mut(&(request, choice)).expect("a token of an answer that has not ended");
@@ -344,6 +403,7 @@ impl World {
         assert_eq!(gauges.running + gauges.waiting, self.live.len());
         assert!(gauges.waiting <= MOST_WAITING + 5 && gauges.idle_pages + gauges.held_pages <= gauges.pages);
         assert_eq!(self.batcher.counters().generated_tokens, self.delivered, "what was counted was not delivered");
+        assert_eq!(self.batcher.counters().speculation, self.verified, "what was verified was not told");
         for group in 0..self.device.limits().groups.len() {
             for (page, tokens) in self.batcher.remembered(group) {
                 assert_eq!(self.device.page(group, page), tokens, "page {page} is not what it is known for");
@@ -385,6 +445,7 @@ impl World {
         assert!(self.live.is_empty());
         let gauges = self.batcher.gauges();
         assert_eq!((gauges.running, gauges.waiting, gauges.held_pages), (0, 0, 0));
+        self.ends.accepted = self.verified.accepted;
         self.ends
     }
 }
@@ -424,6 +485,7 @@ fn everything_that_must_hold_holds_after_every_step() {
             let mut all = all.lock().expect("nobody panics here");
             (all.late, all.broken, all.failed) =
                 (all.late + ends.late, all.broken + ends.broken, all.failed + ends.failed);
+            all.accepted += ends.accepted;
         }
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -434,7 +496,7 @@ fn everything_that_must_hold_holds_after_every_step() {
     });
     let steps = (seeds.end - seeds.start) as f64 * STEPS as f64;
     let all = all.into_inner().expect("nobody panics here");
-    let is_rich = all.late > 0 && all.broken > 0 && all.failed > 0;
+    let is_rich = all.late > 0 && all.broken > 0 && all.failed > 0 && all.accepted > 0;
     assert!(is_rich || seeds.end - seeds.start < 200, "{all:?}: the simulation does not see what it should");
     println!("{steps} steps, {:.0} in a second", steps / start.elapsed().as_secs_f64());
 }

@@ -2,16 +2,29 @@
 //!
 //! A step's time is close to `a + b·tokens + c·attended`, where *attended* counts the positions that its tokens look at.
 //! The three are fitted by least squares over past steps, each weighing a little less than the next. Predictions decide
-//! how much of a prompt joins answers in progress and which deadlines can be met. They never touch a token.
+//! how much of a prompt joins answers in progress, which deadlines can be met, and which guesses are worth verifying. They
+//! never touch a token.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 /// How much less each older step weighs.
 const FADE: f64 = 0.99;
 /// Steps before predictions begin.
 const ENOUGH: f64 = 8.0;
+/// The units in which tokens and attended positions are alike in size.
+const TOKENS: f64 = 64.0;
+const ATTENDED: f64 = 16384.0;
 /// Pulls coefficients that nothing is known of yet towards zero.
 const RIDGE: f64 = 1e-6;
+/// Steps of up to so many tokens are also remembered by their number.
+const COUNTED: usize = 96;
+/// Times that are remembered of steps with one number of tokens.
+const SAMPLES: usize = 5;
+/// Steps after which they are forgotten.
+const STALE: u64 = 512;
 
 /// What a step's time depends on.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -36,7 +49,7 @@ impl Load {
 
     /// The features in units that make them alike in size.
     fn features(self) -> [f64; 3] {
-        [1.0, self.tokens as f64 / 64.0, self.attended as f64 / 16384.0]
+        [1.0, self.tokens as f64 / TOKENS, self.attended as f64 / ATTENDED]
     }
 }
 
@@ -47,6 +60,15 @@ pub struct Predictor {
     times: [f64; 3],
     weight: f64,
     fit: [f64; 3],
+    counted: BTreeMap<usize, Samples>, // by tokens
+    steps: u64,
+}
+
+/// The last steps with one number of tokens.
+#[derive(Clone, Debug, Default)]
+struct Samples {
+    last: VecDeque<(f64, usize)>, // seconds, attended
+    step: u64,                    // when the last of them ran
 }
 
 impl Predictor {
@@ -61,6 +83,45 @@ impl Predictor {
         }
         self.weight = self.weight * FADE + 1.0;
         self.fit = solve(&self.products, &self.times);
+        self.steps += 1;
+        if load.tokens <= COUNTED {
+            let samples = self.counted.entry(load.tokens).or_default();
+            if self.steps - samples.step > STALE {
+                samples.last.clear();
+            } else if samples.last.len() == SAMPLES {
+                samples.last.pop_front();
+            }
+            samples.last.push_back((took.as_secs_f64(), load.attended));
+            samples.step = self.steps;
+        }
+    }
+
+    /// The seconds of a step of few tokens, from steps with as many or nearly as many: kernels handle tokens in groups,
+    /// which no line shows. `None` when none ran lately.
+    pub fn small_step(&self, load: Load) -> Option<f64> {
+        let known = |(&tokens, samples): (&usize, &Samples)| {
+            (self.steps - samples.step <= STALE).then(|| (tokens as f64, self.seconds_at(samples, load.attended)))
+        };
+        let below = self.counted.range(..=load.tokens).rev().find_map(known);
+        let above = self.counted.range(load.tokens..).find_map(known);
+        let tokens = load.tokens as f64;
+        let slope = self.fit[1] / TOKENS;
+        match (below, above) {
+            (Some((t0, s0)), Some((t1, s1))) if t1 > t0 => Some(s0 + (s1 - s0) * (tokens - t0) / (t1 - t0)),
+            (Some((t, seconds)), _) => Some(seconds + slope * (tokens - t)),
+            (None, Some((t, seconds))) => Some((seconds - slope * (t - tokens)).max(0.0)),
+            (None, None) => None,
+        }
+    }
+
+    /// The median of some steps' seconds, as if each had attended to so many positions.
+    fn seconds_at(&self, samples: &Samples, attended: usize) -> f64 {
+        let slope = self.fit[2] / ATTENDED;
+        let moved = samples.last.iter().map(|&(seconds, own)| seconds + slope * (attended as f64 - own as f64));
+        let mut seconds: Vec<f64> = moved.collect();
+        seconds.sort_by(f64::total_cmp);
+        // Of two middle ones the lower: what disturbs a step makes it longer.
+        seconds.get(seconds.len().saturating_sub(1) / 2).copied().unwrap_or(0.0)
     }
 
     /// How long a step will take; `None` before enough of them ran.
@@ -149,6 +210,36 @@ mod tests {
         assert!((29..=30).contains(&predictor.room(alone, 0, 2.0, 4, 512)));
         assert_eq!(predictor.room(alone, 0, 2.0, 64, 512), 64);
         assert_eq!(predictor.room(alone, 0, 2.0, 4, 8), 8);
+    }
+
+    #[test]
+    fn small_steps_are_known_by_their_number_of_tokens() {
+        // A machine that handles four tokens at a time.
+        let time = |load: Load| Duration::from_micros(1000 + 500 * load.tokens.div_ceil(4) as u64);
+        let mut predictor = Predictor::default();
+        let load = |tokens| Load { tokens, attended: 100 };
+        let seconds = |predictor: &Predictor, tokens| predictor.small_step(load(tokens)).unwrap();
+        assert_eq!(predictor.small_step(load(1)), None);
+        for tokens in [1, 4, 8, 1, 4, 8] {
+            predictor.learn(load(tokens), time(load(tokens)));
+        }
+        for tokens in [1, 4, 8] {
+            assert!((seconds(&predictor, tokens) - time(load(tokens)).as_secs_f64()).abs() < 1e-9, "{tokens}");
+        }
+        assert!((seconds(&predictor, 6) - 0.00175).abs() < 1e-5, "between two known numbers");
+        assert!(seconds(&predictor, 12) >= seconds(&predictor, 8));
+        // One step that was disturbed changes little.
+        predictor.learn(load(4), Duration::from_millis(9));
+        assert!((seconds(&predictor, 4) - 0.0015).abs() < 1e-4, "{}", seconds(&predictor, 4));
+        // What has not been seen for long is forgotten.
+        for _ in 0..5 {
+            predictor.learn(load(8), Duration::from_millis(90));
+        }
+        for _ in 0..=STALE {
+            predictor.learn(load(1), Duration::from_millis(1));
+        }
+        predictor.learn(load(8), Duration::from_millis(2));
+        assert!((seconds(&predictor, 8) - 0.002).abs() < 1e-9, "{}", seconds(&predictor, 8));
     }
 
     #[test]

@@ -145,6 +145,17 @@ pub enum Event {
         /// The likeliest tokens with their logprobs, likeliest first.
         top: Vec<(u32, f32)>,
     },
+    /// A step verified guesses for an answer; the tokens that it gave follow.
+    Verified {
+        /// The request.
+        request: RequestId,
+        /// Which of its answers.
+        choice: u32,
+        /// How many tokens were guessed.
+        drafted: usize,
+        /// How many of the first of them were right.
+        accepted: usize,
+    },
     /// One of its answers ended; nothing follows for that one.
     Finished {
         /// The request.

@@ -10,6 +10,7 @@ use crate::{
     device::{Edit, Pick, Row, RowOutput, Step, StepToken},
     kv::{BlockTable, Chain},
     sample::NoiseKey,
+    speculate::{Guess, Key, Tally, worth::Record},
 };
 
 /// An answer in progress.
@@ -25,8 +26,12 @@ pub(super) struct Sequence {
     pub computed: usize,  // tokens whose keys and values are in the cache
     pub table: BlockTable,
     pub chain: Chain,
-    pub in_step: usize,                // tokens in the step under way
-    pub row: Option<usize>,            // the row of that step that samples its next token
+    pub in_step: usize,                // tokens in the step under way, besides guesses
+    pub guesses: Vec<Guess>,           // what a drafter thinks it goes on with
+    pub drafted: usize,                // how many of them are in the step under way
+    pub record: Record,                // how many guesses were right
+    pub is_drafted: bool,              // whether a drafter ever heard of it
+    pub row: Option<usize>,            // the first of the rows of that step that sample its next tokens
     pub prompt_row: Option<usize>,     // the first of the rows that judge its prompt
     pub judged: usize,                 // tokens of the prompt whose likelihood was reported
     pub generated: BTreeMap<u32, u32>, // how often each token was generated, where penalties ask for it
@@ -46,6 +51,21 @@ impl Sequence {
     /// The tokens that are not in the cache yet.
     pub fn pending(&self) -> usize {
         self.tokens.len() - self.computed
+    }
+
+    /// Its name.
+    pub fn key(&self) -> Key {
+        (self.id, self.choice)
+    }
+
+    /// Whether the step under way samples its next token.
+    pub fn samples(&self) -> bool {
+        self.in_step == self.pending() && self.tokens.len() < self.limit
+    }
+
+    /// How many guesses are of use behind its next token.
+    pub fn most_guesses(&self) -> usize {
+        if self.pending() == 1 { (self.limit - self.tokens.len()).saturating_sub(1) } else { 0 }
     }
 
     /// Whether its likelihood is wanted for tokens of the prompt that were not judged yet.
@@ -69,14 +89,14 @@ impl Sequence {
         (self.computed + tokens).min(last).saturating_sub(begin)
     }
 
-    /// Adds its next tokens to a step, with the rows that they take.
-    pub fn join(&mut self, tokens: usize, step: &mut Step) {
-        let end = self.computed + tokens;
+    /// Adds its next tokens and its guesses to a step, with the rows that they take.
+    pub fn join(&mut self, step: &mut Step) {
+        let end = self.computed + self.in_step;
         let first = step.tokens.len();
-        let known = self.tokens[self.computed..end].iter().map(|&token| StepToken::Known(token));
-        step.push_sequence(known, self.computed as u32, self.table.groups());
-        self.in_step = tokens;
-        let judged = self.judged_in(tokens);
+        let guesses = &self.guesses[..self.drafted];
+        let tokens = self.tokens[self.computed..end].iter().copied().chain(guesses.iter().map(|guess| guess.token));
+        step.push_sequence(tokens.map(StepToken::Known), self.computed as u32, self.table.groups());
+        let judged = self.judged_in(self.in_step);
         if judged > 0 {
             self.prompt_row = Some(step.rows.len());
             let begin = self.computed.max(self.judged);
@@ -89,37 +109,46 @@ impl Sequence {
                 });
             }
         }
-        if end == self.tokens.len() && end < self.limit {
-            let key = NoiseKey { seed: self.request.seed, choice: self.choice, position: end as u32 };
+        if self.samples() {
             self.row = Some(step.rows.len());
-            step.rows.push(Row {
-                token: step.tokens.len() as u32 - 1,
-                pick: Pick::Sample(self.request.sampling, key),
-                top: self.request.top_logprobs,
-                edits: self.edits(),
-                logits: false,
-            });
+            let mut generated = self.generated.clone();
+            for right in 0..=self.drafted {
+                // As it will be when so many guesses were right.
+                let guessed = &self.guesses[..right];
+                if let Some(guess) = guessed.last().filter(|_| self.request.penalties.counts()) {
+                    *generated.entry(guess.token).or_insert(0) += 1;
+                }
+                let key = NoiseKey { seed: self.request.seed, choice: self.choice, position: (end + right) as u32 };
+                step.rows.push(Row {
+                    token: (first + self.in_step + right) as u32 - 1,
+                    pick: Pick::Sample(self.request.sampling, key),
+                    top: self.request.top_logprobs,
+                    edits: self.edits(guessed, &generated),
+                    logits: false,
+                });
+            }
         }
     }
 
-    /// What bias, penalties and the least length do to the logits of the next token.
-    fn edits(&self) -> Vec<Edit> {
+    /// What bias, penalties and the least length do to the logits of the token behind some guesses, with which tokens were
+    /// generated so often.
+    fn edits(&self, guessed: &[Guess], generated: &BTreeMap<u32, u32>) -> Vec<Edit> {
         let request = &self.request;
         let mut edits: BTreeMap<u32, Edit> = BTreeMap::new();
         let penalties = &request.penalties;
         if penalties.repeats() {
-            for &token in &self.tokens {
+            for token in self.tokens.iter().copied().chain(guessed.iter().map(|guess| guess.token)) {
                 edits.insert(token, Edit { repetition: penalties.repetition, ..Edit::of(token) });
             }
         }
-        for (&token, &count) in &self.generated {
+        for (&token, &count) in generated {
             let edit = edits.entry(token).or_insert(Edit::of(token));
             edit.add -= penalties.presence + penalties.frequency * count as f32;
         }
         for &(token, bias) in &request.bias {
             edits.entry(token).or_insert(Edit::of(token)).add += bias;
         }
-        if self.tokens.len() - request.tokens.len() < request.min_tokens {
+        if self.tokens.len() + guessed.len() - request.tokens.len() < request.min_tokens {
             for &token in &request.stop {
                 edits.entry(token).or_insert(Edit::of(token)).add = f32::NEG_INFINITY;
             }
@@ -127,7 +156,7 @@ impl Sequence {
         edits.into_values().collect()
     }
 
-    /// Whether the logits of one of its rows were not finite.
+    /// Whether the logits of one of its rows, those behind guesses apart, were not finite.
     pub fn is_broken(&self, rows: &[RowOutput]) -> bool {
         let judged = self.prompt_row.map_or(0..0, |row| row..row + self.judged_in(self.in_step));
         judged.chain(self.row).any(|row| rows.get(row).is_some_and(|row| row.is_broken))
@@ -144,8 +173,39 @@ impl Sequence {
         self.judged = begin + judged;
     }
 
-    /// Takes the token that its row got.
-    pub fn record(&mut self, row: &RowOutput, events: &mut Vec<Event>) {
+    /// Takes the tokens that its rows got, as far as the guesses before them were right, and counts how far that was. What
+    /// was computed of right guesses stays.
+    pub fn record(&mut self, rows: &[RowOutput], all: &mut Record, tally: &mut Tally, events: &mut Vec<Event>) {
+        let (drafted, mut accepted) = (std::mem::take(&mut self.drafted), 0);
+        let guesses = std::mem::take(&mut self.guesses);
+        let first_event = events.len();
+        for (place, row) in rows.iter().take(drafted + 1).enumerate() {
+            if row.is_broken {
+                self.end(FinishReason::NotFinite, events);
+                break;
+            }
+            let guess = guesses.get(place).map(|guess| (guess.class, guess.token == row.token));
+            if let Some((class, is_right)) = guess {
+                self.record.learn(class, is_right);
+                all.learn(class, is_right);
+            }
+            let is_accepted = place < drafted && guess.is_some_and(|(_, is_right)| is_right);
+            accepted += usize::from(is_accepted);
+            self.push(row, events);
+            if self.state == State::Ended || !is_accepted {
+                break;
+            }
+            self.computed += 1;
+        }
+        if drafted > 0 {
+            tally.count(drafted, accepted);
+            let (request, choice) = self.key();
+            events.insert(first_event, Event::Verified { request, choice, drafted, accepted });
+        }
+    }
+
+    /// Takes one token.
+    fn push(&mut self, row: &RowOutput, events: &mut Vec<Event>) {
         let (request, choice, token) = (self.id, self.choice, row.token);
         if self.request.stop.contains(&token) {
             return self.end(FinishReason::Stop(token), events);

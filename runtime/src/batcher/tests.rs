@@ -1,10 +1,11 @@
-//! Refusals of the batcher; its simulations are in the engine's tests.
+//! Refusals of the batcher and the make-up of its steps; its simulations are in the engine's tests.
 
 use lathe_plan::program::StepSize;
 
 use super::*;
-use crate::device::{GroupLimits, RowOutput, StepToken};
-use crate::sample::SampleParams;
+use crate::device::{Edit, GroupLimits, Pick, RowOutput, StepToken};
+use crate::sample::{NoiseKey, SampleParams};
+use crate::speculate::{Ask, Drafter, Guess, Key, Mode};
 
 const NOW: Duration = Duration::from_secs(100);
 
@@ -159,4 +160,160 @@ fn the_more_urgent_go_first_until_others_have_waited_for_long() {
         batcher.cancel(*order.last().unwrap(), None);
     }
     assert_eq!(order, [urgent, patient, later]);
+}
+
+/// Guesses that the number after each last token follows.
+#[derive(Debug, Default)]
+struct Counting {
+    forgotten: Vec<Key>,
+}
+
+impl Drafter for Counting {
+    fn draft(&mut self, asks: &mut [Ask<'_>]) -> Result<()> {
+        for ask in asks {
+            let next = (1..=ask.most as u32).map(|n| ask.tokens[ask.tokens.len() - 1] + n);
+            ask.guesses.extend(next.map(|token| Guess { token, class: 0, chance: 0.5 }));
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, key: Key) {
+        self.forgotten.push(key);
+    }
+}
+
+/// A batcher whose answers get at most so many guesses, with a request that has its first token, 3, already.
+fn guessing(depth: usize, pages: u32, request: Request) -> (Batcher, Vec<Box<dyn Drafter>>) {
+    let limits = batcher(100, pages).limits;
+    let speculation = Speculation { mode: Mode::Ngram, depth };
+    let mut batcher = Batcher::new(&limits, BatchOptions { speculation, ..BatchOptions::default() });
+    batcher.submit(NOW, request).unwrap();
+    let mut drafters: Vec<Box<dyn Drafter>> = vec![Box::new(Counting::default())];
+    let tokens = step(&mut batcher, &mut drafters, &[3]);
+    assert_eq!(tokens, [3]);
+    (batcher, drafters)
+}
+
+/// One step whose rows sample these tokens; the tokens that answers get.
+fn step(batcher: &mut Batcher, drafters: &mut [Box<dyn Drafter>], sampled: &[u32]) -> Vec<u32> {
+    let (mut step, mut events) = (Step::default(), Vec::new());
+    batcher.admit(NOW, &mut events);
+    batcher.draft(drafters).unwrap();
+    assert!(batcher.compose(&mut step));
+    assert_eq!(step.rows.len(), sampled.len());
+    let rows = sampled.iter().map(|&token| RowOutput { token, ..RowOutput::default() }).collect();
+    batcher.retire(Duration::from_millis(1), &StepOutput { rows }, &mut events);
+    batcher.check_integrity().unwrap();
+    let token = |event: &Event| if let Event::Token { token, .. } = event { Some(*token) } else { None };
+    events.iter().filter_map(token).collect()
+}
+
+#[test]
+fn guesses_count_until_the_first_that_is_wrong() {
+    let (mut batcher, mut drafters) = guessing(3, 100, request(2, None));
+    assert_eq!(step(&mut batcher, &mut drafters, &[4, 5, 9, 7]), [4, 5, 9]);
+    assert_eq!(step(&mut batcher, &mut drafters, &[1, 11, 12, 13]), [1]);
+    assert_eq!(step(&mut batcher, &mut drafters, &[2, 3, 4, 5]), [2, 3, 4, 5]);
+    let tally = batcher.counters().speculation;
+    assert_eq!((tally.drafts, tally.drafted, tally.accepted, tally.histogram()), (3, 9, 5, vec![1, 0, 1, 1]));
+}
+
+#[test]
+fn each_guess_has_the_noise_and_the_penalties_of_its_place() {
+    let penalties = Penalties { presence: 0.5, frequency: 0.25, repetition: 1.0 };
+    let ask = Request { tokens: vec![1, 2], penalties, seed: 8, min_tokens: 3, stop: vec![40], ..Request::default() };
+    let (mut batcher, mut drafters) = guessing(3, 100, ask);
+    let mut composed = Step::default();
+    batcher.draft(&mut drafters).unwrap();
+    assert!(batcher.compose(&mut composed));
+    assert_eq!(composed.tokens, [3, 4, 5, 6].map(StepToken::Known));
+    assert_eq!((&composed.positions[..], &composed.sequences[..]), (&[2, 3, 4, 5][..], &[0; 4][..]));
+    let seen = |token| Edit { add: -0.75, ..Edit::of(token) };
+    let forbidden = Edit { add: f32::NEG_INFINITY, ..Edit::of(40) };
+    // The third token may be the stop token only when two came before it.
+    let edits = [
+        vec![seen(3), forbidden],
+        vec![seen(3), seen(4), forbidden],
+        vec![seen(3), seen(4), seen(5)],
+        vec![seen(3), seen(4), seen(5), seen(6)],
+    ];
+    for (place, (row, edits)) in composed.rows.iter().zip(edits).enumerate() {
+        let key = NoiseKey { seed: 8, choice: 0, position: 3 + place as u32 };
+        assert_eq!(row.pick, Pick::Sample(SampleParams::default(), key));
+        assert_eq!((row.token, &row.edits), (place as u32, &edits), "{place}");
+    }
+}
+
+#[test]
+fn guesses_end_with_the_answer() {
+    let (mut batcher, mut drafters) = guessing(7, 100, Request { stop: vec![5], ..request(2, None) });
+    // One row for each of the eight tokens that a step has, of which four are rows.
+    assert_eq!(step(&mut batcher, &mut drafters, &[4, 5, 6, 7]), [4]);
+    assert_eq!((batcher.unfinished(), batcher.gauges().held_pages), (0, 0));
+    let (mut batcher, mut drafters) = guessing(7, 100, request(2, Some(4)));
+    // Three tokens may still come, so two guesses are of use.
+    assert_eq!(step(&mut batcher, &mut drafters, &[4, 5, 6]), [4, 5, 6]);
+    assert_eq!(batcher.unfinished(), 0);
+}
+
+#[test]
+fn without_pages_there_are_fewer_guesses_and_nothing_fails() {
+    // Two pages of four tokens, of which one answer may have all: its guesses end where the pages do.
+    let (mut batcher, mut drafters) = guessing(3, 2, request(5, Some(3)));
+    assert_eq!(step(&mut batcher, &mut drafters, &[4, 5]), [4, 5]);
+    // The third page goes to another answer, so that of two guesses that find rows one finds a page.
+    let (mut batcher, mut drafters) = guessing(3, 3, request(6, Some(6)));
+    batcher.submit(NOW, request(3, Some(1))).unwrap();
+    assert_eq!(step(&mut batcher, &mut drafters, &[4, 5, 20]), [4, 5, 20]);
+}
+
+#[test]
+fn an_answer_that_is_cancelled_with_guesses_at_hand_gives_everything_back() {
+    let (mut batcher, mut drafters) = guessing(3, 100, request(2, None));
+    batcher.draft(&mut drafters).unwrap();
+    batcher.cancel(RequestId(0), None);
+    let mut events = Vec::new();
+    batcher.admit(NOW, &mut events);
+    assert!(matches!(events[..], [Event::Finished { reason: FinishReason::Cancelled, .. }]));
+    assert!(!batcher.compose(&mut Step::default()));
+    assert_eq!(batcher.gauges().held_pages, 0);
+    let mut forgetful: [Box<dyn Drafter>; 1] = [Box::new(Counting::default())];
+    batcher.draft(&mut forgetful).unwrap();
+    assert!(format!("{forgetful:?}").contains("RequestId(0), 0"), "{forgetful:?}");
+}
+
+#[test]
+fn guesses_that_are_wrong_stop_where_they_are_to_pay() {
+    let limits = batcher(1000, 1000).limits;
+    let speculation = Speculation { mode: Mode::Auto, depth: 3 };
+    let mut batcher = Batcher::new(&limits, BatchOptions { speculation, ..BatchOptions::default() });
+    batcher.submit(NOW, request(2, None)).unwrap();
+    let mut drafters: Vec<Box<dyn Drafter>> = vec![Box::new(Counting::default())];
+    // Each token takes a millisecond beyond the ten of a step.
+    let mut run = |batcher: &mut Batcher, is_right: bool| {
+        let (mut step, mut events) = (Step::default(), Vec::new());
+        batcher.admit(NOW, &mut events);
+        batcher.draft(&mut drafters).unwrap();
+        assert!(batcher.compose(&mut step));
+        let next = |row: &crate::device::Row| {
+            let StepToken::Known(token) = step.tokens[row.token as usize] else { panic!("it is known") };
+            if is_right { token + 1 } else { token / 2 }
+        };
+        let rows = step.rows.iter().map(|row| RowOutput { token: next(row), ..RowOutput::default() }).collect();
+        batcher.retire(Duration::from_millis(10 + step.tokens.len() as u64), &StepOutput { rows }, &mut events);
+        step.tokens.len()
+    };
+    for _ in 0..5 {
+        run(&mut batcher, true);
+    }
+    assert_eq!(run(&mut batcher, true), 4);
+    for _ in 0..40 {
+        run(&mut batcher, false);
+    }
+    assert_eq!(run(&mut batcher, false), 1);
+    // What is right again is seen without being verified.
+    for _ in 0..40 {
+        run(&mut batcher, true);
+    }
+    assert_eq!(run(&mut batcher, true), 4);
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use lathe_runtime::speculate::Tally;
 use lathe_runtime::stream::TextStream;
 use lathe_runtime::tokenizer::Tokenizer;
 use lathe_runtime::tokenizer::decoder::Decoder;
@@ -23,6 +24,8 @@ pub struct Answer {
     pub reason: FinishReason,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// What came of guesses.
+    pub speculation: Tally,
     /// From the request to the first token.
     pub prefill: Duration,
     /// From the first token to the end.
@@ -65,6 +68,7 @@ pub fn answer(
         logprobs: Vec::new(),
         reason: FinishReason::Cancelled,
         prompt_tokens: request.tokens.len(),
+        speculation: Tally::default(),
         prefill: Duration::ZERO,
         decode: Duration::ZERO,
         first_token: start,
@@ -94,6 +98,7 @@ pub fn answer(
                     return Err(Error::NotFinite { row: 0 }.into());
                 }
                 Event::Finished { reason, .. } => answer.reason = *reason,
+                Event::Verified { drafted, accepted, .. } => answer.speculation.count(*drafted, *accepted),
                 Event::Started { .. } | Event::Prompt { .. } => {}
             }
         }

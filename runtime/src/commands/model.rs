@@ -8,6 +8,7 @@ use lathe_plan::{LoadMode, Plan};
 use lathe_runtime::batcher::BatchOptions;
 use lathe_runtime::device::choice;
 use lathe_runtime::device::options::{DeviceChoice, DeviceOptions};
+use lathe_runtime::speculate::{Mode, Speculation, parse_depth};
 use lathe_runtime::tokenizer::Tokenizer;
 use lathe_runtime::{Engine, EngineOptions};
 
@@ -38,6 +39,26 @@ pub struct MachineArgs {
     /// Start every kernel of a GPU by itself instead of a step's at once: for comparing
     #[arg(long)]
     pub no_graphs: bool,
+}
+
+/// How the tokens that follow are guessed. None of it changes a token.
+#[derive(Clone, Copy, Debug, clap::Args)]
+#[command(next_help_heading = "Speculation")]
+pub struct SpeculationArgs {
+    /// Guess the tokens that follow and verify them in one step: auto (where it saves time), off, ngram (whenever
+    /// prompt or answer repeat themselves)
+    #[arg(long, value_name = "MODE", default_value_t = Mode::Auto)]
+    pub speculate: Mode,
+    /// Most guesses for an answer in a step, from 1 to 64
+    #[arg(long, value_name = "N", default_value_t = Speculation::default().depth, value_parser = parse_depth)]
+    pub spec_depth: usize,
+}
+
+impl SpeculationArgs {
+    /// What the engine is told.
+    pub fn options(&self) -> Speculation {
+        Speculation { mode: self.speculate, depth: self.spec_depth }
+    }
 }
 
 /// How weights come into memory.

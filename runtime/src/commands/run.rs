@@ -5,7 +5,9 @@ use std::io::{self, IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
+use lathe_runtime::batcher::BatchOptions;
 use lathe_runtime::chat::{ChatTemplate, Message, Role};
+use lathe_runtime::speculate::Tally;
 use lathe_runtime::tokenizer::{Control, decoder::Decoder};
 use lathe_runtime::{Error, FinishReason, Request, SampleParams};
 use serde::{Deserialize, Serialize};
@@ -13,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::answer::{Answer, answer};
 use super::failure::{Interrupted, Usage};
 use super::interrupt::Interrupt;
-use super::model::{MachineArgs, Model, positive};
+use super::model::{MachineArgs, Model, SpeculationArgs, positive};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -56,6 +58,8 @@ pub struct Args {
     quiet: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    speculation: SpeculationArgs,
     #[command(flatten)]
     machine: MachineArgs,
 }
@@ -115,7 +119,8 @@ impl SamplingArgs {
 pub fn run(args: &Args, start: Instant) -> anyhow::Result<()> {
     let interrupt = Interrupt::listen()?;
     interrupt.end_on_next();
-    let model = Model::open(&args.plan, &args.machine)?;
+    let batching = BatchOptions { speculation: args.speculation.options(), ..BatchOptions::default() };
+    let model = Model::open_with(&args.plan, &args.machine, batching)?;
     let template = match model.plan.chat_template() {
         Some(source) if !args.raw => Some(ChatTemplate::new(source, &model.tokenizer)?),
         _ => None,
@@ -255,6 +260,10 @@ impl Session<'_> {
         if answered > 1 {
             let _ = write!(line, ", {:.1} tok/s", answer.decode_speed());
         }
+        let Tally { drafted, accepted, .. } = answer.speculation;
+        if drafted > 0 {
+            let _ = write!(line, ", {accepted} of {drafted} guesses right");
+        }
         if let Some(start) = self.start.filter(|_| !answer.tokens.is_empty()) {
             let _ = write!(line, "; first token {} ms after start", (answer.first_token - start).as_millis());
         }
@@ -295,6 +304,8 @@ struct Report<'a> {
     finish_reason: &'static str,
     prompt_tokens: usize,
     completion_tokens: usize,
+    drafted_tokens: u64,
+    accepted_tokens: u64,
     prefill_ms: f64,
     decode_ms: f64,
 }
@@ -315,6 +326,8 @@ impl<'a> Report<'a> {
             },
             prompt_tokens: answer.prompt_tokens,
             completion_tokens: answer.tokens.len(),
+            drafted_tokens: answer.speculation.drafted,
+            accepted_tokens: answer.speculation.accepted,
             prefill_ms: answer.prefill.as_secs_f64() * 1e3,
             decode_ms: answer.decode.as_secs_f64() * 1e3,
         }

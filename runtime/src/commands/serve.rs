@@ -14,10 +14,11 @@ use anyhow::anyhow;
 use lathe_runtime::batcher::{BatchOptions, Policy as QueuePolicy};
 use lathe_runtime::kv::CacheOptions;
 use lathe_runtime::server::listen;
+use lathe_runtime::speculate::Speculation;
 
 use self::worker::Seat;
 use super::failure::Usage;
-use super::model::{MachineArgs, positive};
+use super::model::{MachineArgs, SpeculationArgs, positive};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -74,6 +75,8 @@ pub struct Args {
     #[command(flatten)]
     queue: QueueArgs,
     #[command(flatten)]
+    speculation: SpeculationArgs,
+    #[command(flatten)]
     machine: MachineArgs,
 }
 
@@ -106,7 +109,7 @@ struct QueueArgs {
 }
 
 impl QueueArgs {
-    fn options(&self, secret: [u8; 32], keys: usize) -> BatchOptions {
+    fn options(&self, secret: [u8; 32], keys: usize, speculation: Speculation) -> BatchOptions {
         let policy = QueuePolicy::ALL.iter().find(|(name, _)| *name == self.policy);
         BatchOptions {
             stretch: self.stretch.max(1.0),
@@ -121,6 +124,7 @@ impl QueueArgs {
                 quota_percent: if keys > 1 { 50 } else { 100 },
                 ..CacheOptions::default()
             },
+            speculation,
             ..BatchOptions::default()
         }
     }

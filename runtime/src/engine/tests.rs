@@ -83,7 +83,7 @@ fn simulate(seed: u64, pages: u32, prefill_chunk: Option<usize>, token_budget: O
                     assert!(!ends.contains_key(request), "a token after the end");
                     answers.entry(*request).or_default().push(*token);
                 }
-                Event::Started { .. } | Event::Prompt { .. } => {}
+                Event::Started { .. } | Event::Prompt { .. } | Event::Verified { .. } => {}
                 Event::Finished { request, reason, .. } => {
                     assert!(ends.insert(*request, *reason).is_none(), "a request ended twice");
                 }

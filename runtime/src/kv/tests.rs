@@ -49,6 +49,25 @@ fn growing_without_enough_pages_changes_nothing() {
 }
 
 #[test]
+fn what_a_table_shrinks_by_goes_back_and_the_rest_stays() {
+    let groups = [groups()[0], GroupLimits { page_tokens: 4, pages: 12, window: Some(6) }];
+    let mut cache = Cache::new(&groups);
+    let (mut table, mut copies) = (cache.table(), Vec::new());
+    assert!(cache.grow(&mut table, 30, &mut copies));
+    cache.slide(&mut table, 20);
+    let (free, held) = (cache.free_pages(), table.groups[0].pages.clone());
+    cache.shrink(&mut table, 40);
+    assert_eq!((cache.free_pages(), table.tokens()), (free, 30));
+    cache.shrink(&mut table, 21);
+    sound_of(&cache, &[&table]);
+    // Of 8 pages in each group those for 21 tokens stay.
+    assert_eq!((cache.free_pages(), table.tokens()), (free + 4, 21));
+    assert!(cache.grow(&mut table, 30, &mut copies));
+    assert_eq!((cache.free_pages(), &table.groups[0].pages, copies.len()), (free, &held, 0));
+    sound(&cache, &[table]);
+}
+
+#[test]
 fn a_fork_copies_its_last_page_when_it_writes_there() {
     let mut cache = Cache::new(&groups()[..1]);
     let (mut parent, mut copies) = (cache.table(), Vec::new());

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::ask::{Ask, Kind};
 use crate::FinishReason;
+use crate::speculate::Tally;
 use crate::stream::TextStream;
 use crate::tokenizer::{Tokenizer, decoder::Decoder};
 
@@ -206,13 +207,31 @@ fn number(logprob: f32) -> Value {
 }
 
 /// The `usage` object.
-pub fn usage(prompt: usize, completion: usize, cached: usize) -> Value {
+pub fn usage(prompt: usize, completion: usize, cached: usize, speculation: &Tally) -> Value {
     json!({
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
-        "completion_tokens_details": {"reasoning_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "accepted_prediction_tokens": speculation.accepted,
+            "rejected_prediction_tokens": speculation.drafted - speculation.accepted,
+        },
+    })
+}
+
+/// What came of guesses, as vLLM's clients know it.
+pub fn speculative_decoding(speculation: &Tally) -> Value {
+    let (drafts, drafted, accepted) = (speculation.drafts, speculation.drafted, speculation.accepted);
+    json!({
+        "mean_acceptance_length": 1.0 + accepted as f64 / drafts.max(1) as f64,
+        "draft_acceptance_rate": accepted as f64 / drafted.max(1) as f64,
+        "acceptance_histogram": speculation.histogram(),
+        "num_spec_steps": drafts,
+        "num_accepted_draft_tokens": accepted,
+        "num_draft_tokens": drafted,
+        "num_spec_tokens": speculation.longest,
     })
 }
 

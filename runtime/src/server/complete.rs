@@ -12,12 +12,12 @@ use tokio::sync::mpsc;
 
 use super::{
     Shared,
-    answer::{Choice, Judged, Writer, usage},
+    answer::{Choice, Judged, Writer, speculative_decoding, usage},
     ask::{Ask, Kind},
     driver::Running,
     refusal::Refusal,
 };
-use crate::{Event, Request, tokenizer::decoder::Decoder};
+use crate::{Event, Request, speculate::Tally, tokenizer::decoder::Decoder};
 
 /// A completion whose requests the engine has accepted.
 #[derive(Debug)]
@@ -37,6 +37,7 @@ struct Progress {
     per_prompt: usize,
     prompt_tokens: usize,
     cached: usize,
+    speculation: Tally,
     first_token: Option<Duration>,
 }
 
@@ -106,6 +107,7 @@ impl Completion {
         }
         let mut body = writer.envelope(false, &shown, Some(progress.usage()));
         body["timings"] = self.timings(&progress);
+        progress.add_metrics(&mut body);
         Ok(body)
     }
 
@@ -147,6 +149,7 @@ impl Completion {
         if self.ask.usage {
             let mut last = self.writer().envelope(true, &[], Some(progress.usage()));
             last["timings"] = self.timings(&progress);
+            progress.add_metrics(&mut last);
             out.send(data(&last)).await.map_err(|_| None)?;
         }
         Ok(())
@@ -157,6 +160,10 @@ impl Completion {
         match event {
             Event::Started { cached, choice, .. } => {
                 progress.cached += if choice == 0 { cached } else { 0 };
+                Ok(None)
+            }
+            Event::Verified { drafted, accepted, .. } => {
+                progress.speculation.count(drafted, accepted);
                 Ok(None)
             }
             Event::Prompt { first, entries, .. } => {
@@ -219,6 +226,7 @@ impl Completion {
             per_prompt,
             prompt_tokens: requests.iter().map(|request| request.tokens.len()).sum(),
             cached: 0,
+            speculation: Tally::default(),
             first_token: None,
         }
     }
@@ -263,7 +271,14 @@ impl Progress {
     }
 
     fn usage(&self) -> Value {
-        usage(self.prompt_tokens, self.generated(), self.cached)
+        usage(self.prompt_tokens, self.generated(), self.cached, &self.speculation)
+    }
+
+    /// Adds what came of guesses, where there were any.
+    fn add_metrics(&self, body: &mut Value) {
+        if self.speculation.drafts > 0 {
+            body["metrics"] = json!({"speculative_decoding": speculative_decoding(&self.speculation)});
+        }
     }
 }
 

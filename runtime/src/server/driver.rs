@@ -84,7 +84,7 @@ impl Running {
             let outcome = match &told.1 {
                 Event::Token { .. } => Some(None),
                 Event::Finished { reason, .. } => Some(Some(*reason)),
-                Event::Started { .. } | Event::Prompt { .. } => None,
+                Event::Started { .. } | Event::Prompt { .. } | Event::Verified { .. } => None,
             };
             self.seen.push_back(told);
             if let Some(outcome) = outcome {
@@ -262,6 +262,7 @@ impl Loop {
     fn tell(&mut self, event: Event, now: Instant) {
         let (Event::Started { request: id, .. }
         | Event::Prompt { request: id, .. }
+        | Event::Verified { request: id, .. }
         | Event::Token { request: id, .. }
         | Event::Finished { request: id, .. }) = event;
         let Some(stream) = self.streams.get_mut(&id) else { return };
@@ -283,7 +284,7 @@ impl Loop {
                     self.metrics.whole.observe(now - stream.arrival);
                 }
             }
-            Event::Prompt { .. } => {}
+            Event::Prompt { .. } | Event::Verified { .. } => {}
         }
         let mut is_over = stream.open == 0;
         if let Err(failed) = stream.events.try_send((stream.index, event)) {

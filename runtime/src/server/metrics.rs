@@ -173,9 +173,18 @@ impl Metrics {
                 ("prefix_cache_queries", counters.prefix_queries),
                 ("prefix_cache_hits", counters.prefix_hits),
                 ("num_preemptions", counters.preemptions),
+                ("spec_decode_num_drafts", counters.speculation.drafts),
+                ("spec_decode_num_draft_tokens", counters.speculation.drafted),
+                ("spec_decode_num_accepted_tokens", counters.speculation.accepted),
                 ("engine_restarts", self.restarts.load(Ordering::Relaxed)),
             ] {
                 let _ = writeln!(out, "# TYPE {prefix}{name}_total counter\n{prefix}{name}_total{{{label}}} {value}");
+            }
+            let name = format!("{prefix}spec_decode_num_accepted_tokens_per_pos_total");
+            let _ = writeln!(out, "# TYPE {name} counter");
+            for (place, accepted) in counters.speculation.accepted_at[..counters.speculation.longest].iter().enumerate()
+            {
+                let _ = writeln!(out, "{name}{{{label},position=\"{place}\"}} {accepted}");
             }
             for (name, histogram) in [
                 ("time_to_first_token_seconds", &self.first_token),

@@ -10,20 +10,31 @@ use lathe_plan::{
 
 /// Bytes, and the two ends of a turn.
 pub const VOCABULARY: u32 = 258;
-/// What the model always answers, wherever row 0 is asked for.
+/// What the model always answers, whatever comes before.
 pub const ANSWER: u8 = b'A';
 /// Ends a turn.
 pub const END: u32 = 257;
 
-/// `logits[0][ANSWER] = 1.0`; all other logits stay as the arena is mapped, zero.
+/// The most rows of a step.
+const ROWS: u32 = 64;
+
+/// `logits[row][ANSWER] = 1.0` for every row that there may be; all other logits stay as the arena is mapped, zero.
 fn kernel() -> Vec<u8> {
     let mut code = vec![
         0x48, 0x8b, 0x07, // mov rax, [rdi]      the first buffer
-        0xc7, 0x80, // mov dword [rax + …], …
+        0xb9, // mov ecx, …
     ];
+    code.extend(ROWS.to_le_bytes());
+    code.extend([0xc7, 0x80]); // next: mov dword [rax + …], …
     code.extend((u32::from(ANSWER) * 4).to_le_bytes());
     code.extend(1.0f32.to_le_bytes());
-    code.push(0xc3); // ret
+    code.extend([0x48, 0x05]); // add rax, …
+    code.extend((4 * VOCABULARY).to_le_bytes());
+    code.extend([
+        0xff, 0xc9, // dec ecx
+        0x75, 0xec, // jnz next
+        0xc3, // ret
+    ]);
     code
 }
 
@@ -54,8 +65,8 @@ pub fn program(max_context: u32) -> Program {
             operands: vec![Operand { access: Access::Write, extent: per_row }],
         }],
         buckets: vec![Bucket {
-            max: StepSize { tokens: 64, sequences: 1, rows: 64 },
-            arena_bytes: 64 * 4 * u64::from(VOCABULARY),
+            max: StepSize { tokens: 64, sequences: 1, rows: ROWS },
+            arena_bytes: 4 * u64::from(ROWS * VOCABULARY),
             scratch_bytes: 0,
             logits,
             launches: vec![launch],

@@ -3,34 +3,44 @@
 use std::process::Command;
 
 use lathe_compiler::pass::Activations;
-use lathe_runtime::batcher::{Event, Request};
+use lathe_runtime::batcher::{BatchOptions, Event, Penalties, Request};
 use lathe_runtime::device::options::DeviceOptions;
 use lathe_runtime::engine::EngineOptions;
 use lathe_runtime::sample::SampleParams;
+use lathe_runtime::speculate::{Mode, Speculation, Tally};
+use lathe_runtime::tokenizer::Control;
 use lathe_tests::{Scratch, lathe_compile, smollm2};
 
-use super::{corpus, engine, plan_path};
+use super::{corpus, engine, plan_path, tokenizer};
 
 /// A request's tokens with the bits of their logprobs.
 type Answer = Vec<(u32, u32)>;
 
-/// Runs requests together and gives each one's answer.
-fn answers(options: &EngineOptions, requests: &[Request]) -> Vec<Answer> {
+/// What came of requests that ran together.
+struct Run {
+    answers: Vec<Answer>, // by request
+    speculation: Tally,
+}
+
+/// Runs requests together and gives each one's answer, that of several choices one after the other.
+fn answers(options: &EngineOptions, requests: &[Request]) -> Run {
     let mut engine = engine(
         Activations::Int8,
         &EngineOptions { device: DeviceOptions { poison: true, ..options.device.clone() }, ..options.clone() },
     );
     let ids: Vec<_> = requests.iter().map(|request| engine.submit(request.clone()).expect("it fits")).collect();
-    let mut answers = vec![Answer::new(); requests.len()];
+    let mut choices: Vec<Vec<Answer>> =
+        requests.iter().map(|request| vec![Answer::new(); request.more as usize + 1]).collect();
     while !engine.is_idle() {
         for event in engine.step().expect("the step runs") {
-            if let Event::Token { request, token, logprob, .. } = event {
+            if let Event::Token { request, choice, token, logprob, .. } = event {
                 let at = ids.iter().position(|id| id == request).expect("a request of ours");
-                answers[at].push((*token, logprob.to_bits()));
+                choices[at][*choice as usize].push((*token, logprob.to_bits()));
             }
         }
     }
-    answers
+    let answers = choices.into_iter().map(|choices| choices.concat()).collect();
+    Run { answers, speculation: engine.counters().speculation }
 }
 
 /// Prompts of ragged lengths, greedy and sampled.
@@ -53,15 +63,67 @@ fn requests() -> Vec<Request> {
 #[test]
 fn tokens_and_logprobs_depend_on_nothing_but_the_request() {
     let requests = requests();
-    let alone: Vec<Answer> =
-        requests.iter().flat_map(|request| answers(&EngineOptions::default(), std::slice::from_ref(request))).collect();
+    let alone: Vec<Answer> = requests
+        .iter()
+        .flat_map(|request| answers(&EngineOptions::default(), std::slice::from_ref(request)).answers)
+        .collect();
     assert!(alone.iter().all(|answer| answer.len() == 12), "every request ran to its end");
     for threads in [1, 2] {
         for chunk in [1, 7, 64, 512] {
             let device = DeviceOptions { threads: Some(threads), ..DeviceOptions::default() };
             let options = EngineOptions { device, prefill_chunk: Some(chunk), ..EngineOptions::default() };
-            assert_eq!(answers(&options, &requests), alone, "{threads} threads, prefill in chunks of {chunk}");
+            assert_eq!(answers(&options, &requests).answers, alone, "{threads} threads, prefill in chunks of {chunk}");
         }
+    }
+}
+
+/// Requests whose answers repeat what was there, so that guesses are right now and then: with penalties and without, of
+/// several answers, with likelihoods, some beginning alike.
+fn repetitive() -> Vec<Request> {
+    let text = corpus(400);
+    let at = |temperature| SampleParams { temperature, ..SampleParams::default() };
+    let list = tokenizer().encode("a1 b1 c1 a1 b1 c1 a1 b1 c1 a1 b1 c1 a1", Control::AsText);
+    let base = Request { max_tokens: Some(16), seed: 3, ..Request::default() };
+    let penalties = Penalties { presence: 0.1, frequency: 0.2, repetition: 1.02 };
+    let twice = [&text[..60], &text[..40]].concat();
+    vec![
+        Request { tokens: list.clone(), ..base.clone() },
+        Request { tokens: list.clone(), sampling: at(0.3), ..base.clone() },
+        Request { tokens: list.clone(), sampling: at(0.7), more: 2, top_logprobs: 2, ..base.clone() },
+        Request { tokens: list, sampling: SampleParams { min_p: 0.02, ..at(1.0) }, penalties, ..base.clone() },
+        Request { tokens: twice.clone(), bias: vec![(28, -3.0)], stop: vec![198], min_tokens: 9, ..base.clone() },
+        Request { tokens: twice, sampling: at(1.0), prompt_logprobs: Some(0), ..base },
+    ]
+}
+
+#[test]
+fn guesses_change_no_bit() {
+    let requests = repetitive();
+    let speculation = |mode, depth| {
+        let batching = BatchOptions { speculation: Speculation { mode, depth }, ..BatchOptions::default() };
+        EngineOptions { batching, ..EngineOptions::default() }
+    };
+    let off: Vec<Answer> = requests
+        .iter()
+        .flat_map(|request| answers(&speculation(Mode::Off, 1), std::slice::from_ref(request)).answers)
+        .collect();
+    let one_by_one = |options: &EngineOptions| -> Vec<Run> {
+        requests.iter().map(|request| answers(options, std::slice::from_ref(request))).collect()
+    };
+    let alone = one_by_one(&speculation(Mode::Ngram, 5));
+    for (run, expected) in alone.iter().zip(&off) {
+        assert_eq!(run.answers[0], *expected);
+    }
+    let (drafted, accepted) =
+        alone.iter().fold((0, 0), |(d, a), run| (d + run.speculation.drafted, a + run.speculation.accepted));
+    assert!(accepted > 20 && accepted < drafted, "{accepted} of {drafted} guesses were right: too few of a kind");
+    // Among others, in small chunks, with so few pages that they displace each other, and where guesses must pay.
+    for mode in [Mode::Ngram, Mode::Auto] {
+        let device = DeviceOptions { cache_tokens: Some(256), ..DeviceOptions::default() };
+        let options = EngineOptions { device, prefill_chunk: Some(24), ..speculation(mode, 9) };
+        let run = answers(&options, &requests);
+        assert_eq!(run.answers, off, "{mode}");
+        assert!(run.speculation.accepted > 0, "{mode}");
     }
 }
 

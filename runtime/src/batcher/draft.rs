@@ -1,0 +1,103 @@
+//! Speculation's part of a step: which answers a drafter is asked about, and which of its guesses join.
+//!
+//! Guesses come last. They take tokens, rows and pages that the step has left and displace nothing, so that neither
+//! fairness nor progress depends on them.
+
+use super::{Batcher, Load, Sequence};
+use crate::{
+    device::Step,
+    error::Result,
+    speculate::{Ask, Drafter, Mode, worth},
+};
+
+/// A guess that might join the step.
+struct Candidate {
+    index: usize, // of its answer among those that run
+    depth: usize, // guesses before it
+    chance: f64,  // that it is right, and so are all before it
+}
+
+impl Batcher {
+    /// Asks drafters about every answer that goes on with one token, the next one where those before had no guess. Comes
+    /// between [`Batcher::admit`] and [`Batcher::compose`].
+    pub fn draft(&mut self, drafters: &mut [Box<dyn Drafter>]) -> Result<()> {
+        for key in self.ended.drain(..) {
+            for drafter in drafters.iter_mut() {
+                drafter.forget(key);
+            }
+        }
+        let depth = self.options.speculation.depth;
+        self.running.iter_mut().for_each(|sequence| sequence.guesses.clear());
+        for drafter in drafters {
+            let open = |sequence: &&mut Sequence| sequence.guesses.is_empty() && sequence.most_guesses() > 0;
+            let mut asks = Vec::new();
+            for sequence in self.running.iter_mut().filter(open) {
+                sequence.is_drafted = true;
+                let (key, most) = (sequence.key(), sequence.most_guesses().min(depth));
+                asks.push(Ask { key, tokens: &sequence.tokens, most, guesses: &mut sequence.guesses });
+            }
+            drafter.draft(&mut asks)?;
+        }
+        Ok(())
+    }
+
+    /// Chooses the guesses that join the step, of which at most `rows` find room, and grants their pages.
+    pub(super) fn add_guesses(&mut self, rows: usize, step: &mut Step) {
+        let taken = self.load.tokens;
+        let room = rows.min(self.options.token_budget.saturating_sub(taken));
+        let (certain, mut candidates) = self.candidates();
+        if self.options.speculation.mode == Mode::Auto {
+            candidates.sort_by(|a, b| b.chance.total_cmp(&a.chance).then(a.depth.cmp(&b.depth)));
+            candidates.truncate(room);
+            let count = self.worth_verifying(certain, &candidates);
+            candidates.truncate(count);
+        } else {
+            candidates.sort_by_key(|candidate| candidate.depth);
+            candidates.truncate(room);
+        }
+        for candidate in candidates {
+            let sequence = &mut self.running[candidate.index];
+            sequence.drafted = sequence.drafted.max(candidate.depth + 1);
+        }
+        for sequence in self.running.iter_mut().filter(|sequence| sequence.drafted > 0) {
+            let end = sequence.computed + sequence.in_step;
+            while sequence.drafted > 0
+                && !self.cache.grow(&mut sequence.table, end + sequence.drafted, &mut step.copies)
+            {
+                sequence.drafted -= 1;
+            }
+            self.load = self.load.and(Load::of(end, sequence.drafted));
+        }
+    }
+
+    /// How many tokens the step gives without guesses, and all guesses for those answers.
+    fn candidates(&mut self) -> (usize, Vec<Candidate>) {
+        let (mut certain, mut candidates) = (0, Vec::new());
+        for (index, sequence) in self.running.iter_mut().enumerate() {
+            sequence.drafted = 0;
+            if sequence.in_step == 0 || !sequence.samples() {
+                continue;
+            }
+            certain += 1;
+            let mut chance = 1.0;
+            for (depth, guess) in sequence.guesses.iter().enumerate() {
+                let elsewhere = self.guesses.chance(guess.class, guess.chance);
+                chance *= f64::from(sequence.record.chance(guess.class, elsewhere));
+                candidates.push(Candidate { index, depth, chance });
+            }
+        }
+        (certain, candidates)
+    }
+
+    /// How many of these guesses are worth their time.
+    fn worth_verifying(&self, certain: usize, candidates: &[Candidate]) -> usize {
+        let mut loads = vec![self.load];
+        for candidate in candidates {
+            let sequence = &self.running[candidate.index];
+            let before = loads[loads.len() - 1];
+            loads.push(before.and(Load::of(sequence.tokens.len() + candidate.depth, 1)));
+        }
+        let chances: Vec<f64> = candidates.iter().map(|candidate| candidate.chance).collect();
+        worth::best_count(certain, &chances, |count| self.predictor.small_step(loads[count]))
+    }
+}

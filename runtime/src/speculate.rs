@@ -1,0 +1,194 @@
+//! Speculation: several tokens of an answer in one step.
+//!
+//! A [`Drafter`] guesses how an answer goes on. The step that computes the answer's last token computes the guesses behind
+//! it as well, each at its own position, and samples a token after every one of them with that position's own noise. A
+//! guess that equals the token sampled before it is accepted: what was computed after it is what the next step would have
+//! computed, bit for bit. The first guess that differs ends the draft, and its keys and values are overwritten later. So
+//! guesses decide how many tokens a step gives, and never which.
+//!
+//! - [`ngram`]: what followed when the same tokens came before.
+//! - [`worth`]: which guesses are worth their time, from how many were accepted and from how long steps take.
+
+pub mod ngram;
+pub mod worth;
+
+use std::{fmt, str::FromStr};
+
+use crate::{batcher::RequestId, error::Result};
+
+/// The most guesses for one answer in a step.
+pub const MOST_DEPTH: usize = 64;
+
+/// Names an answer: a request and which of its choices.
+pub type Key = (RequestId, u32);
+
+/// Guesses what answers go on with.
+pub trait Drafter: Send + fmt::Debug {
+    /// Adds guesses to each ask, at most as many as it wants, the next token first.
+    fn draft(&mut self, asks: &mut [Ask<'_>]) -> Result<()>;
+
+    /// Forgets an answer that has ended, about which it may never have been asked.
+    fn forget(&mut self, key: Key);
+}
+
+/// An answer that goes on with one token in the next step, and may with more.
+#[derive(Debug)]
+pub struct Ask<'a> {
+    /// Whose tokens they are.
+    pub key: Key,
+    /// Prompt and answer so far. Between two asks they only grow.
+    pub tokens: &'a [u32],
+    /// The most guesses that are of use.
+    pub most: usize,
+    /// The guesses, none yet.
+    pub guesses: &'a mut Vec<Guess>,
+}
+
+/// A guessed token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Guess {
+    /// The token.
+    pub token: u32,
+    /// What kind of guess it is, below [`worth::CLASSES`]: how often those of a kind are right is counted together.
+    pub class: usize,
+    /// The drafter's own estimate of how likely it is right, where nothing was counted yet.
+    pub chance: f32,
+}
+
+/// Whether guesses are made, and by whom.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// One token per answer and step.
+    #[default]
+    Off,
+    /// Guesses where they are likely to save time.
+    Auto,
+    /// As many guesses as n-grams give.
+    Ngram,
+}
+
+/// How speculation is done. None of it changes a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Speculation {
+    /// Who guesses.
+    pub mode: Mode,
+    /// The most guesses for one answer in a step, at most [`MOST_DEPTH`].
+    pub depth: usize,
+}
+
+impl Default for Speculation {
+    fn default() -> Speculation {
+        Speculation { mode: Mode::Off, depth: 12 }
+    }
+}
+
+impl Speculation {
+    /// The drafters that it takes.
+    pub fn drafters(&self) -> Vec<Box<dyn Drafter>> {
+        match self.mode {
+            Mode::Off => Vec::new(),
+            Mode::Auto | Mode::Ngram => vec![Box::new(ngram::Ngram::default())],
+        }
+    }
+}
+
+impl Mode {
+    /// All modes with their names.
+    pub const ALL: [(&'static str, Mode); 3] = [("auto", Mode::Auto), ("off", Mode::Off), ("ngram", Mode::Ngram)];
+}
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Mode, String> {
+        let found = Mode::ALL.iter().find(|(name, _)| *name == text).map(|(_, mode)| *mode);
+        found.ok_or_else(|| format!("expected {}", Mode::ALL.map(|(name, _)| name).join(", ")))
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, _) = Mode::ALL.iter().find(|(_, mode)| mode == self).unwrap_or(&("off", Mode::Off));
+        f.write_str(name)
+    }
+}
+
+/// A number of guesses that makes sense.
+///
+/// # Errors
+/// When it is no number from 1 to [`MOST_DEPTH`].
+pub fn parse_depth(text: &str) -> Result<usize, String> {
+    let depth = text.parse().ok().filter(|depth| (1..=MOST_DEPTH).contains(depth));
+    depth.ok_or_else(|| format!("expected a whole number from 1 to {MOST_DEPTH}"))
+}
+
+/// What came of the guesses since the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tally {
+    /// Drafts: steps of an answer with guesses.
+    pub drafts: u64,
+    /// Guesses that were verified.
+    pub drafted: u64,
+    /// Guesses that were right, as all before them.
+    pub accepted: u64,
+    /// Of those, how many by their place in the draft.
+    pub accepted_at: [u64; MOST_DEPTH],
+    /// The most guesses of a draft.
+    pub longest: usize,
+}
+
+impl Default for Tally {
+    fn default() -> Tally {
+        Tally { drafts: 0, drafted: 0, accepted: 0, accepted_at: [0; MOST_DEPTH], longest: 0 }
+    }
+}
+
+impl Tally {
+    /// Counts a draft.
+    pub fn count(&mut self, drafted: usize, accepted: usize) {
+        self.drafts += 1;
+        self.drafted += drafted as u64;
+        self.accepted += accepted as u64;
+        self.accepted_at.iter_mut().take(accepted).for_each(|count| *count += 1);
+        self.longest = self.longest.max(drafted);
+    }
+
+    /// Drafts by how many of their guesses were right, from none on.
+    pub fn histogram(&self) -> Vec<u64> {
+        let at_least = |right: usize| match right {
+            0 => self.drafts,
+            right => self.accepted_at.get(right - 1).copied().unwrap_or(0),
+        };
+        (0..=self.longest).map(|right| at_least(right) - at_least(right + 1)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_and_depths_are_checked() {
+        for (name, mode) in Mode::ALL {
+            assert_eq!((name.parse(), mode.to_string().as_str()), (Ok(mode), name));
+        }
+        assert!("n-gram".parse::<Mode>().unwrap_err().contains("auto, off, ngram"));
+        assert_eq!((parse_depth("1"), parse_depth("64")), (Ok(1), Ok(64)));
+        for wrong in ["0", "-1", "65", "99999999999999999999", "", "four"] {
+            assert!(parse_depth(wrong).unwrap_err().contains("from 1 to 64"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn accepted_guesses_are_counted_by_place() {
+        let mut tally = Tally::default();
+        tally.count(4, 2);
+        tally.count(3, 0);
+        tally.count(1, 1);
+        assert_eq!((tally.drafts, tally.drafted, tally.accepted), (3, 8, 3));
+        assert_eq!(tally.accepted_at[..3], [2, 1, 0]);
+        assert_eq!(tally.histogram(), [1, 1, 1, 0, 0]);
+        tally.count(MOST_DEPTH, MOST_DEPTH);
+        assert_eq!(tally.histogram().last(), Some(&1));
+    }
+}
