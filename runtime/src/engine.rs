@@ -10,8 +10,8 @@ use lathe_plan::{Plan, program::StepSize};
 use crate::{
     batcher::{BatchOptions, Batcher, Counters, Event, Gauges, Request, RequestId},
     device::{Device, Limits, Step, StepOutput, choice, options::DeviceOptions, timeline::Timeline},
-    error::Result,
-    speculate::Drafter,
+    error::{Error, Result},
+    speculate::{Drafter, Speculation},
 };
 
 /// How an engine uses its machine. None of it changes a token.
@@ -100,6 +100,18 @@ impl Engine {
             last: None,
             is_recording: false,
             record: None,
+        }
+    }
+
+    /// Guesses tokens in another way from now on. The engine must be idle.
+    pub fn set_speculation(&mut self, speculation: Speculation) -> Result<()> {
+        match self.batcher.unfinished() {
+            0 => {
+                self.drafters = speculation.drafters();
+                self.batcher.set_speculation(speculation);
+                Ok(())
+            }
+            busy => Err(Error::Busy(busy)),
         }
     }
 

@@ -65,6 +65,49 @@ fn a_raw_prompt_is_continued() {
 }
 
 #[test]
+fn guesses_save_steps_and_change_no_answer() {
+    let folder = folder("speculate", &[], chat);
+    for mode in ["off", "ngram", "auto"] {
+        let args = ["run", "model.plan", "--raw", "-p", "Hi", "-n", "9", "-q", "--speculate", mode];
+        check(&folder, &args, "", 0, "AAAAAAAAA\n");
+    }
+    let run = ["run", "model.plan", "--raw", "-p", "Hi", "-n", "24", "--json", "--speculate"];
+    let answer = json(&folder, &[&run[..], &["ngram", "--spec-depth", "4"]].concat());
+    // The first three tokens come alone, for nothing repeats itself yet; five come in each step after that, and one is left.
+    assert_eq!([&answer["drafted_tokens"], &answer["accepted_tokens"]], [16, 16]);
+    let answer = json(&folder, &[&run[..], &["off"]].concat());
+    assert_eq!([&answer["drafted_tokens"], &answer["accepted_tokens"]], [0, 0]);
+
+    fs::write(folder.join("prompts.txt"), "Hi\n====\nHello there\n").expect("the folder is writable");
+    let bench = ["bench", "model.plan", "-n", "24", "-r", "2", "--prompts", "prompts.txt", "--speculate", "ngram"];
+    let rows = json(&folder, &[&bench[..], &["-o", "json"]].concat());
+    // Of each answer's tokens all but the first are counted, over two prompts and two repetitions.
+    assert_eq!([&rows[0]["tokens"], &rows[0]["off_steps"]], [92, 92]);
+    assert!(rows[0]["steps"].as_u64() < Some(30), "{rows}");
+    assert_eq!(rows[0]["accepted"], rows[0]["drafted"]);
+    let table = lathe(&folder, &bench, "");
+    assert!(String::from_utf8_lossy(&table.stdout).contains("| prompts | ngram |"), "{table:?}");
+}
+
+#[test]
+fn bad_ways_to_guess_are_refused() {
+    let folder = folder("speculate_wrong", &[], chat);
+    let refused = |args: &[&str], expected: &str| {
+        let stderr = check(&folder, args, "", 2, "");
+        assert!(stderr.contains(expected), "{args:?}: {stderr}");
+    };
+    for command in [&["run", "model.plan", "-p", "x"][..], &["serve", "model.plan"]] {
+        refused(&[command, &["--speculate", "n-gram"]].concat(), "auto, off, ngram");
+        for depth in ["0", "65", "-1", "many", "99999999999999999999"] {
+            refused(&[command, &["--spec-depth", depth]].concat(), if depth == "-1" { "-1" } else { "from 1 to 64" });
+        }
+    }
+    refused(&["bench", "model.plan", "--speculate", "auto"], "--prompts");
+    fs::write(folder.join("empty.txt"), "\n").expect("the folder is writable");
+    refused(&["bench", "model.plan", "--speculate", "auto", "--prompts", "empty.txt"], "holds no prompt");
+}
+
+#[test]
 fn json_holds_tokens_and_logprobs() {
     let folder = folder("json", &[], |_| ());
     let answer = json(&folder, &["run", "model.plan", "-p", "Hi<|im_end|>", "-n", "3", "--json"]);

@@ -7,7 +7,7 @@ use super::{Batcher, Load, Sequence};
 use crate::{
     device::Step,
     error::Result,
-    speculate::{Ask, Drafter, Mode, worth},
+    speculate::{Ask, Drafter, Mode, Speculation, worth},
 };
 
 /// A guess that might join the step.
@@ -18,6 +18,12 @@ struct Candidate {
 }
 
 impl Batcher {
+    /// Changes how tokens are guessed, while nothing runs.
+    pub(crate) fn set_speculation(&mut self, speculation: Speculation) {
+        self.ended.clear();
+        self.options.speculation = speculation;
+    }
+
     /// Asks drafters about every answer that goes on with one token, the next one where those before had no guess. Comes
     /// between [`Batcher::admit`] and [`Batcher::compose`].
     pub fn draft(&mut self, drafters: &mut [Box<dyn Drafter>]) -> Result<()> {

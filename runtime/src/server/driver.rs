@@ -107,7 +107,9 @@ impl Drop for Running {
         self.events.close();
         let mut left = std::mem::take(&mut self.seen);
         left.extend(std::iter::from_fn(|| self.events.try_recv().ok()));
-        left.iter().for_each(|told| self.count(told));
+        for told in &left {
+            self.count(told);
+        }
         let _ = self.driver.commands.send(Command::Cancel(std::mem::take(&mut self.ids)));
     }
 }

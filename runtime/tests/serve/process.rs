@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use lathe_runtime::server::listen;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::client::{Client, post};
 use crate::parrot;
@@ -19,6 +19,8 @@ use crate::world::eventually;
 const TEXT: &str = "/v1/completions";
 /// A context that takes minutes to fill.
 const ENDLESS: u32 = 1 << 24;
+/// Its steps take no time, so with guesses, which are all right, an endless stream would outrun any reader.
+const STEADY: [&str; 2] = ["--speculate", "off"];
 
 fn plan(test: &str, context: u32) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("serve").join(test);
@@ -40,6 +42,9 @@ impl Server {
         let plan = plan(test, ENDLESS);
         let mut command = Command::new(env!("CARGO_BIN_EXE_lathe"));
         command.arg("serve").arg(&plan).args(["--port", "0", "--threads", "1"]).args(flags);
+        if !flags.contains(&"--speculate") {
+            command.args(STEADY);
+        }
         if !fault.is_empty() {
             command.env("LATHE_FAULT", fault);
         }
@@ -220,6 +225,37 @@ fn what_never_served_is_not_started_again() {
 }
 
 #[test]
+fn guesses_are_counted_in_usage_and_metrics() {
+    let flags = ["--speculate", "ngram", "--spec-depth", "3", "--metrics-compat", "vllm"];
+    let server = Server::start("guesses", "", &flags);
+    let (status, body) = server.ask(12);
+    assert_eq!(status, 200, "{body}");
+    let body: Value = serde_json::from_str(&body).expect("JSON");
+    // Three tokens come alone, then four with each step; the last one is left over.
+    let details = &body["usage"]["completion_tokens_details"];
+    assert_eq!(
+        (&details["accepted_prediction_tokens"], &details["rejected_prediction_tokens"]),
+        (&json!(6), &json!(0))
+    );
+    assert_eq!(
+        body["metrics"]["speculative_decoding"],
+        json!({
+            "mean_acceptance_length": 4.0, "draft_acceptance_rate": 1.0, "acceptance_histogram": [0, 0, 0, 2],
+            "num_spec_steps": 2, "num_accepted_draft_tokens": 6, "num_draft_tokens": 6, "num_spec_tokens": 3,
+        })
+    );
+    for prefix in ["lathe_", "vllm:"] {
+        for (name, wanted) in [("drafts", 2.0), ("draft_tokens", 6.0), ("accepted_tokens", 6.0)] {
+            let name = format!("{prefix}spec_decode_num_{name}_total{{");
+            assert!((server.client.metric(&name) - wanted).abs() < 1e-9, "{name}");
+        }
+        let third =
+            format!("{prefix}spec_decode_num_accepted_tokens_per_pos_total{{model_name=\"parrot\",position=\"2\"}}");
+        assert!((server.client.metric(&third) - 2.0).abs() < 1e-9, "{third}");
+    }
+}
+
+#[test]
 fn a_process_without_file_descriptors_serves_on() {
     let plan = plan("descriptors", ENDLESS);
     let mut command = Command::new("sh");
@@ -227,7 +263,8 @@ fn a_process_without_file_descriptors_serves_on() {
     command
         .args(["-c", "ulimit -n 48; exec \"$0\" \"$@\"", lathe, "serve"])
         .arg(&plan)
-        .args(["--port", "0", "-t", "1"]);
+        .args(["--port", "0", "-t", "1"])
+        .args(STEADY);
     let server = Server::spawn(command, &plan.with_extension("log"));
     let stream = server.endless();
     // Its client reads on, or it would be dropped for taking nothing.

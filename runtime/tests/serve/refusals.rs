@@ -191,7 +191,9 @@ fn ids_and_usage_come_back_and_deadlines_have_a_range() {
         usage(&second.json()),
         json!({
             "prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11,
-            "prompt_tokens_details": {"cached_tokens": 8}, "completion_tokens_details": {"reasoning_tokens": 0},
+            "prompt_tokens_details": {"cached_tokens": 8},
+            "completion_tokens_details":
+                {"reasoning_tokens": 0, "accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0},
         })
     );
     assert_eq!(second.json()["timings"]["cache_n"], 8);

@@ -3,7 +3,7 @@
 //!
 //! [`cases`] are the tests that the options ask for, [`measure`] runs one, [`rows`] prints what came out. [`machine`]
 //! prints the machine's limits, [`profile`] a table of kernels as shares of them, and [`trace`] writes a step for a viewer.
-//! [`serve`] measures servers instead.
+//! [`speculate`] compares answers with guesses and without. [`serve`] measures servers instead.
 
 mod cases;
 pub mod machine;
@@ -11,6 +11,7 @@ mod measure;
 mod profile;
 mod rows;
 mod serve;
+mod speculate;
 mod trace;
 
 use std::io::{self, Write};
@@ -33,6 +34,7 @@ Examples:
   lathe bench smol.plan -p 0 -n 0 -pg 512,128 -t 2    a prompt and its answer, two threads
   lathe bench smol.plan -o json | jq '.[].avg_ts'
   lathe bench --machine -t 2                          the machine's limits
+  lathe bench smol.plan --speculate auto --prompts questions.txt -r 3
   lathe bench smol.plan --profile --trace step.json   where the time of a step goes
   lathe bench serve http://127.0.0.1:8000             a server under load";
 
@@ -80,6 +82,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
     #[command(flatten)]
+    speculate: speculate::SpeculateArgs,
+    #[command(flatten)]
     on: MachineArgs,
     #[command(subcommand)]
     other: Option<Other>,
@@ -112,6 +116,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     if args.machine {
         return machine::run(args);
+    }
+    if args.speculate.is_wanted() {
+        return speculate::run(args, &args.on);
     }
     let lists = Lists {
         prompts: &args.n_prompt,
