@@ -12,7 +12,7 @@ use anyhow::{anyhow, ensure};
 use lathe_runtime::chat::{ChatTemplate, Message, Role};
 use lathe_runtime::speculate::{Mode, Speculation, Tally, parse_depth};
 use lathe_runtime::tokenizer::Control;
-use lathe_runtime::{Engine, Event, Request, SampleParams};
+use lathe_runtime::{Engine, Error, Event, FinishReason, Request, SampleParams};
 use serde::Serialize;
 
 use super::{Args, Output};
@@ -105,12 +105,11 @@ fn measure(args: &Args, model: &mut Model, path: &Path, sequences: usize) -> any
     let (mut rates, mut ratios) = ([Vec::new(), Vec::new()], Vec::new());
     let (mut steps, mut tokens, mut tally) = ([0, 0], 0, Tally::default());
     for repetition in 0..=args.repetitions {
-        for (index, request) in requests.iter().enumerate() {
+        for index in 0..requests.len() {
             // With as many others beside it as are asked for, from the same file.
             let group: Vec<Request> = (0..sequences)
                 .map(|n| Request { seed: n as u64, ..requests[(index + n) % requests.len()].clone() })
                 .collect();
-            debug_assert_eq!(group[0].tokens, request.tokens);
             let mut runs = Vec::with_capacity(2);
             for way in ways {
                 model.engine.set_speculation(way)?;
@@ -194,8 +193,8 @@ fn answer(engine: &mut Engine, requests: &[Request]) -> anyhow::Result<Run> {
                     }
                 }
                 Event::Verified { drafted, accepted, .. } => run.tally.count(*drafted, *accepted),
-                Event::Finished { reason, .. } if matches!(reason, lathe_runtime::FinishReason::NotFinite) => {
-                    return Err(lathe_runtime::Error::NotFinite { row: 0 }.into());
+                Event::Finished { reason: FinishReason::NotFinite, .. } => {
+                    return Err(Error::NotFinite { row: 0 }.into());
                 }
                 _ => {}
             }
