@@ -8,6 +8,7 @@ mod supervisor;
 mod worker;
 
 use std::net::{IpAddr, TcpListener};
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use anyhow::anyhow;
@@ -59,6 +60,9 @@ pub struct Args {
     /// Seconds that a request may take
     #[arg(long, value_name = "S", default_value_t = 3600)]
     request_timeout: u64,
+    /// Seconds after which a step that does not come back counts as a failure of the engine
+    #[arg(long, value_name = "S", default_value = "600")]
+    step_timeout: NonZeroU64,
     /// Most connections at a time
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = positive)]
     max_connections: usize,

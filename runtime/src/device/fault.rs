@@ -21,6 +21,8 @@ pub enum Kind {
     Broken,
     /// The process dies.
     Abort,
+    /// The step never comes back.
+    Hang,
 }
 
 /// A step that goes wrong. Steps count from one.
@@ -34,13 +36,19 @@ pub struct Fault {
 
 /// Reads a list of faults as [`VARIABLE`] spells it.
 pub fn parse(text: &str) -> Result<Vec<Fault>> {
-    let kinds = [("panic", Kind::Panic), ("lost", Kind::Lost), ("broken", Kind::Broken), ("abort", Kind::Abort)];
+    let kinds = [
+        ("panic", Kind::Panic),
+        ("lost", Kind::Lost),
+        ("broken", Kind::Broken),
+        ("abort", Kind::Abort),
+        ("hang", Kind::Hang),
+    ];
     let one = |text: &str| {
         let (name, step) = text.split_once('@')?;
         let (_, kind) = kinds.iter().find(|(known, _)| *known == name)?;
         Some(Fault { kind: *kind, step: step.parse().ok()? })
     };
-    let wrong = || format!("{VARIABLE} is `{text}`, expected a list such as panic@5,lost@9,broken@3,abort@7");
+    let wrong = || format!("{VARIABLE} is `{text}`, expected a list such as panic@5,lost@9,broken@3,abort@7,hang@8");
     text.split(',').map(|text| one(text.trim())).collect::<Option<_>>().ok_or_else(|| Error::Step(wrong()))
 }
 
@@ -92,6 +100,9 @@ impl Device for FaultyDevice {
                 Kind::Lost => return Err(Error::DeviceLost("a loss was asked for".into())),
                 Kind::Broken => output.rows.iter_mut().take(1).for_each(|row| row.is_broken = true),
                 Kind::Abort => std::process::abort(),
+                Kind::Hang => loop {
+                    std::thread::park();
+                },
             }
         }
         Ok(())

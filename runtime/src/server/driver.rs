@@ -15,6 +15,7 @@ use std::{
 use tokio::sync::{mpsc as queue, oneshot};
 
 use super::metrics::Metrics;
+use super::watchdog::{self, Pulse};
 use crate::{Engine, Event, FinishReason, Request, RequestId, Result};
 
 /// Events that a reader may fall behind before its requests are cancelled, and how many more for each further answer.
@@ -43,6 +44,7 @@ enum Command {
 pub struct Driver {
     commands: mpsc::Sender<Command>,
     metrics: Arc<Metrics>,
+    pulse: Arc<Pulse>,
 }
 
 /// Requests that the engine has accepted. Dropping them cancels what has not ended.
@@ -64,10 +66,19 @@ impl Running {
     pub async fn next(&mut self) -> Option<Told> {
         let told = match self.seen.pop_front() {
             Some(told) => told,
-            None => self.events.recv().await?,
+            None => self.hear().await?,
         };
         self.count(&told);
         Some(told)
+    }
+
+    /// The next event, unless the engine ends or hangs before it comes.
+    async fn hear(&mut self) -> Option<Told> {
+        tokio::select! {
+            biased; // what happened before a failure is told
+            told = self.events.recv() => told,
+            () = self.driver.pulse.failed() => None,
+        }
     }
 
     /// Counts an answer's end.
@@ -80,7 +91,7 @@ impl Running {
     /// Waits until there is a token, or an answer has ended without one, and says how. `None` as in [`Running::next`].
     pub async fn wait_for_token(&mut self) -> Option<Option<FinishReason>> {
         loop {
-            let told = self.events.recv().await?;
+            let told = self.hear().await?;
             let outcome = match &told.1 {
                 Event::Token { .. } => Some(None),
                 Event::Finished { reason, .. } => Some(Some(*reason)),
@@ -115,16 +126,20 @@ impl Drop for Running {
 }
 
 impl Driver {
-    /// Starts the engine's thread, which ends when no driver is left or a step fails. The receiver hears of a failure.
-    pub fn start(engine: Engine, metrics: Arc<Metrics>) -> std::io::Result<(Driver, oneshot::Receiver<String>)> {
+    /// Starts the engine's thread, which ends when no driver is left or a step fails. The receiver hears of a failure, and
+    /// of a step that takes longer than `patience`.
+    pub fn start(
+        engine: Engine,
+        metrics: Arc<Metrics>,
+        patience: Duration,
+    ) -> std::io::Result<(Driver, oneshot::Receiver<String>)> {
         let (commands, receiver) = mpsc::channel();
         let (failed, failure) = oneshot::channel();
-        let driver = Driver { commands, metrics: Arc::clone(&metrics) };
+        let pulse = watchdog::start(patience, Arc::clone(&metrics), failed)?;
+        let driver = Driver { commands, metrics: Arc::clone(&metrics), pulse: Arc::clone(&pulse) };
         let run = move || {
-            let state = Loop { engine, receiver, streams: HashMap::new(), metrics, events: Vec::new() };
-            if let Err(failure) = state.run() {
-                let _ = failed.send(failure);
-            }
+            let state = Loop { engine, receiver, streams: HashMap::new(), metrics, pulse, events: Vec::new() };
+            state.run();
         };
         thread::Builder::new().name("lathe-engine".to_owned()).spawn(run)?;
         Ok((driver, failure))
@@ -136,7 +151,10 @@ impl Driver {
         let (events, receiver) = queue::channel(QUEUE + QUEUE_PER_ANSWER * answers);
         let (accepted, answer) = oneshot::channel();
         self.commands.send(Command::Submit { requests, allowed, events, accepted }).ok()?;
-        let accepted = answer.await.ok()?;
+        let accepted = tokio::select! {
+            accepted = answer => accepted.ok()?,
+            () = self.pulse.failed() => return None,
+        };
         let (seen, stopped, driver) = (VecDeque::new(), Vec::new(), self.clone());
         Some(accepted.map(|ids| Running { ids, events: receiver, seen, stopped, driver }))
     }
@@ -148,6 +166,7 @@ struct Loop {
     receiver: Receiver<Command>,
     streams: HashMap<RequestId, Stream>,
     metrics: Arc<Metrics>,
+    pulse: Arc<Pulse>,
     events: Vec<Event>, // of the step that ran last
 }
 
@@ -162,35 +181,32 @@ struct Stream {
 }
 
 impl Loop {
-    /// Steps until nobody can ask for more; the error says why a step failed.
-    fn run(mut self) -> Result<(), String> {
+    /// Steps until nobody can ask for more, or a step fails.
+    fn run(mut self) {
         loop {
             if self.engine.is_idle() {
                 match self.receiver.recv() {
                     Ok(command) => self.obey(command),
-                    Err(_) => return Ok(()),
+                    Err(_) => return,
                 }
             }
             loop {
                 match self.receiver.try_recv() {
                     Ok(command) => self.obey(command),
                     Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => return Ok(()),
+                    Err(TryRecvError::Disconnected) => return,
                 }
             }
             // A panic must not leave streams hanging: they end with this thread.
             let engine = &mut self.engine;
-            let failure = match catch_unwind(AssertUnwindSafe(|| engine.step().map(drop))) {
-                Ok(Ok(())) => {
-                    self.tell_all();
-                    continue;
-                }
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "a step panicked".to_owned(),
-            };
-            let open: u32 = self.streams.values().map(|stream| stream.open).sum();
-            self.metrics.fail(open);
-            return Err(failure);
+            self.pulse.begin(self.streams.values().map(|stream| stream.open).sum());
+            let outcome = catch_unwind(AssertUnwindSafe(|| engine.step().map(drop)));
+            self.pulse.end();
+            match outcome {
+                Ok(Ok(())) => self.tell_all(),
+                Ok(Err(error)) => return self.pulse.fail(error.to_string()),
+                Err(_) => return self.pulse.fail("a step panicked".to_owned()),
+            }
         }
     }
 

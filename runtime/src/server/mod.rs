@@ -1,6 +1,6 @@
 //! `lathe serve`: the engine behind the interface of `OpenAI` over HTTP.
 //!
-//! - [`driver`]: the engine on its own thread; everything else only passes messages to it.
+//! - [`driver`]: the engine on its own thread; everything else only passes messages to it. A [`watchdog`] looks after it.
 //! - [`listen`]: connections and their limits, on [`socket`]s whose writes must make progress.
 //! - [`http`]: routes, keys and bodies.
 //! - [`ask`] reads requests ([`fields`] one by one), [`answer`] writes what comes of them, [`complete`] does both for one.
@@ -16,6 +16,7 @@ pub mod listen;
 pub mod metrics;
 pub mod refusal;
 pub mod socket;
+pub mod watchdog;
 
 use std::{
     sync::{

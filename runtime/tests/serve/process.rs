@@ -105,8 +105,8 @@ fn read(log: &Path) -> String {
 
 /// A step that fails in one process after another: nobody is refused a connection, and short requests go on being answered.
 #[track_caller]
-fn comes_back(test: &str, fault: &str, statuses: &[u16]) {
-    let server = Server::start(test, fault, &[]);
+fn comes_back(test: &str, fault: &str, flags: &[&str], statuses: &[u16]) {
+    let server = Server::start(test, fault, flags);
     assert_eq!(server.ask(2).0, 200);
     let (over, seen) = (AtomicBool::new(false), std::sync::Mutex::new(BTreeSet::new()));
     thread::scope(|scope| {
@@ -135,17 +135,22 @@ fn comes_back(test: &str, fault: &str, statuses: &[u16]) {
 
 #[test]
 fn an_engine_that_panics_is_started_again() {
-    comes_back("panic", "panic@8", &[503]);
+    comes_back("panic", "panic@8", &[], &[503]);
 }
 
 #[test]
 fn an_engine_that_is_lost_is_started_again() {
-    comes_back("lost", "lost@8", &[503]);
+    comes_back("lost", "lost@8", &[], &[503]);
 }
 
 #[test]
 fn a_process_that_dies_is_started_again() {
-    comes_back("abort", "abort@8", &[0]);
+    comes_back("abort", "abort@8", &[], &[0]);
+}
+
+#[test]
+fn an_engine_that_hangs_is_started_again() {
+    comes_back("hang", "hang@8", &["--step-timeout", "1"], &[503]);
 }
 
 #[test]

@@ -180,7 +180,7 @@ fn shared(setup: Setup, gate: &Arc<Gate>) -> Arc<Shared> {
     let options = EngineOptions { batching: BatchOptions { cache, ..setup.batching }, ..EngineOptions::default() };
     let metrics = Arc::new(Metrics::default());
     let engine = Engine::with_device(Box::new(device), &options);
-    let (driver, _failure) = Driver::start(engine, Arc::clone(&metrics)).expect("a thread");
+    let (driver, _failure) = Driver::start(engine, Arc::clone(&metrics), Duration::from_mins(10)).expect("a thread");
     let tokenizer = Tokenizer::new(parrot::tokenizer()).expect("the tables are sound");
     let template = ChatTemplate::new("{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}", &tokenizer);
     let template = Some(template.expect("the template is sound"));

@@ -129,7 +129,8 @@ fn load(
     };
     let metrics = Arc::new(Metrics::default());
     metrics.restarted(restarts);
-    let (driver, failure) = Driver::start(model.engine, Arc::clone(&metrics))?;
+    let patience = Duration::from_secs(args.step_timeout.get());
+    let (driver, failure) = Driver::start(model.engine, Arc::clone(&metrics), patience)?;
     let reader = Reader {
         defaults: Defaults::read(model.plan.generation_config()),
         tokenizer: model.tokenizer,
