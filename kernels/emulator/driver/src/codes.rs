@@ -53,7 +53,6 @@ codes! {
     500 ERROR_NOT_FOUND "named symbol not found";
     600 ERROR_NOT_READY "device not ready";
     700 ERROR_ILLEGAL_ADDRESS "an illegal memory access was encountered";
-    701 ERROR_LAUNCH_OUT_OF_RESOURCES "too many resources requested for launch";
     702 ERROR_LAUNCH_TIMEOUT "the launch timed out and was terminated";
     709 ERROR_CONTEXT_IS_DESTROYED "context is destroyed";
     710 ERROR_ASSERT "device-side assert triggered";

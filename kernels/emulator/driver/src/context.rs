@@ -31,25 +31,26 @@ pub struct Core {
     pub options: Options,
     /// At which kernel the device is lost.
     pub lose_at: Option<u64>,
-    lost: Mutex<Option<Code>>,
 }
 
 impl Core {
-    /// Ends the context with an error that stays.
+    /// Ends the process's use of the device with an error that stays: only another process gets a sound context.
     pub fn lose(&self, code: Code, why: &str) {
-        report::note(&format!("the context is lost with {}: {why}", code.0));
-        lock(&self.lost).get_or_insert(code);
+        report::note(&format!("the device is lost with {}: {why}", code.0));
+        lock(&self.gpu.lost).get_or_insert(code);
     }
 
-    /// The error that has ended the context.
+    /// The error that has ended it.
     pub fn lost(&self) -> Option<Code> {
-        *lock(&self.lost)
+        *lock(&self.gpu.lost)
     }
 
     /// The same, as an answer.
     pub fn check(&self) -> Answer {
         match self.lost() {
-            Some(code) => Err(code.because("an earlier error has ended the context")),
+            Some(code) => {
+                Err(code.because("an earlier error has ended the use of the device; start the process again"))
+            }
             None => Ok(()),
         }
     }
@@ -112,8 +113,7 @@ pub fn current_handle() -> usize {
 
 /// The context of a handle.
 pub fn find(handle: usize) -> Answer<Arc<Context>> {
-    let wrong = |_| Code::ERROR_INVALID_CONTEXT.because(format!("{handle:#x} is no context"));
-    driver()?.get::<Context>(handle).map_err(wrong)
+    driver()?.get::<Context>(handle)
 }
 
 /// The current context, if it is sound.
@@ -152,8 +152,8 @@ impl Context {
             gpu: Arc::clone(gpu),
             options: driver.settings.launch.clone(),
             lose_at: driver.settings.lose,
-            lost: Mutex::default(),
         });
+        core.check()?;
         let context = Arc::new(Context {
             handle,
             legacy: Stream::new(LEGACY, handle, &core, 0, 0)?,

@@ -206,15 +206,14 @@ impl Box3d {
     }
 }
 
-/// A fill of rows of an element of 1, 2 or 4 bytes.
+/// A fill with an element of 1, 2 or 4 bytes: so many in a row, and so many rows.
 pub fn fill(
     core: &Core,
     address: u64,
     pitch: usize,
     value: u32,
     size: u32,
-    width: usize,
-    height: usize,
+    [width, height]: [usize; 2],
 ) -> Answer<Work> {
     if ![1, 2, 4].contains(&size) || !address.is_multiple_of(u64::from(size)) {
         return invalid(format!("elements of {size} bytes at {address:#x}"));

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use crate::{
-    codes::{Answer, Code},
+    codes::{Answer, Code, invalid},
     graph::Capture,
     state::lock,
     stream::Done,
@@ -51,11 +51,14 @@ pub fn elapsed(from: &Event, to: &Event) -> Answer<f32> {
     if (from.flags | to.flags) & DISABLE_TIMING != 0 {
         return Err(Code::ERROR_INVALID_HANDLE.because("an event without timing has no time"));
     }
-    let at = |event: &Event| -> Answer<_> {
-        let done = event.done()?.ok_or_else(|| Code::ERROR_INVALID_HANDLE.because("an event was never recorded"))?;
-        done.at().ok_or_else(|| Code::ERROR_NOT_READY.because("an event is not reached yet"))
+    let done = |event: &Event| match event.done() {
+        Ok(Some(done)) => Ok(done),
+        Ok(None) => Err(Code::ERROR_INVALID_HANDLE.because("an event was never recorded")),
+        Err(_) => invalid("an event was last recorded in a capture"),
     };
-    let (from, to) = (at(from)?, at(to)?);
+    let (from, to) = (done(from)?, done(to)?);
+    let early = || Code::ERROR_NOT_READY.because("an event is not reached yet");
+    let (from, to) = (from.at().ok_or_else(early)?, to.at().ok_or_else(early)?);
     let forward = to.checked_duration_since(from).map(|time| time.as_secs_f64());
     let seconds = forward.unwrap_or_else(|| -from.duration_since(to).as_secs_f64());
     Ok((seconds * 1e3) as f32)

@@ -9,7 +9,7 @@ use std::{
 use lathe_emulator::{ModuleError, Param};
 
 use crate::{
-    codes::{Answer, Code},
+    codes::{Answer, Code, invalid},
     context::Context,
     report, settings,
     state::{self, Gpu, Object, driver, lock},
@@ -53,8 +53,7 @@ impl Module {
         let version = check_version(&ptx)?;
         let emulated = lathe_emulator::Module::load(&ptx, &gpu.device).map_err(|error| {
             let code = match error {
-                ModuleError::Ptx(_) => Code::ERROR_INVALID_PTX,
-                ModuleError::Target { .. } => Code::ERROR_NO_BINARY_FOR_GPU,
+                ModuleError::Ptx(_) | ModuleError::Target { .. } => Code::ERROR_INVALID_PTX,
                 ModuleError::Memory(_) => Code::ERROR_OUT_OF_MEMORY,
             };
             report::tell(&format!("a module: {error}"));
@@ -70,6 +69,9 @@ impl Module {
 
     /// The handle of a kernel, the same each time.
     pub fn function(self: &Arc<Module>, name: &str) -> Answer<usize> {
+        if name.is_empty() {
+            return invalid("the name is empty");
+        }
         if self.emulated.params(name).is_none() {
             return Err(Code::ERROR_NOT_FOUND.because(format!("the module has no kernel `{name}`")));
         }

@@ -32,6 +32,8 @@ pub struct Gpu {
     pub primary: Mutex<Primary>,
     /// Kernels that it has begun.
     pub kernels: AtomicU64,
+    /// The error that has ended this process's use of it.
+    pub lost: Mutex<Option<Code>>,
 }
 
 impl Gpu {
@@ -92,7 +94,13 @@ pub fn initialize() -> Answer {
             .enumerate()
             .map(|(ordinal, &chip)| {
                 let device = Device::numbered(chip, settings.memory, ordinal as u32);
-                Arc::new(Gpu { ordinal, device, primary: Mutex::default(), kernels: AtomicU64::new(0) })
+                Arc::new(Gpu {
+                    ordinal,
+                    device,
+                    primary: Mutex::default(),
+                    kernels: AtomicU64::new(0),
+                    lost: Mutex::default(),
+                })
             })
             .collect(),
         settings: settings.clone(),
@@ -134,14 +142,17 @@ pub enum Object {
 pub trait Handled: Sized {
     /// What a message calls it.
     const NAME: &'static str;
+    /// What a call gives for a handle that is none.
+    const WRONG: Code;
     /// The object of this type.
     fn of(object: &Object) -> Option<&Arc<Self>>;
 }
 
 macro_rules! handled {
-    ($($ty:ident $name:literal),*) => {$(
+    ($($ty:ident $name:literal $wrong:ident),*) => {$(
         impl Handled for $ty {
             const NAME: &'static str = $name;
+            const WRONG: Code = Code::$wrong;
             fn of(object: &Object) -> Option<&Arc<Self>> {
                 if let Object::$ty(found) = object { Some(found) } else { None }
             }
@@ -149,8 +160,9 @@ macro_rules! handled {
     )*};
 }
 handled!(
-    Context "context", Stream "stream", Event "event", Module "module", Function "function", Graph "graph",
-    Exec "executable graph"
+    Context "context" ERROR_INVALID_CONTEXT, Stream "stream" ERROR_INVALID_HANDLE, Event "event" ERROR_INVALID_HANDLE,
+    Module "module" ERROR_INVALID_HANDLE, Function "function" ERROR_INVALID_HANDLE, Graph "graph" ERROR_INVALID_VALUE,
+    Exec "executable graph" ERROR_INVALID_VALUE
 );
 
 impl Driver {
@@ -181,7 +193,7 @@ impl Driver {
     pub fn get<T: Handled>(&self, handle: usize) -> Answer<Arc<T>> {
         let handles = lock(&self.handles);
         let found = handles.get(&handle).and_then(T::of).cloned();
-        found.ok_or_else(|| Code::ERROR_INVALID_HANDLE.because(format!("{handle:#x} is no {}", T::NAME)))
+        found.ok_or_else(|| T::WRONG.because(format!("{handle:#x} is no {}", T::NAME)))
     }
 
     /// The handle of an object.
@@ -196,7 +208,7 @@ impl Driver {
     pub fn graph_of(&self, node: usize) -> Answer<Arc<Graph>> {
         match lock(&self.handles).get(&node) {
             Some(Object::Node(graph)) => Ok(Arc::clone(graph)),
-            _ => Err(Code::ERROR_INVALID_HANDLE.because(format!("{node:#x} is no node of a graph"))),
+            _ => Err(Code::ERROR_INVALID_VALUE.because(format!("{node:#x} is no node of a graph"))),
         }
     }
 }

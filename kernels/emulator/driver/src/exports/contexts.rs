@@ -94,6 +94,9 @@ api! {
         create(context, flags, device)
     }
     fn cuCtxDestroy_v2(context: usize) {
+        if context == 0 {
+            return invalid("the context is null");
+        }
         let found = context::find(context)?;
         let primary = &found.core.gpu.primary;
         if lock(primary).context.as_ref().is_some_and(|primary| primary.handle == context) {

@@ -5,14 +5,12 @@ use crate::{
     codes::{Answer, invalid},
     context::{self, Context, current, stream},
     copies::{self, Box2d, Box3d, Side, copy, fill},
-    graph,
     work::Work,
 };
 
 /// A copy or fill that is done when the call returns, in the default stream.
 fn now(work: impl FnOnce(&Context) -> Answer<Work>) -> Answer {
     let (context, stream) = stream(0)?;
-    graph::refuse_unsafe(&context)?;
     let work = work(&context)?;
     context.run_now(&stream, work)
 }
@@ -29,18 +27,7 @@ fn sides(from: Side, to: Side, bytes: usize) -> impl FnOnce(&Context) -> Answer<
 }
 
 fn filled(address: u64, value: u32, size: u32, count: usize) -> impl FnOnce(&Context) -> Answer<Work> {
-    rows(address, 0, value, size, count, 1)
-}
-
-fn rows(
-    address: u64,
-    pitch: usize,
-    value: u32,
-    size: u32,
-    width: usize,
-    height: usize,
-) -> impl FnOnce(&Context) -> Answer<Work> {
-    move |context| fill(&context.core, address, pitch, value, size, width, height)
+    move |context| fill(&context.core, address, 0, value, size, [count, 1])
 }
 
 /// Fills go to the stream as they are: they read nothing of the program's.
@@ -124,20 +111,20 @@ api! {
         fill_later(handle, filled(to, value, 4, count))
     }
     fn cuMemsetD2D8_v2(to: u64, pitch: usize, value: u8, width: usize, height: usize) / cuMemsetD2D8_v2_ptds {
-        now(rows(to, pitch, u32::from(value), 1, width, height))
+        now(|context| fill(&context.core, to, pitch, u32::from(value), 1, [width, height]))
     }
     fn cuMemsetD2D32_v2(to: u64, pitch: usize, value: u32, width: usize, height: usize) / cuMemsetD2D32_v2_ptds {
-        now(rows(to, pitch, value, 4, width, height))
+        now(|context| fill(&context.core, to, pitch, value, 4, [width, height]))
     }
     fn cuMemsetD2D8Async(
         to: u64, pitch: usize, value: u8, width: usize, height: usize, handle: usize,
     ) / cuMemsetD2D8Async_ptsz {
-        fill_later(handle, rows(to, pitch, u32::from(value), 1, width, height))
+        fill_later(handle, |context| fill(&context.core, to, pitch, u32::from(value), 1, [width, height]))
     }
     fn cuMemsetD2D32Async(
         to: u64, pitch: usize, value: u32, width: usize, height: usize, handle: usize,
     ) / cuMemsetD2D32Async_ptsz {
-        fill_later(handle, rows(to, pitch, value, 4, width, height))
+        fill_later(handle, |context| fill(&context.core, to, pitch, value, 4, [width, height]))
     }
     fn cuMemPrefetchAsync(_address: u64, _bytes: usize, _device: i32, handle: usize) / cuMemPrefetchAsync_ptsz {
         stream(handle)?;

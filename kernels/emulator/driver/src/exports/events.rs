@@ -77,8 +77,8 @@ api! {
         milliseconds.set(elapsed(&*ask(from)?, &*ask(to)?)?)
     }
     fn cuEventDestroy_v2(event: usize) {
-        driver()?.get::<Event>(event)?;
+        let found = driver()?.get::<Event>(event)?;
         driver()?.forget(event);
-        Ok(())
+        context::find(found.context)?.core.check()
     }
 }

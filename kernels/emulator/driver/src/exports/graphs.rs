@@ -91,7 +91,7 @@ impl KernelParams {
 impl FillParams {
     fn work(&self, context: &Context) -> Answer<Work> {
         let &FillParams { to, pitch, value, size, width, height } = self;
-        copies::fill(&context.core, to, pitch, value, size, width, height)
+        copies::fill(&context.core, to, pitch, value, size, [width, height])
     }
 }
 

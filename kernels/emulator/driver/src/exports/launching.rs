@@ -40,7 +40,7 @@ pub fn prepare(context: &Context, function: usize, shape: Shape) -> Answer<Kerne
     let threads = block.iter().map(|&n| u64::from(n)).product::<u64>();
     if threads <= 1024 && threads > function.needs().2 {
         let why = format!("{threads} threads; the kernel is compiled for {}", function.needs().2);
-        return Err(Code::ERROR_LAUNCH_OUT_OF_RESOURCES.because(why));
+        return invalid(why);
     }
     match function.module.emulated.check(device, &function.name, &call.launch(&context.core)) {
         Ok(()) => Ok(call),

@@ -3,7 +3,7 @@
 use crate::{
     abi::{Out, Text, api},
     codes::{Answer, Code, invalid},
-    exports,
+    exports, report,
 };
 
 /// Which CUDA version brought a later version of a function. Those that are not listed came with 3.2.
@@ -99,30 +99,34 @@ fn find(name: &str, cuda: i32, per_thread: bool) -> Found {
     best.map_or(Found::TooNew, |&(_, address)| Found::Address(address))
 }
 
-fn get(name: Text, out: Out<usize>, cuda: i32, flags: u64, status: Option<Out<u32>>) -> Answer {
+/// The address of a function, or null, and the number that says why there is none.
+fn get(name: Text, out: Out<usize>, cuda: i32, flags: u64) -> Answer<u32> {
     if flags > PER_THREAD {
         return invalid(format!("flags {flags}"));
     }
     let name = name.get()?;
-    let (address, result) = match find(&name, cuda, flags == PER_THREAD) {
+    let (address, status) = match find(&name, cuda, flags == PER_THREAD) {
         Found::Address(address) => (address, 0),
         Found::Missing => (0, 1),
         Found::TooNew => (0, 2),
     };
-    out.set(address)?;
-    if let Some(status) = status {
-        status.set_if_wanted(result)?;
-    }
     if address == 0 {
-        return Err(Code::ERROR_NOT_FOUND.because(format!("the emulated driver has no `{name}` for CUDA {cuda}")));
+        report::note(&format!("the emulated driver has no `{name}` for CUDA {cuda}"));
     }
-    Ok(())
+    out.set(address)?;
+    Ok(status)
 }
 
 api! {
-    fn cuGetProcAddress(name: Text, out: Out<usize>, cuda: i32, flags: u64) { get(name, out, cuda, flags, None) }
+    fn cuGetProcAddress(name: Text, out: Out<usize>, cuda: i32, flags: u64) {
+        match get(name, out, cuda, flags)? {
+            0 => Ok(()),
+            _ => Err(Code::ERROR_NOT_FOUND.because("there is no such function")),
+        }
+    }
+    // That there is none is told by the status alone, and by the null.
     fn cuGetProcAddress_v2(name: Text, out: Out<usize>, cuda: i32, flags: u64, status: Out<u32>) {
-        get(name, out, cuda, flags, Some(status))
+        status.set_if_wanted(get(name, out, cuda, flags)?)
     }
 }
 

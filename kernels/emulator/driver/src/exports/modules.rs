@@ -143,6 +143,9 @@ api! {
     }
     fn cuModuleGetGlobal_v2(address: Out<u64>, bytes: Out<usize>, module: usize, name: Text) {
         let name = name.get()?;
+        if address.is_null() && bytes.is_null() {
+            return invalid("the pointers for address and size are both null");
+        }
         let found = driver()?.get::<Module>(module)?.emulated.global(&name);
         let found = found.ok_or_else(|| Code::ERROR_NOT_FOUND.because(format!("the module has no variable `{name}`")))?;
         address.set_if_wanted(found.0)?;

@@ -126,12 +126,13 @@ fn handles_are_looked_up() {
                 sys::cuStreamSynchronize(wrong as sys::CUstream),
                 sys::cuEventSynchronize(wrong as sys::CUevent),
                 sys::cuModuleUnload(wrong as sys::CUmodule),
-                sys::cuGraphLaunch(wrong as sys::CUgraphExec, ptr::null_mut()),
                 // A handle of another kind.
                 sys::cuEventSynchronize(context.cu_ctx().cast()),
             ] {
                 assert_eq!(answer, Code::CUDA_ERROR_INVALID_HANDLE);
             }
+            let none = ptr::null_mut();
+            assert_eq!(sys::cuGraphLaunch(wrong as sys::CUgraphExec, none), Code::CUDA_ERROR_INVALID_VALUE);
             assert_eq!(sys::cuCtxSetCurrent(wrong as sys::CUcontext), Code::CUDA_ERROR_INVALID_CONTEXT);
             assert_eq!(sys::cuMemAlloc_v2(ptr::null_mut(), 16), Code::CUDA_ERROR_INVALID_VALUE);
             assert_eq!(sys::cuModuleLoadData(&mut ptr::null_mut(), ptr::null()), Code::CUDA_ERROR_INVALID_VALUE);

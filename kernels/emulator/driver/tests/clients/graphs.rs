@@ -207,7 +207,7 @@ fn a_graph_built_by_hand_is_updated() {
             result::graph::exec_destroy(exec).expect("it is ours");
             assert_eq!(
                 result::graph::launch(exec, stream.cu_stream()).expect_err("gone").0,
-                Code::CUDA_ERROR_INVALID_HANDLE
+                Code::CUDA_ERROR_INVALID_VALUE
             );
             result::graph::destroy(graph).expect("it is ours");
             result::graph::destroy(other).expect("it is ours");

@@ -129,7 +129,7 @@ fn modules_are_refused_with_a_reason() {
         assert_eq!(code, Code::CUDA_ERROR_UNSUPPORTED_PTX_VERSION);
         assert!(text.contains("PTX 8.5") && text.contains("up to 8.4"), "{text}");
         let (code, text) = load(&head("8.0", "sm_90"));
-        assert_eq!(code, Code::CUDA_ERROR_NO_BINARY_FOR_GPU);
+        assert_eq!(code, Code::CUDA_ERROR_INVALID_PTX);
         assert!(text.contains("sm_90") && text.contains("sm_80"), "{text}");
         let (code, text) = load(&(head("8.0", "sm_80") + ".visible .entry k()\n{\n    frobnicate.u32 %r1;\n}\n"));
         assert_eq!(code, Code::CUDA_ERROR_INVALID_PTX);
