@@ -116,7 +116,7 @@ fn integer(random: &mut Random) -> Step {
             )
         };
     }
-    match random.below(46) {
+    match random.below(49) {
         0 => two!("add.s32", |p, q| p.wrapping_add(q)),
         1 => two!("sub.u32", |p, q| p.wrapping_sub(q)),
         2 => two!("mul.lo.s32", |p, q| p.wrapping_mul(q)),
@@ -258,6 +258,20 @@ fn integer(random: &mut Random) -> Step {
                 (s.r[d], s.r[(d + 1) % WORDS]) = (s.d[y] as u32, (s.d[y] >> 32) as u32);
             }),
         ),
+        45 => one!("bfind.u32", |p| (0..32).rev().find(|i| p >> i & 1 == 1).unwrap_or(u32::MAX)),
+        // How far up the highest bit is to go that is unlike the sign.
+        46 => {
+            one!("bfind.shiftamt.s32", |p| (0..32).find(|i| (p << i ^ p & 1 << 31) >> 31 == 1).map_or(u32::MAX, |i| i))
+        }
+        47 => {
+            let (at, length) = (random.below(40) as u32, random.below(40) as u32);
+            let step = move |s: &mut State| {
+                let inside = |i: u32| i >= at && i < at + length;
+                let bit = |i: u32| if inside(i) { s.r[a] >> (i - at) & 1 } else { s.r[b] >> i & 1 };
+                s.r[d] = (0..32).fold(0, |out, i| out | bit(i) << i);
+            };
+            (format!("bfi.b32 %r{d}, %r{a}, %r{b}, {at}, {length};"), Box::new(step))
+        }
         // A sum and a difference of 128 bits through the carry.
         _ => {
             let (low, high) = (x, (x + 1) % WIDE);

@@ -93,6 +93,9 @@ pub fn image(address: usize) -> Answer<String> {
             break;
         }
     }
+    if head[0] == 0 {
+        return Err(Code::ERROR_INVALID_IMAGE.because("the image is empty"));
+    }
     let binary = match head {
         [0x7f, b'E', b'L', b'F'] => Some("a cubin"),
         [0x50, 0xed, 0x55, 0xba] | [0xb1, 0x43, 0x62, 0x46] => Some("a fat binary"),

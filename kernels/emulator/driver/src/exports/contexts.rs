@@ -108,6 +108,9 @@ api! {
         found.destroy()
     }
     fn cuCtxPushCurrent_v2(context: usize) {
+        if context == 0 {
+            return invalid("the context is null");
+        }
         context::find(context)?;
         with_stack(|stack| stack.push(context));
         Ok(())
