@@ -9,10 +9,10 @@ use crate::spec::{Activation, KernelSpec, PARTS, Tile};
 pub fn recipe(spec: &KernelSpec) -> Option<Recipe> {
     match spec {
         KernelSpec::Rows { norm: Some(_), .. } | KernelSpec::HeadNorm { .. } => Some(Recipe::LaneTree),
-        KernelSpec::Linear { act: Activation::F32, .. } => Some(Recipe::Sequential),
         KernelSpec::Linear { scheme, tile: Tile::Mma { .. }, .. } => {
             Some(Recipe::Parts { scheme: *scheme, parts: PARTS })
         }
+        KernelSpec::Linear { act: Activation::F32, .. } => Some(Recipe::Sequential),
         KernelSpec::Linear { act: Activation::Int8, scheme, .. } => Some(Recipe::Groups { scheme: *scheme }),
         KernelSpec::Attention { .. } | KernelSpec::AttentionSplits { .. } | KernelSpec::AttentionMerge { .. } => {
             Some(Recipe::Splits { tokens: ATTENTION_SPLIT })

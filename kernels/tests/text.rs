@@ -92,6 +92,8 @@ fn tensor() -> Vec<KernelSpec> {
         mma(Scheme::INT2_SUPER, 32, vec![]),
         mma(Scheme::IQ4_SUPER, 8, vec![]),
         mma(Scheme::INT8, 8, vec![]),
+        linear(Scheme::BF16, Activation::F32, Tile::Mma { tokens: 8 }, qkv(128)),
+        linear(Scheme::BF16, Activation::F32, Tile::Mma { tokens: 32 }, vec![Stage::Glu(Function::Silu)]),
     ]
 }
 

@@ -32,7 +32,8 @@ pub enum Recipe {
         scheme: Scheme,
     },
     /// As [`Recipe::Groups`], but columns are cut into `parts` runs of equally many groups of 32 (the last ones may have
-    /// fewer, or none); each run is summed from zero, and the runs' sums are added in order.
+    /// fewer, or none); each run is summed from zero, and the runs' sums are added in order. With bf16 a run is summed by
+    /// products of 16 columns, as the tensor cores of the target's generation round them, of activations rounded to bf16.
     Parts {
         /// The weight scheme.
         scheme: Scheme,

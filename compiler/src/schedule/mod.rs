@@ -259,7 +259,7 @@ pub fn build(graph: &Graph, max_context: usize, machine: Machine) -> Result<Sche
 
 /// The tile for a product over at most `rows` rows of activations with strips of `strip` rows of weights. Rows whose
 /// logits are wanted are few even where tokens are many. A GPU has no kernel over unpacked strips: a strip would take
-/// more than its shared memory; its tensor cores take what is quantized.
+/// more than its shared memory; its tensor cores take what is quantized, and bf16.
 fn tile(rows: Dim, strip: usize, scheme: Scheme, act: Activation, max: StepSize, machine: Machine) -> Tile {
     let most = match (machine, act) {
         (Machine::X86, Activation::Int8) if scheme.group == GROUP => STREAM_MAX_ROWS,
@@ -267,9 +267,9 @@ fn tile(rows: Dim, strip: usize, scheme: Scheme, act: Activation, max: StepSize,
     };
     let few = rows.t == 0 || rows.eval(max) <= most;
     match (machine, act) {
-        (Machine::Nvptx, Activation::Int8) if few => Tile::Mma { tokens: MMA_FEW_ROWS },
-        (Machine::Nvptx, Activation::Int8) => Tile::Mma { tokens: (MMA_SUMS / strip).max(MMA_FEW_ROWS) },
-        (Machine::Nvptx, Activation::F32) => Tile::Stream { tokens: STREAM_ROWS },
+        (Machine::Nvptx, Activation::F32) if scheme != Scheme::BF16 => Tile::Stream { tokens: STREAM_ROWS },
+        (Machine::Nvptx, _) if few => Tile::Mma { tokens: MMA_FEW_ROWS },
+        (Machine::Nvptx, _) => Tile::Mma { tokens: (MMA_SUMS / strip).max(MMA_FEW_ROWS) },
         (Machine::X86, _) if few => Tile::Stream { tokens: STREAM_ROWS },
         (Machine::X86, _) => Tile::Unpack { tokens: UNPACK_ROWS },
     }

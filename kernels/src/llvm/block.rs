@@ -77,6 +77,24 @@ impl<'c> Builder<'c> {
         self.effect("llvm.nvvm.barrier.cta.sync.aligned.all", &[self.int32(0)]);
     }
 
+    /// Two f32 rounded to bf16, the first in the low half of a word; NVPTX only.
+    pub fn to_bf16_pair(&self, low: Val<'c>, high: Val<'c>) -> Val<'c> {
+        self.bitcast(self.intrinsic("llvm.nvvm.ff2bf16x2.rn", &[], &[high, low]), Kind::I32)
+    }
+
+    /// Adds to `sums` the products of 16 rows of weights with 8 rows of activations, 16 columns of bf16 each, by the tensor
+    /// cores. Fragments are those of [`Builder::mma`] with pairs of bf16 for words of four bytes (PTX ISA, `mma.m16n8k16`).
+    pub fn mma_bf16(&self, weights: &[Val<'c>; 4], activations: &[Val<'c>; 2], sums: [Val<'c>; 4]) -> [Val<'c>; 4] {
+        let arguments: Vec<Val<'c>> = weights.iter().chain(activations).chain(&sums).copied().collect();
+        self.four(self.intrinsic("llvm.nvvm.mma.m16n8k16.row.col.bf16", &[], &arguments))
+    }
+
+    /// The four results of a product.
+    fn four(&self, results: Val<'c>) -> [Val<'c>; 4] {
+        let BasicValueEnum::StructValue(results) = results.0 else { unreachable!("mma gives four sums") };
+        [0, 1, 2, 3].map(|i| Val(ok(self.llvm.build_extract_value(results, i, ""))))
+    }
+
     /// Adds to `sums` the products of 16 rows of unsigned bytes with 8 rows of signed bytes, by the tensor cores. With two
     /// words of weights the rows are 16 bytes long, with four 32.
     ///
@@ -86,8 +104,6 @@ impl<'c> Builder<'c> {
     pub fn mma(&self, weights: &[Val<'c>], activations: &[Val<'c>], sums: [Val<'c>; 4]) -> [Val<'c>; 4] {
         let k = 8 * weights.len();
         let arguments: Vec<Val<'c>> = weights.iter().chain(activations).chain(&sums).copied().collect();
-        let results = self.intrinsic(&format!("llvm.nvvm.mma.m16n8k{k}.row.col.u8.s8"), &[], &arguments);
-        let BasicValueEnum::StructValue(results) = results.0 else { unreachable!("mma gives four sums") };
-        [0, 1, 2, 3].map(|i| Val(ok(self.llvm.build_extract_value(results, i, ""))))
+        self.four(self.intrinsic(&format!("llvm.nvvm.mma.m16n8k{k}.row.col.u8.s8"), &[], &arguments))
     }
 }

@@ -1,4 +1,5 @@
-//! Linear kernels on tensor cores: integer weights and activations quantized to int8, then the epilogue.
+//! Linear kernels on tensor cores: integer weights and activations quantized to int8, then the epilogue; or weights in
+//! bf16, see [`floats`].
 //!
 //! A block of threads takes a strip of the weight and some rows of activations. Columns are cut into [`PARTS`] runs, one
 //! for each of its warps: weights stream through all of them at once even where a matrix has few strips. Per group of
@@ -8,6 +9,8 @@
 //!
 //! Since integer sums are exact, columns may be taken in any order inside a group: a thread takes eight neighbouring ones,
 //! which for 4-bit codes lie in one word.
+
+mod floats;
 
 use inkwell::IntPredicate;
 use inkwell::values::PointerValue;
@@ -37,7 +40,7 @@ pub fn linear(b: &Builder<'_>, scheme: Scheme, tokens: usize, epilogue: &[Stage]
     let blocks = KernelSpec::strip_blocks(epilogue);
     let product = Product::new(b, scheme, blocks, tokens);
     b.for_units(|strip| {
-        let sums = product.multiply(strip);
+        let sums = if scheme.is_integer() { product.multiply(strip) } else { product.multiply_floats(strip) };
         product.share(&sums);
         product.each_row(|row, values| finish(b, epilogue, Strip { row, index: strip, values }, FIRST_STAGE_OPERAND));
         b.barrier();
@@ -113,16 +116,26 @@ impl<'b, 'c> Product<'b, 'c> {
         let block = b.mul(strip, b.int(self.blocks as i64));
         let weights = b.element(b.operand(1), b.mul(block, b.param(2)), block_span_bytes(self.scheme));
         let tiles: Vec<Rows<'c>> = (0..self.tokens / TILE_ROWS).map(|tile| self.rows(tile)).collect();
-        let zero = b.float(0.0);
-        let sums: Sums<'c> =
-            tiles.iter().map(|_| (0..self.blocks).map(|_| [(); 4].map(|()| b.var(zero))).collect()).collect();
+        let sums = self.zeros(tiles.len());
+        let times = if tiles.len() == 1 { UNROLL } else { 1 };
+        b.unrolled(self.run(), 1, times, |group| self.add_group(weights, &tiles, group, &sums));
+        sums
+    }
+
+    /// Sums to begin with.
+    fn zeros(&self, tiles: usize) -> Sums<'c> {
+        let zero = self.b.float(0.0);
+        let block = || [(); 4].map(|()| self.b.var(zero));
+        (0..tiles).map(|_| (0..self.blocks).map(|_| block()).collect()).collect()
+    }
+
+    /// The groups of columns that are this warp's: from the first to before the second.
+    fn run(&self) -> [Val<'c>; 2] {
+        let b = self.b;
         let run = b.udiv(b.add(self.groups, b.int(PARTS as i64 - 1)), b.int(PARTS as i64));
         let least = |value: Val<'c>| b.overloaded("llvm.smin", &[value, self.groups]);
         let begin = least(b.mul(self.warp, run));
-        let end = least(b.add(begin, run));
-        let times = if tiles.len() == 1 { UNROLL } else { 1 };
-        b.unrolled([begin, end], 1, times, |group| self.add_group(weights, &tiles, group, &sums));
-        sums
+        [begin, least(b.add(begin, run))]
     }
 
     /// Where a thread reads a tile of activations. Rows past the last are read as the last; their results are dropped.

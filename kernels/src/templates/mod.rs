@@ -13,6 +13,8 @@ mod rotary;
 mod rows;
 mod stages;
 
+use lathe_ir::scheme::Scheme;
+
 use crate::llvm::builder::Builder;
 use crate::spec::{Activation, KernelSpec, Tile};
 
@@ -20,8 +22,8 @@ use crate::spec::{Activation, KernelSpec, Tile};
 pub fn missing(spec: &KernelSpec, vector: bool) -> Option<&'static str> {
     match spec {
         KernelSpec::Linear { tile: Tile::Mma { .. }, .. } if vector => Some("CPUs have no tensor cores"),
-        KernelSpec::Linear { tile: Tile::Mma { .. }, act: Activation::F32, .. } => {
-            Some("on tensor cores, weights meet activations quantized to int8 only so far")
+        KernelSpec::Linear { tile: Tile::Mma { .. }, act: Activation::F32, scheme, .. } if *scheme != Scheme::BF16 => {
+            Some("on tensor cores, integer weights meet activations quantized to int8, and floats are bf16")
         }
         KernelSpec::AttentionSplits { .. } | KernelSpec::AttentionMerge { .. } if vector => {
             Some("CPUs give a worker all splits of a head")
