@@ -65,9 +65,16 @@ done
 
 for plan in "$folder"/*.plan; do
     name=$(basename "$plan" .plan)
-    step "bench-$name" 120 "$lathe" bench "$plan" --device "$device" -p 512,2048 -n 64 -s 1,8,32 -r 3 -o json
-    step "deep-$name" 90 "$lathe" bench "$plan" --device "$device" -p 0 -n 32 -d 4096,8192 -s 1 -r 2 -o json
-    step "direct-$name" 60 "$lathe" bench "$plan" --device "$device" --no-graphs -p 0 -n 64 -s 1 -r 3 -o json
+    bench() {
+        local kind=$1
+        shift
+        step "$kind-$name" 100 "$lathe" bench "$plan" --device "$device" -o json "$@"
+    }
+    # The depth of the peer's decode steps.
+    bench decode -p 0 -n 64 -d 512 -s 1,8,32 -r 3
+    bench prefill -p 512,2048 -n 0 -s 1 -r 3
+    bench deep -p 0 -n 32 -d 4096,8192 -s 1 -r 2
+    bench direct --no-graphs -p 0 -n 64 -d 512 -s 1 -r 3
 done
 
 if [ "$(left)" -gt 60 ] && [ -z "${NO_PEER:-}" ]; then
@@ -78,7 +85,7 @@ fi
 import glob, json, os, sys
 out = sys.argv[1]
 print(f"{'plan':<34} {'test':<22} {'tok/s':>12} {'ms':>10}")
-for kind in ("bench", "deep", "direct"):
+for kind in ("decode", "direct", "deep", "prefill"):
     for path in sorted(glob.glob(f"{out}/{kind}-*.out")):
         try:
             rows = json.load(open(path))
