@@ -13,8 +13,9 @@ use lathe_kernels::targets::{Machine as Kind, Target};
 use lathe_kernels::{KernelError, TextLevel};
 use lathe_models::Model;
 
+use crate::assemble::Usage;
 use crate::schedule::cost::ATTENTION_CONTEXT;
-use crate::schedule::{Launch, PREFILL, Schedule, ScheduledCache};
+use crate::schedule::{Bucket, Launch, PREFILL, Schedule, ScheduledCache};
 use crate::weights;
 
 /// A machine, by what limits it.
@@ -156,6 +157,55 @@ fn write(text: &mut String, model: &Model, schedule: &Schedule, targets: &[&'sta
         }
     }
     Ok(())
+}
+
+/// What the kernels of a target take: registers, shared memory and spills where its PTX was assembled, and the time that
+/// one decoded token and the largest prefill are predicted to spend in each.
+pub fn kernels(schedule: &Schedule, target: &Target, usage: Option<&[Usage]>) -> String {
+    let machine = Machine::of(target);
+    let decode = StepSize { tokens: 1, sequences: 1, rows: 1 };
+    let steps = [
+        (schedule.buckets.first(), decode),
+        (schedule.buckets.last(), StepSize { tokens: schedule.buckets.last().map_or(1, |of| of.max.tokens), ..decode }),
+    ];
+    let mut text = format!("{target}, predicted for {}, {ATTENTION_CONTEXT} cached positions\n", machine.name);
+    // Writing to a string cannot fail.
+    let _ = writeln!(
+        text,
+        "{:>9} {:>10} {:>8} {:>7} {:>7} {:>6} {:>6}  kernel",
+        "decode us", "prefill us", "launches", "threads", "regs", "shared", "spills"
+    );
+    let mut spills = 0;
+    for (at, kernel) in schedule.kernels().iter().enumerate() {
+        let launches = |bucket: Option<&Bucket>| -> Vec<Launch> {
+            let all = bucket.map_or(&[][..], |bucket| &bucket.launches);
+            all.iter().filter(|launch| launch.kernel == *kernel).cloned().collect()
+        };
+        let micros = steps.map(|(bucket, step)| {
+            launches(bucket).iter().fold(0.0, |sum, launch| sum + machine.seconds(launch, step)) * 1e6
+        });
+        let count = launches(steps[0].0).len().max(launches(steps[1].0).len());
+        let of = usage.and_then(|usage| usage.get(at));
+        let number = |of: Option<u32>| of.map_or_else(|| "-".to_owned(), |number| number.to_string());
+        spills += of.map_or(0, |of| u32::from(of.spilled > 0));
+        let _ = writeln!(
+            text,
+            "{:>9.2} {:>10.1} {count:>8} {:>7} {:>7} {:>6} {:>6}  {kernel}",
+            micros[0],
+            micros[1],
+            kernel.grid().threads,
+            number(of.map(|of| of.registers)),
+            number(of.map(|of| of.shared)),
+            number(of.map(|of| of.spilled)),
+        );
+    }
+    let _ = match (target.machine, usage) {
+        (Kind::X86, _) => writeln!(text, "threads, registers and spills are of GPUs"),
+        (Kind::Nvptx, None) => writeln!(text, "registers and spills are not known: no ptxas was there at the compile"),
+        (Kind::Nvptx, Some(_)) if spills > 0 => writeln!(text, "{spills} kernels spill registers to memory"),
+        (Kind::Nvptx, Some(_)) => writeln!(text, "no kernel spills registers to memory"),
+    };
+    text
 }
 
 /// Bytes with four digits.

@@ -16,6 +16,8 @@ use lathe_plan::manifest::{Knob, Manifest, Source, Tensor};
 use lathe_plan::{self as plan, Affine, PlanWriter};
 
 use crate::ahead::ahead;
+use crate::assemble::Assembled;
+use crate::dry_run;
 use crate::error::CompileError;
 use crate::pass::Record;
 use crate::pipeline::{Options, Weights};
@@ -290,6 +292,8 @@ pub struct Parts<'a> {
     pub schedule: &'a Schedule,
     /// Its kernels as machine code of each target.
     pub objects: Vec<(&'static Target, lathe_kernels::Object)>,
+    /// Their PTX assembled, where there is an assembler.
+    pub assembled: Vec<Assembled>,
     /// Texts of the levels: the graph before and after the passes.
     pub graphs: [String; 2],
     /// What became of the passes.
@@ -307,7 +311,7 @@ pub fn write(
     path: &Path,
     manifest: impl FnOnce(&[Option<ErrorSum>]) -> Manifest,
 ) -> Result<(), CompileError> {
-    let Parts { model, schedule, objects, graphs, passes } = parts;
+    let Parts { model, schedule, objects, assembled, graphs, passes } = parts;
     let program = program(schedule, model.config.vocab);
     // What packing the weights found out, for what is written behind them.
     let packed: RefCell<Vec<Option<ErrorSum>>> = RefCell::default();
@@ -316,6 +320,12 @@ pub fn write(
     writer.program(&program);
     for (target, object) in objects {
         writer.code(&program.name, LAYOUT, &code(object, target));
+    }
+    let usage = |target: &Target| assembled.iter().find(|of| of.target == target).map(|of| of.usage.as_slice());
+    let kernels: Vec<String> =
+        options.targets.iter().map(|target| dry_run::kernels(schedule, target, usage(target))).collect();
+    for Assembled { target, cubin, .. } in assembled {
+        writer.cubin(&program.name, target.name, LAYOUT, cubin);
     }
     if options.weights == Weights::Checkpoint {
         writer.tokenizer(&tokenizer(&model.tokenizer));
@@ -336,6 +346,7 @@ pub fn write(
         let [graph, fused] = graphs;
         writer.report("graph", &graph);
         writer.report("fused", &fused);
+        writer.report("kernels", &kernels.join("\n"));
         writer.report("passes", &report::passes(passes));
         writer.report("schedule", &schedule::print::schedule(schedule));
         writer.report("attention", &report::attention(schedule));

@@ -81,6 +81,19 @@ pub enum CompileError {
         /// The target.
         target: String,
     },
+    /// The assembler of PTX failed.
+    #[error(
+        "{} could not assemble the kernels for {target}: {message}; expected NVIDIA's ptxas of CUDA 13.0 or later, or none: \
+         set LATHE_PTXAS, or give --no-cubin", ptxas.display()
+    )]
+    Assemble {
+        /// The assembler.
+        ptxas: PathBuf,
+        /// The target.
+        target: &'static str,
+        /// What it said.
+        message: String,
+    },
     /// The plan could not be written.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -126,6 +139,7 @@ impl CompileError {
             CompileError::Pass { .. }
             | CompileError::Verify { .. }
             | CompileError::Kernel(KernelError::Internal { .. })
+            | CompileError::Assemble { .. }
             | CompileError::Plan(_)
             | CompileError::Write { .. }
             | CompileError::Packing { .. } => exit::FAILURE,

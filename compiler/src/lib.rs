@@ -3,11 +3,12 @@
 //! In the order in which data meets the modules: [`pipeline`] is the whole compiler as one function; [`pass`] is the
 //! table of [`passes`] that rewrite the graph; [`schedule`] turns it into launches over an arena; [`weights`] brings the
 //! checkpoint's tensors into the form that kernels read, [`ahead`] with several threads; [`emit`] is the one converter
-//! to the plan's types, [`report`] writes its texts.
+//! to the plan's types, [`report`] writes its texts, and [`assemble`] makes cubins of PTX.
 //!
 //! Nothing here runs at serving time, and nothing of the runtime is known here beyond the plan's types.
 
 pub mod ahead;
+pub mod assemble;
 pub mod dry_run;
 pub mod emit;
 pub mod error;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use lathe_compiler::CompileError;
+use lathe_compiler::assemble;
 use lathe_compiler::error::exit;
 use lathe_compiler::pass::{Activations, PassOptions, Selection};
 use lathe_compiler::pipeline::{self, Goal, Level, Options, Outcome, Weights};
@@ -94,6 +95,9 @@ struct Arguments {
     /// Leave the texts for people out of the plan
     #[arg(long)]
     strip_report: bool,
+    /// Hold PTX alone for GPUs, also where ptxas is on PATH or LATHE_PTXAS names it
+    #[arg(long)]
+    no_cubin: bool,
     /// Threads that pack weights; the plan does not depend on it [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<std::num::NonZeroUsize>,
@@ -176,6 +180,7 @@ fn options(arguments: &Arguments) -> Result<Options, CompileError> {
         },
         max_context: arguments.max_context,
         weights: arguments.weights,
+        ptxas: assemble::find().filter(|_| !arguments.no_cubin),
         threads: arguments.threads.map_or_else(all_cores, usize::from),
         report: !arguments.strip_report,
         progress: !arguments.quiet,

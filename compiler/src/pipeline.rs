@@ -1,7 +1,7 @@
 //! The whole compiler as one function: open, graph, passes, schedule, kernels, emit.
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use lathe_ir::types::DType;
@@ -13,6 +13,7 @@ use lathe_models::Model;
 use lathe_plan::manifest::Source;
 
 use crate::ahead::ahead;
+use crate::assemble::{self, Assembled};
 use crate::error::CompileError;
 use crate::pass::{self, PassOptions, Selection};
 use crate::weights::ErrorSum;
@@ -100,6 +101,8 @@ pub struct Options {
     pub max_context: Option<usize>,
     /// Where weights come from.
     pub weights: Weights,
+    /// The assembler that makes cubins for GPUs beside their PTX; none are made without.
+    pub ptxas: Option<PathBuf>,
     /// Threads that pack weights. The plan does not depend on it.
     pub threads: usize,
     /// Whether the plan carries texts of its levels.
@@ -118,6 +121,7 @@ impl Options {
             cache: DType::F16,
             max_context: None,
             weights: Weights::default(),
+            ptxas: None,
             threads: 1,
             report: true,
             progress: false,
@@ -211,7 +215,12 @@ pub fn compile(model: Model, goal: Goal<'_>, options: &Options) -> Result<Outcom
     });
     let (source, objects) = (source?, objects?);
     clock.lap("kernels");
-    let parts = emit::Parts { model: &model, schedule: &schedule, objects, graphs: [unfused, fused], passes: &passes };
+    let assembled = assembled(&objects, options)?;
+    if !assembled.is_empty() {
+        clock.lap("cubins");
+    }
+    let graphs = [unfused, fused];
+    let parts = emit::Parts { model: &model, schedule: &schedule, objects, assembled, graphs, passes: &passes };
     let manifest = |errors: &[Option<ErrorSum>]| emit::manifest(&model, source, &schedule, options, errors);
     emit::write(parts, options, path, manifest)?;
     clock.lap("weights");
@@ -260,6 +269,17 @@ fn objects(kernels: &[KernelSpec], options: &Options) -> Result<Vec<(&'static Ta
         std::iter::from_fn(take).collect::<Result<Vec<Object>, KernelError>>()
     })?;
     Ok(options.targets.iter().copied().zip(objects).collect())
+}
+
+/// The cubins of the targets that are GPUs, side by side.
+fn assembled(objects: &[(&'static Target, Object)], options: &Options) -> Result<Vec<Assembled>, CompileError> {
+    let gpus: Vec<_> = objects.iter().filter(|(target, _)| target.machine == Machine::Nvptx).collect();
+    let Some(ptxas) = &options.ptxas else { return Ok(Vec::new()) };
+    let assemble = |at: usize| {
+        let (target, object) = gpus[at];
+        assemble::assemble(ptxas, target, &object.code, object.entries.len())
+    };
+    ahead(gpus.len(), options.threads, assemble, |take| std::iter::from_fn(take).collect())
 }
 
 /// The text of each kernel that has a generator, target after target, and the names of those that have none.

@@ -19,11 +19,11 @@ use lathe_runtime::engine::{Engine, EngineOptions};
 use lathe_runtime::tokenizer::{Control, Tokenizer};
 use lathe_runtime::{Event, Request};
 use lathe_tests::compare::relative_error;
-use lathe_tests::{Scratch, emulated_driver, lathe, smollm2};
+use lathe_tests::{Scratch, emulated_driver, lathe, ptxas, smollm2};
 
 /// Room for f32 roundings in another order, over a few layers.
 const F32_BOUND: f64 = 1e-5;
-/// Room for activations that are rounded to the next code, which a rounding before may tip over.
+/// Room for activations that are rounded to the next code, which a rounding before may tip over, or to bf16.
 const INT8_BOUND: f64 = 2e-2;
 /// Room for f32 roundings over thirty layers.
 const DEEP_BOUND: f64 = 1e-4;
@@ -109,7 +109,7 @@ fn plans_of_every_kind_answer_as_on_the_cpu() {
         // The third prompt begins as the first does.
         let prompts = [prompt(5, 40), prompt(11, 21), [prompt(5, 32), prompt(70, 5)].concat()];
         let every_family = seeded::small_configs().into_iter();
-        let schemes = [Scheme::BF16, Scheme::INT8, Scheme::INT4];
+        let schemes = [Scheme::F16, Scheme::INT8, Scheme::INT4];
         for (config, scheme) in every_family.flat_map(|config| schemes.map(|scheme| (config.clone(), scheme))) {
             let family = config.architecture.clone();
             let model = || {
@@ -133,11 +133,13 @@ fn plans_of_every_kind_answer_as_on_the_cpu() {
 }
 
 #[test]
-fn plans_with_int8_activations_answer_on_tensor_cores_whatever_shares_their_steps() {
-    in_child("plans_with_int8_activations_answer_on_tensor_cores_whatever_shares_their_steps", || {
+fn plans_answer_on_tensor_cores_whatever_shares_their_steps() {
+    in_child("plans_answer_on_tensor_cores_whatever_shares_their_steps", || {
         let prompt = |salt: u32, count: u32| (0..count).map(|i| (i * 31 + salt) % 128).collect::<Vec<u32>>();
         let prompts = [prompt(5, 40), prompt(11, 21), prompt(70, 5)];
-        for (config, scheme) in seeded::small_configs().into_iter().zip([Scheme::INT4, Scheme::INT8]) {
+        for (config, scheme) in
+            seeded::small_configs().into_iter().cycle().zip([Scheme::INT4, Scheme::INT8, Scheme::BF16])
+        {
             let family = config.architecture.clone();
             let model = || seeded::model(config.clone(), seeded::small_tokenizer(), 3, &|_| scheme);
             let of = |target| plan(model().expect("the model is sound"), target, Activations::Int8);
@@ -219,6 +221,35 @@ fn the_shipped_binary_answers_on_a_gpu() {
     for chip in ["sm_80", "sm_86", "sm_89", "sm_90"] {
         let found = emulate(&mut run(gpu, "cuda:0"), &[("LATHE_EMULATE", chip)]).output().expect("it starts");
         assert_eq!(tokens(found), expected, "{chip}");
+    }
+}
+
+#[test]
+fn a_cubin_that_does_not_load_gives_way_to_ptx() {
+    let scratch = Scratch::new();
+    let path = scratch.file("assembled.plan");
+    let mut options = Options::new(Target::parse("sm_80").expect("a known target"));
+    options.passes.activations = Activations::F32;
+    options.cache = DType::F32;
+    options.ptxas = Some(ptxas());
+    let model = seeded::small_model(7, Scheme::INT8).expect("the model is sound");
+    compile(model, Goal::Plan(&path), &options).expect("the model compiles");
+    let plan = Plan::open(&path).expect("the plan opens");
+    assert!(plan.cubin("main", "sm_80").is_some_and(|cubin| cubin.starts_with(b"\x7fELF")));
+    let kernels = plan.report("kernels").expect("the plan has reports");
+    assert!(kernels.ends_with("no kernel spills registers to memory\n"), "{kernels}");
+
+    let text = |output: &Output| {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).expect("a line of JSON")["text"].clone()
+    };
+    let expected = text(&run(&small_plans()[0], "cpu").output().expect("it starts"));
+    // The emulated driver takes PTX alone; and a binary is for chips of its own generation.
+    for (chip, told) in [("sm_80", "does not load here"), ("sm_90", "is for another chip than this GPU's sm_90")] {
+        let found = emulate(&mut run(&path, "cuda:0"), &[("LATHE_EMULATE", chip)]).output().expect("it starts");
+        let warning = String::from_utf8_lossy(&found.stderr).into_owned();
+        assert_eq!(text(&found), expected, "{chip}");
+        assert!(warning.contains("the plan's cubin for sm_80") && warning.contains(told), "{chip}: {warning}");
     }
 }
 

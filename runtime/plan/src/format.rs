@@ -85,11 +85,13 @@ pub enum SectionKind {
     Report,
     /// A binary [`random::RandomWeights`] of the program named, in a layout, in place of its weights.
     RandomWeights,
+    /// What the PTX of the code of the same labels has been assembled to, for the architecture of its target alone.
+    Cubin,
     /// One that this reader doesn't know.
     Unknown(u16),
 }
 
-const KINDS: [(u16, SectionKind, &str); 11] = [
+const KINDS: [(u16, SectionKind, &str); 12] = [
     (1, SectionKind::Program, "program"),
     (2, SectionKind::Tokenizer, "tokenizer"),
     (3, SectionKind::ChatTemplate, "chat template"),
@@ -101,6 +103,7 @@ const KINDS: [(u16, SectionKind, &str); 11] = [
     (9, SectionKind::Manifest, "manifest"),
     (10, SectionKind::Report, "report"),
     (11, SectionKind::RandomWeights, "random weights"),
+    (12, SectionKind::Cubin, "cubin"),
 ];
 
 impl SectionKind {
@@ -160,7 +163,7 @@ impl Section {
     /// A label that sections of this kind don't have. Without one, a program or a text is there at most once.
     pub(crate) fn stray_label(&self) -> Option<&str> {
         let labels: &[&str] = match self.kind {
-            SectionKind::Code | SectionKind::Unknown(_) => &[],
+            SectionKind::Code | SectionKind::Cubin | SectionKind::Unknown(_) => &[],
             SectionKind::ChunkDigests | SectionKind::Weights | SectionKind::RandomWeights => &[&self.target],
             SectionKind::Program | SectionKind::Report => &[&self.target, &self.layout],
             _ => &[&self.name, &self.target, &self.layout],

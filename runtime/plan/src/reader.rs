@@ -30,6 +30,8 @@ pub struct Plan {
     reports: Vec<(String, String)>,
     /// Index and content of the sections of chunk digests.
     chunks: Vec<(usize, Vec<Digest>)>,
+    /// Program, target and content of assembled code.
+    cubins: Vec<(String, String, Vec<u8>)>,
     /// Program, layout and content of what stands for weights.
     random: Vec<(String, String, RandomWeights)>,
 }
@@ -75,6 +77,7 @@ impl Plan {
             manifest: None,
             reports: Vec::new(),
             chunks: Vec::new(),
+            cubins: Vec::new(),
             random: Vec::new(),
         };
         plan.check_padding(bytes.len() as u64)?;
@@ -147,6 +150,7 @@ impl Plan {
                 }
                 self.chunks.push((index, bytes.as_chunks().0.to_vec()));
             }
+            SectionKind::Cubin => self.cubins.push((section.name.clone(), section.target.clone(), bytes)),
             SectionKind::RandomWeights => {
                 let weights: RandomWeights = codec::decode(&bytes)?;
                 self.random.push((section.name.clone(), section.layout.clone(), weights));
@@ -196,6 +200,10 @@ impl Plan {
         }
         if section.kind == SectionKind::RandomWeights {
             self.check_random(section)?;
+        }
+        let has_code = || self.codes(&section.name).any(|code| code.object.target == section.target);
+        if section.kind == SectionKind::Cubin && !has_code() {
+            return Err(mismatch(section, "expected code of its program and target, found none".to_owned()));
         }
         Ok(())
     }
@@ -325,6 +333,12 @@ impl Plan {
     /// The machine code of a program, one per target.
     pub fn codes(&self, program: &str) -> impl Iterator<Item = &Code> {
         self.codes.iter().filter(move |code| code.program == program)
+    }
+
+    /// What the PTX of a program's code for a target has been assembled to, if the compiler had an assembler.
+    pub fn cubin(&self, program: &str, target: &str) -> Option<&[u8]> {
+        let mut cubins = self.cubins.iter();
+        cubins.find(|(name, of, _)| name == program && of == target).map(|(_, _, cubin)| cubin.as_slice())
     }
 
     /// The tokenizer.

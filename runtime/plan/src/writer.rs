@@ -62,6 +62,11 @@ impl<'a> PlanWriter<'a> {
         self.add(SectionKind::Code, [program, &code.target, layout], codec::encode(code));
     }
 
+    /// Adds what the PTX of the code for a target has been assembled to.
+    pub fn cubin(&mut self, program: &str, target: &str, layout: &str, cubin: Vec<u8>) {
+        self.add(SectionKind::Cubin, [program, target, layout], cubin);
+    }
+
     /// Adds the tokenizer.
     pub fn tokenizer(&mut self, tables: &TokenizerTables) {
         self.add(SectionKind::Tokenizer, [""; 3], tables.to_bytes());
@@ -219,7 +224,7 @@ impl<'a> PlanWriter<'a> {
 fn section(kind: SectionKind, [name, target, layout]: [&str; 3], length: u64) -> Section {
     Section {
         kind,
-        optional: kind == SectionKind::Report,
+        optional: matches!(kind, SectionKind::Report | SectionKind::Cubin),
         rank: 0,
         name: name.to_owned(),
         target: target.to_owned(),

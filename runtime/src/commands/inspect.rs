@@ -16,6 +16,7 @@ Examples:
   lathe inspect smol.plan
   lathe inspect smol.plan --json | jq '.programs[0].buckets[].steps'
   lathe inspect smol.plan --report fused          the graph after all passes, if the plan keeps its reports
+  lathe inspect smol.plan --kernels               registers, spills and predicted times
   lathe inspect smol.plan --verify                reads all weights and checks their digests too";
 
 /// What to show.
@@ -30,6 +31,9 @@ pub struct Args {
     /// Print one of the compiler's reports instead
     #[arg(long, value_name = "NAME", conflicts_with = "json")]
     report: Option<String>,
+    /// Print what each kernel takes and how long it is predicted to take
+    #[arg(long, conflicts_with_all = ["json", "report"])]
+    kernels: bool,
     /// Check the digests of the weights as well; everything else is always checked
     #[arg(long)]
     verify: bool,
@@ -43,7 +47,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         eprintln!("all weights match their digests");
     }
     let mut out = io::stdout().lock();
-    if let Some(name) = &args.report {
+    if let Some(name) = args.report.as_deref().or(args.kernels.then_some("kernels")) {
         let Some(report) = plan.report(name) else {
             let names: Vec<&str> = plan.reports().map(|report| report.0).collect();
             let there =

@@ -39,7 +39,7 @@ pub fn load(plan: &Plan, options: &DeviceOptions) -> Result<Loaded> {
         return Ok(Loaded {
             name: device.name().to_owned(),
             threads: 1,
-            warning: None,
+            warning: device.warning().map(str::to_owned),
             device: fault::inject(Box::new(device))?,
         });
     }

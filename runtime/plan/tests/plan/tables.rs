@@ -98,3 +98,16 @@ fn values_have_one_spelling() {
     string[0] = 1;
     assert_eq!(decode::<String>(&string), Err(DecodeError::Utf8 { at: 0 }));
 }
+
+#[test]
+fn assembled_code_belongs_to_code() {
+    let with = |target: &str| {
+        let mut writer = sample::writer(&sample::program());
+        writer.cubin("main", target, LAYOUT, vec![1, 2, 3]);
+        writer.to_bytes().unwrap()
+    };
+    let plan = sample::load(with("x86-64-v4")).unwrap();
+    assert_eq!(plan.cubin("main", "x86-64-v4"), Some(&[1, 2, 3][..]));
+    assert_eq!((plan.cubin("main", "sm_80"), plan.cubin("draft", "x86-64-v4")), (None, None));
+    assert!(sample::refusal(with("sm_80")).contains("expected code of its program and target, found none"));
+}

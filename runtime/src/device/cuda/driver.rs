@@ -199,7 +199,16 @@ impl Drop for Pinned {
     }
 }
 
-/// A PTX module on the device, with its kernels.
+/// Code in a form that the driver takes.
+#[derive(Clone, Copy, Debug)]
+pub enum Image<'a> {
+    /// The text of PTX, which the driver compiles.
+    Ptx(&'a str),
+    /// What an assembler has made of it.
+    Cubin(&'a [u8]),
+}
+
+/// A module on the device, with its kernels.
 #[derive(Debug)]
 pub struct Module {
     context: Arc<Context>,
@@ -211,15 +220,29 @@ pub struct Module {
 unsafe impl Send for Module {}
 
 impl Module {
-    /// Hands PTX to the driver and finds the kernels of these names.
-    pub fn load(context: &Arc<Context>, ptx: &str, names: &[&str]) -> Result<Module> {
+    /// Hands code to the driver and finds the kernels of these names.
+    pub fn load(context: &Arc<Context>, image: Image<'_>, names: &[&str]) -> Result<Module> {
         context.enter()?;
-        let text = CString::new(ptx).map_err(|_| Error::Program("its PTX holds a zero byte".into()))?;
-        // SAFETY: the text ends with a zero byte and lives through the call; the module is unloaded once.
-        let loaded = unsafe { result::module::load_data(text.as_ptr().cast()) };
-        let raw = match loaded {
-            Err(error) if error.0 == sys::CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => return Err(old_driver(ptx)),
-            loaded => ask("cuModuleLoadData", loaded)?,
+        let raw = match image {
+            Image::Cubin(cubin) => {
+                // The driver reads as many bytes as the headers say: the file has to begin as one of its kind does.
+                if !cubin.starts_with(b"\x7fELF") {
+                    return Err(Error::Program("its cubin is no ELF file".into()));
+                }
+                // SAFETY: the bytes live through the call, and are what the assembler wrote: the plan's digests vouch for
+                // them. The module is unloaded once.
+                ask("cuModuleLoadData", unsafe { result::module::load_data(cubin.as_ptr().cast()) })?
+            }
+            Image::Ptx(ptx) => {
+                let text = CString::new(ptx).map_err(|_| Error::Program("its PTX holds a zero byte".into()))?;
+                // SAFETY: the text ends with a zero byte and lives through the call; the module is unloaded once.
+                match unsafe { result::module::load_data(text.as_ptr().cast()) } {
+                    Err(error) if error.0 == sys::CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {
+                        return Err(old_driver(ptx));
+                    }
+                    loaded => ask("cuModuleLoadData", loaded)?,
+                }
+            }
         };
         let mut module = Module { context: Arc::clone(context), raw, kernels: Vec::with_capacity(names.len()) };
         for name in names {

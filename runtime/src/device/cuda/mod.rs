@@ -14,7 +14,7 @@ use std::sync::Arc;
 use lathe_plan::{Plan, PlanError, program::CodeObject};
 
 use self::{
-    driver::{Context, Event, Module, Pinned},
+    driver::{Context, Event, Image, Module, Pinned},
     machine::Machine,
     picking::Pickers,
 };
@@ -30,6 +30,7 @@ use crate::{
 #[derive(Debug)]
 pub struct CudaDevice {
     limits: Limits,
+    warning: Option<String>,
     poison: bool,
     context: Arc<Context>,
     machine: Machine,
@@ -108,6 +109,32 @@ fn names(object: &CodeObject) -> Result<(&str, Vec<&str>)> {
     Ok((text, object.entries.iter().map(name).collect::<Result<Vec<&str>>>()?))
 }
 
+/// Loads a target's cubin where there is one for this GPU, else its PTX; what to tell of that.
+fn load_module(
+    context: &Arc<Context>,
+    cubin: Option<&[u8]>,
+    object: &CodeObject,
+    ptx: &str,
+    names: &[&str],
+) -> Result<(Module, Option<String>)> {
+    let Some(cubin) = cubin else { return Ok((Module::load(context, Image::Ptx(ptx), names)?, None)) };
+    let (target, found) = (&object.target, context.capability);
+    // Within a generation a binary runs on its own chip and on later ones.
+    let why = if capability(object).is_none_or(|of| of / 10 != found / 10) {
+        format!("is for another chip than this GPU's sm_{found}")
+    } else {
+        match Module::load(context, Image::Cubin(cubin), names) {
+            Ok(module) => return Ok((module, None)),
+            Err(error) => format!("does not load here ({error})"),
+        }
+    };
+    let warning = format!(
+        "the plan's cubin for {target} {why}, so the driver compiles its PTX, which takes some seconds; compile the plan \
+         with --target sm_{found} to save them"
+    );
+    Ok((Module::load(context, Image::Ptx(ptx), names)?, Some(warning)))
+}
+
 impl CudaDevice {
     /// Loads a plan's main program onto the GPU of this number, in the driver's order.
     pub fn load(plan: &Plan, ordinal: usize, options: &DeviceOptions) -> Result<CudaDevice> {
@@ -125,7 +152,7 @@ impl CudaDevice {
         if names.len() != program.kernels.len() {
             return Err(Error::Program("its code lacks kernels".into()));
         }
-        let module = Module::load(&context, ptx, &names)?;
+        let (module, warning) = load_module(&context, plan.cubin("main", &object.target), object, ptx, &names)?;
         let readers = std::thread::available_parallelism().map_or(1, usize::from);
         let weights = plan.load_weights("main", layout, options.load, readers)?;
         let limits = Limits::of(program, options.cache_tokens);
@@ -150,6 +177,7 @@ impl CudaDevice {
         };
         Ok(CudaDevice {
             poison: options.poison,
+            warning,
             slots: [slot()?, slot()?],
             pickers: Pickers::new(limits.vocabulary as usize),
             numbers: Numbers::default(),
@@ -159,6 +187,11 @@ impl CudaDevice {
             machine,
             context,
         })
+    }
+
+    /// Why loading took longer than it could, and what to do.
+    pub fn warning(&self) -> Option<&str> {
+        self.warning.as_deref()
     }
 
     /// What the driver calls the GPU.
