@@ -271,6 +271,12 @@ fn bad_directories() {
         ("an index to nothing", index("model-9.safetensors"), DAMAGED, &["cannot open", "model-9.safetensors"]),
         ("an index to another file", index("model-1.safetensors"), DAMAGED, &[UP, "by the index"]),
         (
+            "a tokenizer of another kind",
+            change(|directory| directory.tokenizer["model"]["type"] = "Unigram".into()),
+            UNSUPPORTED,
+            &["'model.type'", "Unigram", "BPE"],
+        ),
+        (
             "more tokens than rows",
             change(|directory| directory.tokenizer["model"]["vocab"]["new"] = 128.into()),
             DAMAGED,

@@ -28,11 +28,19 @@ pub fn object(bytes: &[u8], expected: &'static str) -> Result<Map<String, Value>
 
 /// The error for a file, or a part of one, that says something else than it may.
 pub fn malformed(what: impl Into<String>, expected: impl Into<String>, found: &str) -> ModelError {
-    /// A longer text hides what is wrong.
+    ModelError::Malformed { what: what.into(), expected: expected.into(), found: shown(found) }
+}
+
+/// An error about a sound file that asks for what Lathe does not have.
+pub fn unsupported(key: impl Into<String>, expected: impl Into<String>, found: &str) -> ModelError {
+    ModelError::Unsupported { key: key.into(), expected: expected.into(), found: shown(found) }
+}
+
+/// As much of a text as helps; a longer one hides what is wrong.
+fn shown(found: &str) -> String {
     const SHOWN: usize = 300;
     let shown: String = found.chars().take(SHOWN).collect();
-    let found = if shown.len() < found.len() { shown + "…" } else { shown };
-    ModelError::Malformed { what: what.into(), expected: expected.into(), found }
+    if shown.len() < found.len() { shown + "…" } else { shown }
 }
 
 /// A JSON value in which no object has a key twice; `serde_json` by itself would keep the last.

@@ -11,7 +11,7 @@ mod vocabulary;
 
 use serde_json::{Map, Value};
 
-use super::json::malformed;
+use super::json::{malformed, unsupported};
 use crate::error::ModelError;
 use crate::template;
 use crate::tokenizer::bpe::merges;
@@ -84,13 +84,13 @@ pub fn read(file: &Object, settings: Settings, vocab: usize) -> Result<Tokenizer
     ];
     only("tokenizer.json", file, &PARTS)?;
     if let Some(version) = file.get("version").filter(|&version| !version.is_null() && version != "1.0") {
-        return Err(malformed("'version'", "\"1.0\", the only one that is known", &version.to_string()));
+        return Err(unsupported("version", "\"1.0\", the only one that is known", &version.to_string()));
     }
     let model = part(file, "model").as_object();
     let model = model.ok_or_else(|| malformed("'model'", "an object", &part(file, "model").to_string()))?;
     let cutting = cutting::read(file, part(model, "byte_fallback") == &Value::Bool(true))?;
     if settings.flag("add_prefix_space")?.is_some_and(|adds| adds && !cutting.has_space_prefix()) {
-        return Err(malformed("'add_prefix_space'", "false: 'pre_tokenizer' adds no space in front", "true"));
+        return Err(unsupported("add_prefix_space", "false: 'pre_tokenizer' adds no space in front", "true"));
     }
     vocabulary::check_model(model, cutting)?;
     let added = added(part(file, "added_tokens"), settings)?;
@@ -159,7 +159,7 @@ fn only(what: &str, object: &Object, known: &[&str]) -> Result<(), ModelError> {
     match object.iter().find(unknown) {
         None => Ok(()),
         Some((key, value)) => {
-            Err(malformed(what, format!("the keys {}", known.join(", ")), &format!("'{key}': {value}")))
+            Err(unsupported(what, format!("the keys {}", known.join(", ")), &format!("'{key}': {value}")))
         }
     }
 }
@@ -174,7 +174,7 @@ fn find(text: &str, tokens: &[Token]) -> Option<u32> {
 fn added_ends(post: &Value, tokens: &[Token], bos: Option<u32>, eos: Option<u32>) -> Result<(bool, bool), ModelError> {
     let wrong = || {
         let expected = "ByteLevel, or a template of the bos token, the text and the eos token";
-        malformed("'post_processor'", expected, &post.to_string())
+        unsupported("post_processor", expected, &post.to_string())
     };
     let steps = match post["type"].as_str() {
         _ if post.is_null() => return Ok((false, false)),

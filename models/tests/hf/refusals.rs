@@ -253,7 +253,7 @@ fn a_tokenizer_that_works_in_another_way_is_refused() {
     tokenizer(|file| file["post_processor"] = json!({ "type": "BertProcessing" }), &["'post_processor'", "Bert"]);
     let other = json!({ "type": "TemplateProcessing", "single": [{ "SpecialToken": { "id": "<|endoftext|>" } }, { "Sequence": { "id": "A" } }] });
     tokenizer(|file| file["post_processor"] = other, &["'post_processor'", "endoftext"]);
-    tokenizer(|file| file["model"]["type"] = "Unigram".into(), &["'type' of 'model'", "Unigram"]);
+    tokenizer(|file| file["model"]["type"] = "Unigram".into(), &["'model.type'", "Unigram"]);
     tokenizer(|file| file["model"]["byte_fallback"] = true.into(), &["'pre_tokenizer'", "byte_fallback"]);
     tokenizer(|file| file["model"]["ignore_merges"] = 1.into(), &["ignore_merges", "1"]);
     let split = |pattern: &str, behavior: &str| {

@@ -6,7 +6,7 @@
 
 use serde_json::{Value, json};
 
-use super::super::json::malformed;
+use super::super::json::unsupported;
 use super::{Object, part};
 use crate::error::ModelError;
 use crate::tokenizer::{PreTokenizer, SpacePrefix};
@@ -81,7 +81,7 @@ fn flatten<'a>(value: &'a Value, list: &str, out: &mut Vec<&'a Value>) {
 
 /// Refuses a part with what it is.
 fn unknown(file: &Object, key: &str, expected: impl Into<String>) -> ModelError {
-    malformed(format!("'{key}'"), expected.into(), &part(file, key).to_string())
+    unsupported(key, expected, &part(file, key).to_string())
 }
 
 fn bytes(file: &Object) -> Result<Cutting, ModelError> {

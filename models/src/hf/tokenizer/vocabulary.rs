@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::super::json::malformed;
+use super::super::json::{malformed, unsupported};
 use super::cutting::Cutting;
 use super::{Object, only, part};
 use crate::error::ModelError;
@@ -27,15 +27,19 @@ pub fn check_model(model: &Object, cutting: Cutting) -> Result<(), ModelError> {
         "end_of_word_suffix",
         "cache_capacity",
     ];
-    only("'model'", model, &KNOWN)?;
+    only("model", model, &KNOWN)?;
     let check = |key: &str, expected: &str, good: &dyn Fn(&Value) -> bool| match part(model, key) {
         value if value.is_null() || good(value) => Ok(()),
         value => Err(malformed(format!("'{key}' of 'model'"), expected, &value.to_string())),
     };
-    check("type", "\"BPE\", the only kind that is supported so far", &|value| value == "BPE")?;
-    check("dropout", "null: dropout is for training", &|value| value.as_f64() == Some(0.0))?;
+    let supports = |key: &str, expected: &str, good: &dyn Fn(&Value) -> bool| match part(model, key) {
+        value if value.is_null() || good(value) => Ok(()),
+        value => Err(unsupported(format!("model.{key}"), expected, &value.to_string())),
+    };
+    supports("type", "\"BPE\", the only kind that is supported so far", &|value| value == "BPE")?;
+    supports("dropout", "null: dropout is for training", &|value| value.as_f64() == Some(0.0))?;
     for key in ["continuing_subword_prefix", "end_of_word_suffix"] {
-        check(key, "null: words are not marked by this kind of BPE", &|value| value == "")?;
+        supports(key, "null: words are not marked by this kind of BPE", &|value| value == "")?;
     }
     let has = |text: String| model.get("vocab").and_then(|vocab| vocab.get(text)).is_some();
     match cutting {
