@@ -95,7 +95,7 @@ struct Arguments {
     /// Leave the texts for people out of the plan
     #[arg(long)]
     strip_report: bool,
-    /// Hold PTX alone for GPUs, also where ptxas is on PATH or LATHE_PTXAS names it
+    /// Hold PTX alone for GPUs, even where ptxas is at hand to make cubins of it
     #[arg(long)]
     no_cubin: bool,
     /// Threads that pack weights; the plan does not depend on it [default: all cores]

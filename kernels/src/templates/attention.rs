@@ -282,8 +282,12 @@ impl<'c> Attention<'_, 'c> {
                 for line in (0..KEY_STEP * key_bytes).step_by(64) {
                     let at = b.add(b.mul(d, b.int(key_bytes as i64)), b.int(line as i64));
                     let values = b.add(at, b.int(self.values_offset() as i64));
-                    next.iter().for_each(|&next| b.prefetch(b.offset(next, at)));
-                    keys.iter().for_each(|&page| b.prefetch(b.offset(page, values)));
+                    for &next in &next {
+                        b.prefetch(b.offset(next, at));
+                    }
+                    for &page in &keys {
+                        b.prefetch(b.offset(page, values));
+                    }
                 }
             }
             for i in 0..KEY_STEP {
@@ -402,7 +406,9 @@ impl<'c> Attention<'_, 'c> {
             for (&row, sums) in rows.iter().zip(&sums) {
                 let slot = b.add(b.sub(page, span.begin), b.int((row * SPLIT_PAGES) as i64));
                 let correction = b.splat(b.load(Kind::F32, b.element(frames.corrections, slot, 4)));
-                sums.iter().for_each(|&sum| b.set(sum, b.fmul(b.get(sum), correction)));
+                for &sum in sums {
+                    b.set(sum, b.fmul(b.get(sum), correction));
+                }
             }
             let begin = b.mul(page, page_tokens);
             let hidden =

@@ -49,7 +49,7 @@ pub fn run(spec: &KernelSpec, operands: &[Vec<u8>], params: &[i64], units: i64) 
     let found: Vec<Vec<u8>> = operands.iter().zip(&addresses).map(read).collect();
     if let Some(folder) = std::env::var_os("LATHE_VECTORS") {
         let call = Call { spec, entry: &name, ptx: &ptx, grid: launch.grid, block: launch.block };
-        write_vector(Path::new(&folder), &call, [params, &[units]].concat(), operands, &found);
+        write_vector(Path::new(&folder), &call, &[params, &[units]].concat(), operands, &found);
     }
     Some(found)
 }
@@ -68,7 +68,7 @@ struct Call<'a> {
 
 /// Writes what a device can be asked to repeat: a line of JSON, the PTX, the operands before and after. One vector for each
 /// kernel is enough.
-fn write_vector(folder: &Path, call: &Call<'_>, params: Vec<i64>, before: &[Vec<u8>], after: &[Vec<u8>]) {
+fn write_vector(folder: &Path, call: &Call<'_>, params: &[i64], before: &[Vec<u8>], after: &[Vec<u8>]) {
     let bytes: usize = before.iter().map(Vec::len).sum();
     let mut hasher = DefaultHasher::new();
     call.spec.to_string().hash(&mut hasher);
