@@ -282,3 +282,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_gpu_splits_the_attention_of_few_tokens_alone() {
+    let model = lathe_models::shapes::open(std::path::Path::new("smollm2-135m")).expect("a known shape");
+    let graph = crate::common::fused(&model, &PassOptions::default(), &[]);
+    let schedule = schedule::build(&graph, 8192, Machine::Nvptx).expect("it has a schedule");
+    let splits = |bucket: &Bucket| {
+        let is_split = |launch: &&Launch| matches!(launch.kernel, KernelSpec::AttentionSplits { .. });
+        (bucket.max.tokens, bucket.launches.iter().filter(is_split).count())
+    };
+    assert_eq!(schedule.buckets.iter().map(splits).collect::<Vec<_>>(), [(16, 30), (128, 30), (2048, 0)]);
+}

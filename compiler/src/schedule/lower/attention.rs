@@ -7,7 +7,7 @@ use lathe_ir::types::{CacheType, Dim};
 use lathe_kernels::spec::{KernelSpec, PAGE_TOKENS, partial_floats};
 use lathe_kernels::targets::Machine;
 
-use super::super::{BATCH, Buffer, ScheduleError, Share, times};
+use super::super::{BATCH, Buffer, GPU_BATCH, ScheduleError, Share, times};
 use super::{Lowering, check_head};
 
 /// Most blocks for a token's key/value head: with the heads of a model they fill a chip, and where histories are short few
@@ -32,7 +32,9 @@ impl Lowering<'_> {
         let mut params = vec![rows, Dim::of(kv_heads), Dim::S, self.pages];
         let splits = (self.pages.c * PAGE_TOKENS).div_ceil(ATTENTION_SPLIT);
         let bytes = 4 * partial_floats(head_dim) * heads * splits * rows.eval(self.max);
-        if self.machine == Machine::X86 || splits == 1 || bytes > MOST_PARTIAL_BYTES {
+        // Where tokens are many they fill the chip by themselves, and blocks without a split cost more than they help.
+        let many = rows.eval(self.max) > GPU_BATCH.tokens;
+        if self.machine == Machine::X86 || many || splits == 1 || bytes > MOST_PARTIAL_BYTES {
             let kernel = KernelSpec::Attention { group, head_dim, dtype, scale, window, softcap };
             let units = times(rows, kv_heads);
             // A token's work grows with its position, so workers take units as they get free: one by one where they are
