@@ -14,6 +14,8 @@ const FADE: f32 = 0.94;
 const PRIOR: f32 = 3.0;
 /// By what factor guesses must promise more than none: predictions err by a little.
 const MARGIN: f64 = 1.03;
+/// What an expected token of a guess counts for beside other answers: it helps one of them, and its time is everybody's.
+const SHARED: f64 = 0.75;
 
 /// How many guesses of each class were right.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,8 +51,9 @@ pub fn best_count(certain: usize, chances: &[f64], time: impl Fn(usize) -> Optio
     let mut expected = certain as f64;
     let Some(alone) = time(0).filter(|seconds| *seconds > 0.0) else { return 0 };
     let mut best = (expected / alone * MARGIN, 0);
+    let weight = if certain > 1 { SHARED } else { 1.0 };
     for (index, chance) in chances.iter().enumerate() {
-        expected += chance;
+        expected += chance * weight;
         let Some(seconds) = time(index + 1).filter(|seconds| *seconds > 0.0) else { continue };
         if expected / seconds > best.0 {
             best = (expected / seconds, index + 1);
@@ -99,6 +102,9 @@ mod tests {
         // The more answers there are, the more tokens the time of a guess costs.
         check(1, &[0.3], 0.002, 1);
         check(16, &[0.3], 0.002, 0);
+        // Beside another answer a guess must earn a third more than its time.
+        check(2, &[0.3], 0.001, 0);
+        check(2, &[0.5], 0.001, 1);
     }
 
     #[test]
