@@ -54,6 +54,8 @@ def both(lathe: Path, plan: Path, gguf: Path, slots: int, threads: int, context:
     ports = free_port(), free_port()
     positions = slots * context
     ours = [lathe, "serve", plan, "--port", ports[0], "--threads", threads, "--cache-tokens", positions]
+    # Random prompts are answered by repetitions, which guesses would make short work of.
+    ours += ["--speculate", "off"]
     peer = [llama.binaries() / "llama-server", "--model", gguf, "--port", ports[1], "--threads", threads]
     peer += ["--threads-batch", threads, "--parallel", slots, "--ctx-size", positions]
     logs = llama.cache() / "logs"
