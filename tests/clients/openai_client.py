@@ -141,10 +141,10 @@ def a_stream_of_a_chat_says_what_the_whole_says():
     whole = chat(max_completion_tokens=24)
     chunks = list(chat(max_completion_tokens=24, stream=True, stream_options={"include_usage": True}))
     *body, last = chunks
-    equal(
-        (last.choices, last.usage.model_dump()),
-        ([], whole.usage.model_dump() | {"prompt_tokens_details": last.usage.prompt_tokens_details.model_dump()}),
-    )
+    # What was cached and guessed depends on what the server did before and on how long its steps take.
+    details = {"prompt_tokens_details", "completion_tokens_details"}
+    equal((last.choices, last.usage.model_dump(exclude=details)), ([], whole.usage.model_dump(exclude=details)))
+    assert last.usage.completion_tokens_details.rejected_prediction_tokens >= 0
     assert all(chunk.usage is None for chunk in body) and len({chunk.id for chunk in chunks}) == 1
     equal({chunk.object for chunk in chunks}, {"chat.completion.chunk"})
     equal(body[0].choices[0].delta.role, "assistant")
