@@ -291,7 +291,13 @@ fn worker<'a>(grid: &'a Grid<'a>, pool: &Pool, me: usize, total: u64, most: usiz
         waits.extend(resident.iter().map(|(cta, _)| (cta.linear, cta.waits())));
         drop(waits);
         pool.quiet[me].store(before + 1, SeqCst);
-        let all = pool.quiet.iter().all(|quiet| quiet.load(SeqCst) == before + 1 || quiet.load(SeqCst) == u64::MAX);
+        // While nothing changes, another round would change nothing either, and only take steps from those that go on.
+        let is_quiet = |quiet: &AtomicU64| [before + 1, u64::MAX].contains(&quiet.load(SeqCst));
+        let mut all = false;
+        while !all && version() == before && !pool.stop.load(SeqCst) {
+            all = pool.quiet.iter().all(is_quiet);
+            std::thread::yield_now();
+        }
         if all && version() == before {
             let waits = pool.waits.lock().unwrap_or_else(PoisonError::into_inner);
             let mut list: Vec<_> = resident.iter().map(|(cta, _)| cta.linear).collect();
@@ -316,7 +322,6 @@ fn worker<'a>(grid: &'a Grid<'a>, pool: &Pool, me: usize, total: u64, most: usiz
             });
             return counters;
         }
-        std::thread::yield_now();
     }
     // A thread without work is quiet at every version.
     pool.quiet[me].store(u64::MAX, SeqCst);
