@@ -24,7 +24,8 @@ pub struct MachineArgs {
     /// Worker threads [default: one per physical core]
     #[arg(short, long, value_name = "N", value_parser = positive)]
     pub threads: Option<usize>,
-    /// Positions that the cache holds [default: the model's context, at most 8192]
+    /// Positions that the cache holds [default: as many as requests can use, in up to a quarter of the memory that
+    /// weights leave and 4 GiB, on a GPU three quarters]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub cache_tokens: Option<usize>,
     /// Most prompt tokens in a step [default: as many as the plan allows]

@@ -11,6 +11,8 @@
 //! - [`cuda`]: an NVIDIA GPU that runs the plan's PTX.
 //! - [`null`]: no arithmetic at all; a stand-in for simulations of everything above the device.
 //! - [`fault`]: any of these, failing on purpose.
+//!
+//! [`room`] says whether a plan fits into memory, and how large its cache is.
 
 pub mod choice;
 pub mod cpu;
@@ -18,6 +20,7 @@ pub mod cuda;
 pub mod fault;
 pub mod null;
 pub mod options;
+pub mod room;
 mod tickets;
 pub mod timeline;
 mod wide;
@@ -75,8 +78,7 @@ pub struct Limits {
 
 impl Limits {
     /// What a device takes for a program, with a cache for so many positions.
-    pub(crate) fn of(program: &Program, cache_tokens: Option<usize>) -> Limits {
-        let tokens = cache_tokens.unwrap_or(DEFAULT_CACHE_TOKENS.min(program.max_context as usize));
+    pub(crate) fn of(program: &Program, tokens: usize) -> Limits {
         let max = exec::largest_step(program);
         let groups = program.cache_groups.iter().map(|group| {
             let window = match group.retention {
@@ -94,10 +96,13 @@ impl Limits {
         });
         Limits { max, vocabulary: program.vocabulary, max_context: program.max_context, groups: groups.collect() }
     }
-}
 
-/// Positions that the cache holds unless told otherwise, if the model's context is not smaller.
-const DEFAULT_CACHE_TOKENS: usize = 8192;
+    /// Positions that the cache holds, in the group that holds most.
+    pub fn cache_tokens(&self) -> u64 {
+        let positions = self.groups.iter().map(|group| u64::from(group.pages) * u64::from(group.page_tokens));
+        positions.max().unwrap_or(0)
+    }
+}
 
 /// The pages of a cache group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -48,7 +48,8 @@ pub struct DeviceOptions {
     pub choice: DeviceChoice,
     /// Worker threads of a CPU; by default one per physical core that the process may use.
     pub threads: Option<usize>,
-    /// Positions that the cache holds for all requests together; by default one request's full context, at most 8192.
+    /// Positions that the cache holds for all requests together; by default as many as they can use, as far as memory
+    /// allows: a quarter of what weights leave to a CPU and at most 4 GiB, three quarters on a GPU.
     pub cache_tokens: Option<usize>,
     /// Where the weights are kept.
     pub load: LoadMode,

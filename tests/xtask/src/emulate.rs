@@ -12,6 +12,9 @@ use crate::process::{Failure, Result, cargo, io_failure, run, target_dir};
 /// The names under which programs look for NVIDIA's driver.
 const NAMES: [&str; 2] = ["libcuda.so", "libcuda.so.1"];
 
+/// Memory of the emulated device unless told otherwise: programs such as Lathe take most of what a GPU has.
+const MEMORY: (&str, &str) = ("LATHE_EMULATE_MEMORY", "2G");
+
 /// Builds the driver, and runs the command with a folder of its own first on the loader's path.
 pub fn emulate(command: &[&str]) -> Result<()> {
     let [program, arguments @ ..] = command else {
@@ -19,8 +22,13 @@ pub fn emulate(command: &[&str]) -> Result<()> {
     };
     run(cargo().args(["build", "--quiet", "--release", "-p", "lathe-emulator-driver"]))?;
     let folder = link(&target_dir().join("release/libcuda_emulated.so"))?;
+    let mut command = Command::new(program);
+    command.args(arguments).env("LD_LIBRARY_PATH", first_on_path(&folder));
+    if std::env::var_os(MEMORY.0).is_none() {
+        command.env(MEMORY.0, MEMORY.1);
+    }
     // The command takes this program's place, so that its exit code and its signals are its own.
-    let error = Command::new(program).args(arguments).env("LD_LIBRARY_PATH", first_on_path(&folder)).exec();
+    let error = command.exec();
     Err(Failure::Step(format!("starting {program}: {error}")))
 }
 

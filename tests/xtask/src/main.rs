@@ -30,7 +30,8 @@ Commands:
                   Feed a reader with changed files; `fuzz list` names the targets
   instructions    Count the instructions of a decode step and a prefill chunk of SmolLM2, with valgrind
   emulate -- CMD  Run a command with the emulated CUDA driver in the place of NVIDIA's; its device is an A100,
-                  or what LATHE_EMULATE says: sm_80, sm_86, sm_89, sm_90, several with commas between, or none
+                  or what LATHE_EMULATE says: sm_80, sm_86, sm_89, sm_90, several with commas between, or none;
+                  it has 2 GiB of memory, or what LATHE_EMULATE_MEMORY says
   simulate [SEEDS]
                   Run the simulation of the serving core over seeds 0..200, or one that failed, and print its speed
   dist            Build the binaries that are shipped (profile `dist`) and print their sizes

@@ -3,9 +3,12 @@
 use lathe_plan::Plan;
 use lathe_runtime::device::cpu::quota::{self, Read};
 use lathe_runtime::device::cpu::topology::{self, Cpus};
-use lathe_runtime::device::cpu::{features, room};
 use lathe_runtime::device::cuda;
 use lathe_runtime::device::options::DeviceOptions;
+use lathe_runtime::device::{
+    cpu::{self, features},
+    room,
+};
 use serde::Serialize;
 
 /// Features that code for CPUs asks for or profits from.
@@ -138,7 +141,9 @@ impl PlanFacts {
         } else {
             features::choose(&codes, None, features::has).ok().map(|code| code.object.target.clone())
         };
-        let needs = plan.program("main").map(|program| room::needs(program, &DeviceOptions::default(), facts.threads));
+        let needs = plan
+            .program("main")
+            .map(|program| cpu::needs(program, &DeviceOptions::default(), facts.threads, facts.memory_left));
         PlanFacts {
             targets,
             chosen,

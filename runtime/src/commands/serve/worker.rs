@@ -122,10 +122,14 @@ fn load(
     let model = Model::open_with(&args.plan, &args.machine, batching)?;
     let template = model.plan.chat_template().map(|source| ChatTemplate::new(source, &model.tokenizer)).transpose()?;
     let stem = args.plan.file_stem().map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned());
+    let limits = model.engine.limits();
+    let most = limits.max.sequences as usize;
+    let side_by_side = args.queue.max_running.map_or(most, |wanted| most.min(wanted));
+    eprintln!("loaded: {side_by_side} answers side by side, a cache of {} positions", limits.cache_tokens());
     let served = Served {
         name: args.name.clone().unwrap_or(stem),
         digest: blake3::Hash::from_bytes(model.plan.root()).to_hex().to_string(),
-        max_context: model.engine.limits().max_context,
+        max_context: limits.max_context,
     };
     let metrics = Arc::new(Metrics::default());
     metrics.restarted(restarts);

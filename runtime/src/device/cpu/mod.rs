@@ -2,7 +2,7 @@
 //!
 //! From the bottom up: `memory` maps memory and code, `float` is the kernels' floating-point mode, `machine` holds a
 //! loaded program and calls its kernels, `sync` is how threads wait, `worker` is what they do. `features`, `matrix`,
-//! `topology` and `quota` describe the machine, `roofline` measures it, and `room` says whether a plan fits.
+//! `topology` and `quota` describe the machine, and `roofline` measures it.
 
 pub mod features;
 mod float;
@@ -11,7 +11,6 @@ mod matrix;
 mod memory;
 pub mod quota;
 pub mod roofline;
-pub mod room;
 mod sync;
 pub mod topology;
 mod worker;
@@ -29,11 +28,30 @@ use self::{
     topology::{Cpus, Workers},
     worker::Shared,
 };
-use super::{Device, Limits, Step, StepOutput, Ticket, options::DeviceOptions, tickets::Tickets, timeline::Timeline};
+use super::{
+    Device, Limits, Step, StepOutput, Ticket,
+    options::DeviceOptions,
+    room::{self, Needs},
+    tickets::Tickets,
+    timeline::Timeline,
+};
 use crate::error::{Error, Result};
 
 /// How the targets of CPU code are called, before their level.
 const TARGET_PREFIX: &str = "x86-64";
+
+/// Bytes that a cache takes at most unless told how large it shall be. It takes them only as they are used.
+const MOST_CACHE_BYTES: u64 = 4 << 30;
+
+/// What a program needs of a machine that has so many bytes left. Unless told otherwise, its cache may take a quarter of
+/// what weights and results leave, and at most 4 GiB.
+pub fn needs(program: &Program, options: &DeviceOptions, workers: usize, left: Option<u64>) -> Needs {
+    let of = |cache_tokens| room::needs(program, cache_tokens, options.load, workers);
+    of(options.cache_tokens.unwrap_or_else(|| {
+        let rest = left.unwrap_or(0).saturating_sub(of(0).without_cache());
+        room::cache_tokens(program, (rest / 4).min(MOST_CACHE_BYTES))
+    }))
+}
 
 /// Runs the x86-64 code of a plan on pinned worker threads.
 #[derive(Debug)]
@@ -61,18 +79,26 @@ impl CpuDevice {
         let code = features::choose(&codes, options.target.as_deref(), has)?;
         // What will not fit is refused before anything is allocated, and so is a number of threads that makes no sense.
         let workers = Cpus::here().workers(options.threads)?;
-        room::needs(program, options, workers.count).fit(quota::memory_left(&quota::file))?;
+        let left = quota::memory_left(&quota::file);
+        let needs = needs(program, options, workers.count, left);
+        needs.fit(left)?;
         let kernels = Kernels::map(&code.object, program.kernels.len())?;
         let readers = thread::available_parallelism().map_or(1, usize::from);
         let weights = plan.load_weights("main", &code.layout, options.load, readers)?;
-        CpuDevice::start(program, kernels, Box::new(weights), options)
+        CpuDevice::start(program, kernels, Box::new(weights), needs.cache_tokens(), options)
     }
 
     /// Allocates a program's memory and starts the workers.
-    fn start(program: &Program, kernels: Kernels, weights: WeightBytes, options: &DeviceOptions) -> Result<CpuDevice> {
+    fn start(
+        program: &Program,
+        kernels: Kernels,
+        weights: WeightBytes,
+        cache_tokens: usize,
+        options: &DeviceOptions,
+    ) -> Result<CpuDevice> {
         let cpus = Cpus::here();
         let Workers { count: workers, warning } = cpus.workers(options.threads)?;
-        let limits = Limits::of(program, options.cache_tokens);
+        let limits = Limits::of(program, cache_tokens);
         let pages: Vec<u32> = limits.groups.iter().map(|group| group.pages).collect();
         let machine = Machine::new(program, kernels, weights, workers, &pages)?;
         let shared = Arc::new(Shared::new(machine, &limits, workers, options.poison));

@@ -165,18 +165,16 @@ fn program(launches: &[Launch]) -> Program {
     }
 }
 
+/// Positions of the cache.
+const CACHE_TOKENS: usize = 48;
+
 fn options(workers: usize) -> DeviceOptions {
-    DeviceOptions {
-        threads: Some(workers),
-        cache_tokens: Some(48),
-        unpinned: true,
-        poison: true,
-        ..DeviceOptions::default()
-    }
+    DeviceOptions { threads: Some(workers), unpinned: true, poison: true, ..DeviceOptions::default() }
 }
 
 fn device(program: &Program, workers: usize) -> CpuDevice {
-    CpuDevice::start(program, Kernels::of_functions(&FUNCTIONS), Box::new(Vec::new()), &options(workers)).unwrap()
+    CpuDevice::start(program, Kernels::of_functions(&FUNCTIONS), Box::new(Vec::new()), CACHE_TOKENS, &options(workers))
+        .unwrap()
 }
 
 fn greedy(token: u32) -> Row {
@@ -364,7 +362,7 @@ fn machine_code(entry: u64, poison: bool) -> Result<CpuDevice> {
         operands: vec![Operand { access: Access::Write, extent: Vec::new() }],
     }];
     let kernels = Kernels::map(&object, 1)?;
-    CpuDevice::start(&program, kernels, Box::new(Vec::new()), &DeviceOptions { poison, ..options(2) })
+    CpuDevice::start(&program, kernels, Box::new(Vec::new()), CACHE_TOKENS, &DeviceOptions { poison, ..options(2) })
 }
 
 #[test]

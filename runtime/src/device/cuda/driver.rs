@@ -86,6 +86,13 @@ impl Context {
         Ok(Arc::new(Context { device, raw, name, capability }))
     }
 
+    /// Bytes of the device's memory that nobody has taken.
+    pub fn free_bytes(&self) -> Result<u64> {
+        self.enter()?;
+        let (free, _) = ask("cuMemGetInfo", result::mem_get_info())?;
+        Ok(free as u64)
+    }
+
     /// Makes the context current on this thread.
     pub fn enter(&self) -> Result<()> {
         // SAFETY: the context is retained as long as this lives.

@@ -11,7 +11,10 @@ mod picking;
 
 use std::sync::Arc;
 
-use lathe_plan::{Plan, PlanError, program::CodeObject};
+use lathe_plan::{
+    LoadMode, Plan, PlanError,
+    program::{CodeObject, Program},
+};
 
 use self::{
     driver::{Context, Event, Image, Module, Pinned},
@@ -19,7 +22,8 @@ use self::{
     picking::Pickers,
 };
 use super::{
-    Device, IN_FLIGHT, Limits, RowOutput, Step, StepOutput, StepToken, Ticket, options::DeviceOptions, tickets::Tickets,
+    Device, IN_FLIGHT, Limits, RowOutput, Step, StepOutput, StepToken, Ticket, options::DeviceOptions, room,
+    tickets::Tickets,
 };
 use crate::{
     error::{Error, Result},
@@ -135,6 +139,15 @@ fn load_module(
     Ok((Module::load(context, Image::Ptx(ptx), names)?, Some(warning)))
 }
 
+/// Positions of the cache: unless told otherwise, it may take three quarters of what weights and results leave.
+fn cache_tokens(context: &Context, program: &Program, options: &DeviceOptions) -> Result<usize> {
+    if let Some(tokens) = options.cache_tokens {
+        return Ok(tokens);
+    }
+    let taken = room::needs(program, 0, LoadMode::Read, 0).without_cache();
+    Ok(room::cache_tokens(program, context.free_bytes()?.saturating_sub(taken) / 4 * 3))
+}
+
 impl CudaDevice {
     /// Loads a plan's main program onto the GPU of this number, in the driver's order.
     pub fn load(plan: &Plan, ordinal: usize, options: &DeviceOptions) -> Result<CudaDevice> {
@@ -155,7 +168,7 @@ impl CudaDevice {
         let (module, warning) = load_module(&context, plan.cubin("main", &object.target), object, ptx, &names)?;
         let readers = std::thread::available_parallelism().map_or(1, usize::from);
         let weights = plan.load_weights("main", layout, options.load, readers)?;
-        let limits = Limits::of(program, options.cache_tokens);
+        let limits = Limits::of(program, cache_tokens(&context, program, options)?);
         let pages: Vec<u32> = limits.groups.iter().map(|group| group.pages).collect();
         let mut machine = Machine::new(&context, program, module, &weights, &pages)?;
         if !options.no_graphs {
