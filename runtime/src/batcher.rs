@@ -333,16 +333,21 @@ impl Batcher {
         let mut budget = self.options.token_budget;
         let mut rows = self.limits.max.rows as usize;
         let mut order = Vec::with_capacity(self.running.len());
+        let mut guesses = Vec::new();
         // Those that wait for one token go first, so that a long prompt never delays an answer in progress.
         for decoding in [true, false] {
-            if !decoding && self.load.tokens > 0 && self.options.stretch.is_finite() {
+            if !decoding {
                 let mut prefilling = self.running.iter().filter(|s| s.pending() > 1).peekable();
                 let first = prefilling.peek().map_or(0, |s| s.computed);
                 // The more wait for their first token, the more of a step is theirs.
                 let behind = prefilling.count() + self.waiting.len();
-                let stretch = self.options.stretch * (1.0 + behind as f64 / self.load.tokens as f64);
-                let load = self.load;
-                budget = self.predictor.room(load, first, stretch, LEAST_PROMPT_TOKENS.min(budget), budget);
+                guesses = self.choose_guesses(rows, behind > 0);
+                if self.load.tokens > 0 && self.options.stretch.is_finite() {
+                    let stretch = self.options.stretch * (1.0 + behind as f64 / self.load.tokens as f64);
+                    // What guesses add to a step is added to the part of prompts as well.
+                    let load = self.with_guesses(&guesses);
+                    budget = self.predictor.room(load, first, stretch, LEAST_PROMPT_TOKENS.min(budget), budget);
+                }
             }
             for index in 0..self.running.len() {
                 let sequence = &self.running[index];
@@ -370,7 +375,7 @@ impl Batcher {
                 }
             }
         }
-        self.add_guesses(rows, step);
+        self.add_guesses(guesses, rows, step);
         for index in order {
             self.running[index].join(step);
         }

@@ -10,8 +10,11 @@ use crate::{
     speculate::{Ask, Drafter, Mode, Speculation, worth},
 };
 
+/// How many times longer guesses make a step of answers that prompts share, at most.
+const LONGEST: f64 = 2.0;
+
 /// A guess that might join the step.
-struct Candidate {
+pub(super) struct Candidate {
     index: usize, // of its answer among those that run
     depth: usize, // guesses before it
     chance: f64,  // that it is right, and so are all before it
@@ -47,21 +50,36 @@ impl Batcher {
         Ok(())
     }
 
-    /// Chooses the guesses that join the step, of which at most `rows` find room, and grants their pages.
-    pub(super) fn add_guesses(&mut self, rows: usize, step: &mut Step) {
-        let taken = self.load.tokens;
-        let room = rows.min(self.options.token_budget.saturating_sub(taken));
+    /// Chooses guesses for the answers that the step goes on with, the best first, of which at most `rows` find room.
+    /// `prompts` says whether prompts will share the step, or wait for it.
+    pub(super) fn choose_guesses(&mut self, rows: usize, prompts: bool) -> Vec<Candidate> {
+        let room = rows.min(self.options.token_budget.saturating_sub(self.load.tokens));
         let (certain, mut candidates) = self.candidates();
         if self.options.speculation.mode == Mode::Auto {
             candidates.sort_by(|a, b| b.chance.total_cmp(&a.chance).then(a.depth.cmp(&b.depth)));
             candidates.truncate(room);
-            let count = self.worth_verifying(certain, &candidates);
+            let count = self.worth_verifying(certain, &candidates, prompts);
             candidates.truncate(count);
         } else {
             candidates.sort_by_key(|candidate| candidate.depth);
             candidates.truncate(room);
         }
-        for candidate in candidates {
+        candidates
+    }
+
+    /// The step's load with these guesses.
+    pub(super) fn with_guesses(&self, guesses: &[Candidate]) -> Load {
+        guesses.iter().fold(self.load, |load, guess| load.and(self.load_of(guess)))
+    }
+
+    fn load_of(&self, guess: &Candidate) -> Load {
+        Load::of(self.running[guess.index].tokens.len() + guess.depth, 1)
+    }
+
+    /// Lets those guesses join the step that still find room beside its prompts, and grants their pages.
+    pub(super) fn add_guesses(&mut self, mut guesses: Vec<Candidate>, rows: usize, step: &mut Step) {
+        guesses.truncate(rows.min(self.options.token_budget.saturating_sub(self.load.tokens)));
+        for candidate in guesses {
             let sequence = &mut self.running[candidate.index];
             sequence.drafted = sequence.drafted.max(candidate.depth + 1);
         }
@@ -96,14 +114,22 @@ impl Batcher {
     }
 
     /// How many of these guesses are worth their time.
-    fn worth_verifying(&self, certain: usize, candidates: &[Candidate]) -> usize {
+    fn worth_verifying(&self, certain: usize, candidates: &[Candidate], prompts: bool) -> usize {
         let mut loads = vec![self.load];
         for candidate in candidates {
-            let sequence = &self.running[candidate.index];
             let before = loads[loads.len() - 1];
-            loads.push(before.and(Load::of(sequence.tokens.len() + candidate.depth, 1)));
+            loads.push(before.and(self.load_of(candidate)));
         }
         let chances: Vec<f64> = candidates.iter().map(|candidate| candidate.chance).collect();
-        worth::best_count(certain, &chances, |count| self.predictor.small_step(loads[count]))
+        if !prompts {
+            return worth::best_count(certain, &chances, |count| self.predictor.small_step(loads[count]));
+        }
+        // In a step with prompts no token is free, since it reads the weights for many anyhow; and an answer that nothing is
+        // guessed for shall not be much slower for it.
+        let alone = self.predictor.small_step(self.load);
+        worth::best_count(certain, &chances, |count| {
+            let seconds = alone? + count as f64 * self.predictor.token_seconds();
+            (seconds <= LONGEST * alone?).then_some(seconds)
+        })
     }
 }

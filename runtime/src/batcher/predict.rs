@@ -105,7 +105,7 @@ impl Predictor {
         let below = self.counted.range(..=load.tokens).rev().find_map(known);
         let above = self.counted.range(load.tokens..).find_map(known);
         let tokens = load.tokens as f64;
-        let slope = self.fit[1] / TOKENS;
+        let slope = self.token_seconds();
         match (below, above) {
             (Some((t0, s0)), Some((t1, s1))) if t1 > t0 => Some(s0 + (s1 - s0) * (tokens - t0) / (t1 - t0)),
             (Some((t, seconds)), _) => Some(seconds + slope * (tokens - t)),
@@ -122,6 +122,11 @@ impl Predictor {
         seconds.sort_by(f64::total_cmp);
         // Of two middle ones the lower: what disturbs a step makes it longer.
         seconds.get(seconds.len().saturating_sub(1) / 2).copied().unwrap_or(0.0)
+    }
+
+    /// The seconds that a token more adds to a step of many.
+    pub fn token_seconds(&self) -> f64 {
+        self.fit[1] / TOKENS
     }
 
     /// How long a step will take; `None` before enough of them ran.
