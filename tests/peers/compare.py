@@ -7,7 +7,8 @@
 What it does, each part in rounds in which both take turns, so that both see the same noise of the machine:
 
   speed   prefill and decode of each model, and decode of 8 and 32 sequences side by side: `lathe bench`
-          against `llama-bench` and `llama-batched-bench`, with the model as it is shipped and as Q4_0
+          against `llama-bench` and `llama-batched-bench`, with the model as it is shipped and as Q4_0, and
+          prefill and decode against OpenVINO GenAI with the latter, where it knows the family
   serve   the same requests to `lathe serve` and `llama-server` of SmolLM2 (Q4_0 there) by `lathe bench
           serve`: prompts of 128 to 512 tokens, 128 generated, from 1, 8 and 32 clients in closed loops, and
           at the times of a Poisson process
@@ -29,6 +30,7 @@ import sys
 from pathlib import Path
 
 import chart
+import genai
 import llama
 import servers
 
@@ -143,15 +145,16 @@ def speed(bench: Bench, name: str, plan: Path, shipped: Path, q4_0: Path) -> Non
         row = next(json.loads(line) for line in said.splitlines() if line.startswith("{"))
         samples.setdefault((work, "Q4_0"), []).append(row["speed_tg"])
 
+    works = {f"prefill {prompt}": ["-p", prompt, "-n", 0], f"decode {answer}": ["-p", 0, "-n", answer]}
     for _ in range(bench.rounds):
-        for work, options in {
-            f"prefill {prompt}": ["-p", prompt, "-n", 0],
-            f"decode {answer}": ["-p", 0, "-n", answer],
-        }.items():
+        for work, options in works.items():
             ours(work, *options)
             theirs(work, "Q4_0", q4_0, *options)
             if not bench.arguments.quick:
                 theirs(work, "shipped", shipped, *options)
+        if not bench.arguments.quick and (found := genai.measure(q4_0, prompt, answer, threads, 2)):
+            for work, values in zip(works, found.values(), strict=True):
+                samples.setdefault((work, "OpenVINO"), []).append(max(values))
         for count in sides:
             many(count)
     works = list(dict.fromkeys(work for work, _ in samples))
@@ -161,11 +164,12 @@ def speed(bench: Bench, name: str, plan: Path, shipped: Path, q4_0: Path) -> Non
         # Of each round, so that what slows both down cancels out.
         ratio = middle([a / b for a, b in zip(own, best, strict=True)])
         cells = [work, f"{middle(own):.1f} {spread(own)}", f"{middle(best):.1f} {spread(best)}", f"{ratio:.2f}×"]
-        other = samples.get((work, "shipped"))
-        cells += [f"{middle(own) / middle(other):.2f}× ({middle(other):.1f})" if other else "–"]
+        for who in ("shipped", "OpenVINO"):
+            other = samples.get((work, who))
+            cells += [f"{middle(own) / middle(other):.2f}× ({middle(other):.1f})" if other else "–"]
         rows.append(cells)
         bars.append((f"{name}: {work}", ratio, f"{middle(own):.0f} and {middle(best):.0f} tokens/s"))
-    header = [f"{name}, tokens/s", "Lathe", "llama.cpp, Q4_0", "ratio", "ratio to the file as shipped"]
+    header = [f"{name}, tokens/s", "Lathe", "llama.cpp, Q4_0", "ratio", "to the file as shipped", "to OpenVINO GenAI"]
     bench.table(f"{bench.rounds} rounds, {threads} threads:", header, rows)
     bench.found[f"speed {name}"] = {f"{work}, {who}": values for (work, who), values in samples.items()}
 
