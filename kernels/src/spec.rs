@@ -24,6 +24,9 @@ pub const BLOCK_ROWS: usize = 16;
 pub const STRIP_ROWS: usize = 2 * BLOCK_ROWS;
 /// Elements along K that kernels take at once: a span of every scheme without super-blocks, a group of activations.
 pub const GROUP: usize = 32;
+/// Parts into which a product with unpacked weights divides the rows of activations, so that many workers find work of
+/// equal size in few strips.
+pub const UNPACK_PARTS: usize = 16;
 /// Bytes of a quantized activation record per group of 32: codes, scale, scale · sum, sum.
 pub const ACT_GROUP_BYTES: usize = 32 + 4 + 4 + 4;
 
@@ -55,6 +58,13 @@ pub enum Tile {
         /// Rows of activations per block of threads, a multiple of 8.
         tokens: usize,
     },
+}
+
+impl Tile {
+    /// Units of a strip: parts of the rows of activations, one after the other.
+    pub fn parts(self) -> usize {
+        if matches!(self, Tile::Unpack { .. }) { UNPACK_PARTS } else { 1 }
+    }
 }
 
 /// How blocks of GPU threads cover a launch.
@@ -183,7 +193,8 @@ pub enum KernelSpec {
         /// What changes the frequencies.
         scaling: Scaling,
     },
-    /// A matrix product with a packed weight. Params M, N, G, and S, B where a stage names the cache. Units: strips.
+    /// A matrix product with a packed weight. Params M, N, G, and S, B where a stage names the cache. Units: strips,
+    /// times the tile's parts.
     Linear {
         /// Scheme of the weight.
         scheme: Scheme,

@@ -337,8 +337,8 @@ impl Lowering<'_> {
         }
         let tile = tile(rows, strip_rows, scheme, act, self.max, self.machine);
         let kernel = KernelSpec::Linear { scheme, act, tile, epilogue };
-        let strips = Dim::of(n.c / strip_rows);
-        let out = self.launch(label, kernel, &buffers, params, strips, Share::Even)?;
+        let units = Dim::of(n.c / strip_rows * tile.parts());
+        let out = self.launch(label, kernel, &buffers, params, units, Share::Even)?;
         self.values.insert(Value { node: id, result: 0 }, out);
         if let Some(cache) = appended {
             self.advance(cache, Value { node: id, result: 1 });

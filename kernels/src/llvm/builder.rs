@@ -212,6 +212,12 @@ impl<'c> Builder<'c> {
         self.for_range(begin, end, step, body);
     }
 
+    /// The first of this worker's units, and the end of them.
+    pub fn unit_range(&self) -> (Val<'c>, Val<'c>) {
+        let (begin, end, _) = self.units.expect("a kernel is open");
+        (begin, end)
+    }
+
     /// Runs `body` with each first of `count` units of this worker, and where they end: earlier for the last of them.
     pub fn for_units_by(&self, count: usize, body: impl FnOnce(Val<'c>, Val<'c>)) {
         let (begin, end, _) = self.units.expect("a kernel is open");

@@ -1,6 +1,7 @@
 //! Linear kernels: `out[m, n] = Σ_k x[m, k] · w[n, k]`, then the epilogue.
 //!
-//! A unit is a strip of one or more blocks of 16 weight rows, for all rows of activations. Lanes are weight rows, so a
+//! A unit is a strip of one or more blocks of 16 weight rows, for all rows of activations or, where the strip is unpacked
+//! first, for a part of them: a worker unpacks each strip of its units once. Lanes are weight rows, so a
 //! reduction over K stays in its lane and its order is the recipe: per group of the scheme the integer dot product is
 //! exact, then `acc = fma(f32(dot) · scale, x scale, acc)` and, with minima, `acc = fma(min, x scale · x sum, acc)`; for
 //! f32 activations one fused multiply-add per element in order of k. Both tiles follow it, hence give the same bits.
@@ -30,22 +31,22 @@ const FIRST_STAGE_OPERAND: usize = 2;
 pub fn linear(b: &Builder<'_>, scheme: Scheme, act: Activation, tile: Tile, epilogue: &[Stage]) {
     let kernel = Linear { b, scheme, act, blocks: KernelSpec::strip_blocks(epilogue) };
     let tiles = kernel.begin_tiles(tile);
-    b.for_units(|strip| {
+    let registers = b.target.tile;
+    let tokens = match tile {
+        Tile::Stream { tokens } | Tile::Mma { tokens } => tokens.min(registers.stream_rows),
+        Tile::Unpack { tokens } => tokens.min(registers.unpack_rows),
+    };
+    let at_once = if tiles.is_some() { TILE_ROWS } else { tokens };
+    kernel.for_strips(tile, at_once, |strip, first, last| {
         let block = b.mul(strip, b.int(kernel.blocks as i64));
         let weights = b.element(b.operand(1), b.mul(block, b.param(2)), block_span_bytes(scheme));
         let weights = match tile {
             Tile::Stream { .. } | Tile::Mma { .. } => weights,
             Tile::Unpack { .. } => kernel.unpack(weights),
         };
-        let registers = b.target.tile;
-        let tokens = match tile {
-            Tile::Stream { tokens } | Tile::Mma { tokens } => tokens.min(registers.stream_rows),
-            Tile::Unpack { tokens } => tokens.min(registers.unpack_rows),
-        };
-        // As many rows at once as fit, then what is left by fewer.
-        let rows = b.param(0);
-        let mut begin = b.int(0);
-        let whole = |count: usize| b.sub(rows, b.urem(rows, b.int(count as i64)));
+        // As many rows at once as fit, then what is left by fewer. The first one is a multiple of all of these numbers.
+        let mut begin = first;
+        let whole = |count: usize| b.sub(last, b.urem(last, b.int(count as i64)));
         let finish = |row, values| finish(b, epilogue, Strip { row, index: strip, values }, FIRST_STAGE_OPERAND);
         if let Some(tiles) = &tiles {
             let end = whole(TILE_ROWS);
@@ -54,7 +55,7 @@ pub fn linear(b: &Builder<'_>, scheme: Scheme, act: Activation, tile: Tile, epil
             });
             begin = end;
         }
-        for (end, count) in [(whole(tokens), tokens), (rows, 1)] {
+        for (end, count) in [(whole(tokens), tokens), (last, 1)] {
             b.for_range(begin, end, b.int(count as i64), |row| {
                 for (i, values) in kernel.multiply(tile, weights, row, count).into_iter().enumerate() {
                     finish(b.add(row, b.int(i as i64)), values);
@@ -92,6 +93,30 @@ enum Group<'c> {
 }
 
 impl<'c> Linear<'_, 'c> {
+    /// Runs `body` with each strip of this worker's units, the first of its rows of activations, a multiple of `at_once`, and
+    /// the end of them.
+    fn for_strips(&self, tile: Tile, at_once: usize, body: impl FnOnce(Val<'c>, Val<'c>, Val<'c>)) {
+        let (b, rows) = (self.b, self.b.param(0));
+        if tile.parts() == 1 {
+            return b.for_units(|strip| body(strip, b.int(0), rows));
+        }
+        let (begin, end) = b.unit_range();
+        let (parts, at_once) = (b.int(tile.parts() as i64), b.int(at_once as i64));
+        let rounded_up = |value, by| b.udiv(b.add(value, b.sub(by, b.int(1))), by);
+        let turns = rounded_up(rows, at_once);
+        // Where a part of the rows begins, and the one before it ends.
+        let edge = |part| {
+            let row = b.mul(b.udiv(b.mul(turns, part), parts), at_once);
+            b.overloaded("llvm.smin", &[row, rows])
+        };
+        b.for_range(b.udiv(begin, parts), rounded_up(end, parts), b.int(1), |strip| {
+            let before = b.mul(strip, parts);
+            let first = b.overloaded("llvm.smax", &[b.sub(begin, before), b.int(0)]);
+            let last = b.overloaded("llvm.smin", &[b.sub(end, before), parts]);
+            body(strip, edge(first), edge(last));
+        });
+    }
+
     /// Products of the strip with `count` rows from `row`: `[count][blocks]` lane values.
     fn multiply(&self, tile: Tile, weights: PointerValue<'c>, row: Val<'c>, count: usize) -> Vec<Vec<Val<'c>>> {
         let at_once = if matches!(tile, Tile::Unpack { .. }) { self.b.target.tile.unpack_blocks } else { 1 };

@@ -75,7 +75,7 @@ fn check(
             buffers.extend([Output, Output]);
             let mut params = vec![rows as i64, n as i64, (k / scheme.span()) as i64, 2, 2];
             params.truncate(spec.params().len());
-            let units = n / 16 / KernelSpec::strip_blocks(epilogue);
+            let units = n / 16 / KernelSpec::strip_blocks(epilogue) * tile.parts();
             let outputs = run(&spec, buffers, &params, units as i64, 3);
             let mut inputs = vec![x_tensor, Tensor::matrix(matrix)];
             inputs.extend(extra_tensors);
@@ -182,7 +182,10 @@ fn a_row_has_the_same_bits_in_every_tile_and_batch() {
             let spec = KernelSpec::Linear { scheme, act, tile, epilogue: vec![] };
             let (bytes, _) = activations(act, &x[first * k..(first + count) * k], k);
             let buffers = vec![Bytes(bytes), Bytes(packed.clone()), Output, Output];
-            run(&spec, buffers, &[count as i64, n as i64, (k / scheme.span()) as i64], n as i64 / 32, 1).swap_remove(2)
+            // As many units at once as end in the middle of a strip.
+            let (units, step) = (n / 32 * tile.parts(), tile.parts().min(5));
+            let params = [count as i64, n as i64, (k / scheme.span()) as i64];
+            run(&spec, buffers, &params, units as i64, step as i64).swap_remove(2)
         };
         for tiles in tiles(scheme, act) {
             let alone = [0, 7, 18, 22].map(|row| (row, product(tiles[0], row, 1)));
