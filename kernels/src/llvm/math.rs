@@ -30,6 +30,14 @@ impl<'c> Builder<'c> {
         self.tree(value, |a, b| self.fmax(a, b))
     }
 
+    /// The largest magnitude of all lanes of two f32 values, by its bits, which sort as the numbers do; a NaN is larger than
+    /// every number.
+    pub fn max_magnitude(&self, halves: [Val<'c>; 2]) -> Val<'c> {
+        let larger = |a, b| self.overloaded("llvm.smax", &[a, b]);
+        let bits = halves.map(|value| self.bitcast(self.overloaded("llvm.fabs", &[value]), Kind::I32));
+        self.bitcast(self.tree(larger(bits[0], bits[1]), larger), Kind::F32)
+    }
+
     fn tree(&self, value: Val<'c>, combine: impl Fn(Val<'c>, Val<'c>) -> Val<'c>) -> Val<'c> {
         let mut value = value;
         for distance in [8, 4, 2, 1] {

@@ -136,9 +136,7 @@ fn sum_row<'c>(
 
 /// Quantizes 32 values into group `g` of the record at `record`.
 fn store_group<'c>(b: &Builder<'c>, record: PointerValue<'c>, g: Val<'c>, groups: Val<'c>, halves: [Val<'c>; 2]) {
-    let magnitude = |value: Val<'c>| b.overloaded("llvm.fabs", &[value]);
-    let largest = b.max(b.fmax(magnitude(halves[0]), magnitude(halves[1])));
-    let scale = b.fdiv(largest, b.float(MAX_CODE));
+    let scale = b.fdiv(b.max_magnitude(halves), b.float(MAX_CODE));
     let positive = b.fcmp(FloatPredicate::OGT, scale, b.float(0.0));
     let inverse = b.select(positive, b.fdiv(b.float(1.0), scale), b.float(0.0));
     let codes = halves.map(|value| {
