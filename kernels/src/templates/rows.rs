@@ -69,6 +69,11 @@ pub fn rows<'c>(b: &Builder<'c>, Steps { gather, norm, add, quantize }: Steps) {
                 }
                 residual.map_or(value, |residual| b.fadd(value, load(b.element(residual, row_base, 4 * GROUP))))
             };
+            // Half of a row comes from another core, which wrote it: the next one is asked for in time.
+            if b.is_vector() && !gather {
+                let next = b.element(x, b.add(g, groups), 4 * GROUP);
+                (0..2).for_each(|line| b.prefetch(b.offset(next, b.int((line * 4 * LANES) as i64))));
+            }
             let halves = [half(0), half(1)];
             if quantize {
                 store_group(b, b.element(out, row_base, ACT_GROUP_BYTES), g, groups, halves);
