@@ -7,6 +7,8 @@ use lathe_compiler::error::exit;
 use lathe_compiler::pipeline::{Goal, Level, Options, Weights, compile};
 use lathe_compiler::quantize::Quantize;
 use lathe_ir::scheme::Scheme;
+use lathe_ir::types::DType;
+use lathe_kernels::spec::page_bytes;
 use lathe_kernels::targets::Target;
 use lathe_models::seeded::{small_llama, small_tokenizer};
 use lathe_plan::Plan;
@@ -128,6 +130,25 @@ fn a_plan_for_a_gpu_holds_its_kernels_as_ptx() {
         assert!(text[at as usize..].starts_with(&format!("kernel{index}(")), "kernel {index} starts at {at}");
     }
     assert!(program.buckets.iter().all(|bucket| bucket.scratch_bytes == 0), "a GPU's kernels have no scratch");
+}
+
+#[test]
+fn a_cache_of_codes_for_a_gpu_is_refused_by_name() {
+    let folder = Folder::new("codes");
+    let path = folder.file("model.plan");
+    let mut options = crate::common::options();
+    options.cache = DType::Int8;
+    compile(crate::common::model(Scheme::INT4), Goal::Plan(&path), &options).expect("CPUs have the kernels");
+    let tensors = |plan: &Plan| plan.program("main").expect("a program").cache_groups[0].tensors.clone();
+    let page = tensors(&Plan::open(&path).expect("the plan is sound"))[0].page_bytes;
+    let lathe_models::config::ModelConfig { kv_heads, head_dim, .. } = small_llama();
+    assert_eq!(page, page_bytes(kv_heads, head_dim, DType::Int8) as u64);
+    options.targets = vec![Target::parse("sm_80").expect("it is known")];
+    let error = compile(crate::common::model(Scheme::INT4), Goal::Plan(&folder.file("gpu.plan")), &options)
+        .expect_err("GPUs have no such kernels");
+    assert_eq!(error.exit_code(), exit::UNSUPPORTED, "{error}");
+    assert!(error.to_string().contains("compile with --cache f16"), "{error}");
+    assert!(!folder.file("gpu.plan").exists(), "a plan was begun");
 }
 
 #[test]

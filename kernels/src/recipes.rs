@@ -1,6 +1,7 @@
 //! Which recipe each kernel implements.
 
 use lathe_ir::recipe::{ATTENTION_SPLIT, Recipe};
+use lathe_ir::types::DType;
 
 use crate::spec::{Activation, KernelSpec, PARTS, Tile};
 
@@ -14,6 +15,7 @@ pub fn recipe(spec: &KernelSpec) -> Option<Recipe> {
         }
         KernelSpec::Linear { act: Activation::F32, .. } => Some(Recipe::Sequential),
         KernelSpec::Linear { act: Activation::Int8, scheme, .. } => Some(Recipe::Groups { scheme: *scheme }),
+        KernelSpec::Attention { dtype: DType::Int8, .. } => Some(Recipe::CodeSplits { tokens: ATTENTION_SPLIT }),
         KernelSpec::Attention { .. } | KernelSpec::AttentionSplits { .. } | KernelSpec::AttentionMerge { .. } => {
             Some(Recipe::Splits { tokens: ATTENTION_SPLIT })
         }

@@ -8,6 +8,7 @@
 //! K (32 columns, or 256 with super-blocks; 32 where there is no weight),
 //! `T` tokens, `S` sequences, `B` pages per sequence in the block table, `D` head size.
 
+mod page;
 mod print;
 
 use lathe_ir::ops::glu::Function;
@@ -16,8 +17,8 @@ use lathe_ir::recipe::ATTENTION_SPLIT;
 use lathe_ir::scheme::Scheme;
 use lathe_ir::types::DType;
 
-/// Tokens in a cache page.
-pub const PAGE_TOKENS: usize = 16;
+pub use page::{CodePage, PAGE_TOKENS, SCALE_BYTES, page_bytes};
+
 /// Rows of a weight block.
 pub const BLOCK_ROWS: usize = 16;
 /// Stored matrices are padded with rows of zeros to a multiple of this, so that products walk whole strips.
@@ -331,11 +332,6 @@ pub fn span_bytes(scheme: Scheme) -> usize {
     scheme.row_bytes(scheme.span())
 }
 
-/// Bytes of one cache page: per key/value head, keys `[D, 16]` then values `[16, D]`.
-pub fn page_bytes(kv_heads: usize, head_dim: usize, dtype: DType) -> usize {
-    kv_heads * 2 * PAGE_TOKENS * head_dim * dtype.bytes()
-}
-
 /// Floats that a split of attention leaves for a query head: the weighted sums of values, then 16 lanes of the sum of
 /// weights, and the maximum 16 times.
 pub fn partial_floats(head_dim: usize) -> usize {
@@ -374,6 +370,21 @@ impl Stage {
 }
 
 impl KernelSpec {
+    /// Element type of the cache that the kernel reads or writes.
+    pub fn cache(&self) -> Option<DType> {
+        match self {
+            KernelSpec::Attention { dtype, .. }
+            | KernelSpec::AttentionSplits { dtype, .. }
+            | KernelSpec::Append { dtype, .. }
+            | KernelSpec::AppendQkv { dtype, .. } => Some(*dtype),
+            KernelSpec::Linear { epilogue, .. } => epilogue.iter().find_map(|stage| match stage {
+                Stage::AppendQkv { dtype, .. } => Some(*dtype),
+                _ => None,
+            }),
+            _ => None,
+        }
+    }
+
     /// Blocks of 16 weight rows that a linear kernel finishes at once.
     pub fn strip_blocks(epilogue: &[Stage]) -> usize {
         let head = epilogue.iter().find_map(|stage| match stage {

@@ -53,7 +53,8 @@ fn count(lines: &[&str]) -> Loop {
         found.scalars += usize::from(is_scalar);
         found.spills += usize::from(is_vector && line.contains("(%rsp)"));
         found.products += usize::from(
-            starts(&["vpdpbusd", "vpmaddubsw", "vpmaddwd", "vdpbf16ps"]) || (name.starts_with("vfmadd") && !is_scalar),
+            starts(&["vpdpbusd", "vpdpwssd", "vpmaddubsw", "vpmaddwd", "vdpbf16ps"])
+                || (name.starts_with("vfmadd") && !is_scalar),
         );
     }
     found
@@ -93,12 +94,14 @@ fn hot_loops_keep_to_registers_and_vectors() {
             }
         }
     }
-    let attention =
-        KernelSpec::Attention { group: 3, head_dim: 64, dtype: DType::F16, scale: 0.125, window: None, softcap: None };
-    let Loop { instructions, products, spills, .. } = hottest(&attention, "x86-64-v4+vnni+bf16");
-    table.push(format!(
-        "x86-64-v4+vnni+bf16: {attention}: {instructions} instructions, {products} products, {spills} spills\n"
-    ));
+    for dtype in [DType::F16, DType::Int8] {
+        let attention =
+            KernelSpec::Attention { group: 3, head_dim: 64, dtype, scale: 0.125, window: None, softcap: None };
+        let Loop { instructions, products, spills, .. } = hottest(&attention, "x86-64-v4+vnni+bf16");
+        table.push(format!(
+            "x86-64-v4+vnni+bf16: {attention}: {instructions} instructions, {products} products, {spills} spills\n"
+        ));
+    }
     insta::assert_snapshot!("hot_loops", table.concat());
 }
 

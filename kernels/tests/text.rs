@@ -194,9 +194,13 @@ fn cpu_kernels() -> Vec<KernelSpec> {
         KernelSpec::Embed { scheme: Scheme::INT8 },
         KernelSpec::Rows { gather: true, norm: Some(Norm::Rms { eps: 1e-5 }), add: false, quantize: true },
         KernelSpec::Rotary { dim: 64, theta: 1e5, scaling: Scaling::None },
-        KernelSpec::Append { head_dim: 64, dtype: DType::F16 },
-        KernelSpec::Attention { group: 3, head_dim: 64, dtype: DType::F16, scale: 0.125, window: None, softcap: None },
     ]);
+    for dtype in [DType::F16, DType::Int8] {
+        specs.extend([
+            KernelSpec::Append { head_dim: 64, dtype },
+            KernelSpec::Attention { group: 3, head_dim: 64, dtype, scale: 0.125, window: None, softcap: None },
+        ]);
+    }
     specs
 }
 

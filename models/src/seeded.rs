@@ -173,7 +173,7 @@ fn random_tensor(slot: &Slot, seed: u64, scheme: Scheme) -> Result<Matrix, Model
             let value = |value: f32| match dtype {
                 DType::Bf16 => bf16::from_f32(value).to_f32(),
                 DType::F16 => f16::from_f32(value).to_f32(),
-                DType::F32 | DType::I32 => value,
+                DType::F32 | DType::I32 | DType::Int8 => value,
             };
             MatrixData::Float((0..rows * cols).map(|_| value(random.within(bound))).collect())
         }

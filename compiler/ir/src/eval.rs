@@ -8,7 +8,7 @@ mod tensor;
 
 use std::collections::{BTreeMap, HashMap};
 
-pub use cache::{CacheRow, CacheState};
+pub use cache::{CacheRow, CacheState, codes};
 pub use tensor::{Data, Tensor};
 
 use crate::graph::{Graph, NodeKind, StepInput, Value, Weight};

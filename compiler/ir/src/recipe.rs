@@ -46,6 +46,16 @@ pub enum Recipe {
         /// Tokens per split.
         tokens: usize,
     },
+    /// Attention over int8 codes, by integers whose sums are exact: a query is rounded to 16 bits with one scale, its dot
+    /// products with the codes of a key are summed per group of [`crate::types::KEY_GROUP`] elements, and the groups'
+    /// sums times their scales by fused multiply-add in order from zero. In a split weights are relative to its largest
+    /// score; they are summed lane by lane in order of pages, then as a binary tree. Times the scales of their values
+    /// they are rounded to 15 bits with one scale per split, and their products with the codes of values are summed.
+    /// Splits merge in order.
+    CodeSplits {
+        /// Tokens per split.
+        tokens: usize,
+    },
 }
 
 impl fmt::Display for Recipe {
@@ -56,6 +66,7 @@ impl fmt::Display for Recipe {
             Recipe::Groups { scheme } => write!(f, "groups({scheme})"),
             Recipe::Parts { scheme, parts } => write!(f, "groups({scheme}) in {parts} parts"),
             Recipe::Splits { tokens } => write!(f, "splits({tokens})"),
+            Recipe::CodeSplits { tokens } => write!(f, "splits({tokens}) of codes"),
         }
     }
 }

@@ -93,14 +93,17 @@ pub enum DType {
     Bf16,
     /// 32-bit signed integer (token ids, positions, indices).
     I32,
+    /// 8-bit signed codes with scales beside them; in caches only, see [`CacheType`].
+    Int8,
 }
 
 impl DType {
-    /// Bytes of one element.
+    /// Bytes of one element; of codes without their scales.
     pub fn bytes(self) -> usize {
         match self {
             DType::F32 | DType::I32 => 4,
             DType::F16 | DType::Bf16 => 2,
+            DType::Int8 => 1,
         }
     }
 
@@ -111,6 +114,7 @@ impl DType {
             DType::F16 => "f16",
             DType::Bf16 => "bf16",
             DType::I32 => "i32",
+            DType::Int8 => "int8",
         }
     }
 }
@@ -146,7 +150,14 @@ impl fmt::Display for Elem {
     }
 }
 
+/// Elements of a key that share a scale in a cache of int8 codes; the last group of a head may have fewer.
+pub const KEY_GROUP: usize = 32;
+
 /// A key/value cache of one layer, addressed by (sequence, logical position).
+///
+/// In a cache of `int8` an element is a code of -127 to 127 times an f16 scale. Each token has one scale per head and
+/// [`KEY_GROUP`] elements of its key, since models with biases have keys with a few large elements, and one per head of
+/// its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CacheType {
     /// Element type of keys and values.
@@ -161,6 +172,12 @@ impl CacheType {
     /// Elements in so many heads; saturates, so that no nonsense in a checkpoint overflows.
     pub fn width(self, heads: usize) -> usize {
         heads.saturating_mul(self.head_dim)
+    }
+
+    /// Bytes of one token's key and value.
+    pub fn token_bytes(self) -> usize {
+        let scales = if self.dtype == DType::Int8 { 2 * (self.head_dim.div_ceil(KEY_GROUP) + 1) } else { 0 };
+        self.heads * (2 * self.head_dim * self.dtype.bytes() + scales)
     }
 }
 

@@ -7,7 +7,7 @@
 //! above that, even and odd bytes are widened to 16 bits first.
 
 use inkwell::types::VectorType;
-use inkwell::values::BasicValueEnum;
+use inkwell::values::{BasicValueEnum, PointerValue};
 
 use super::builder::{Builder, Kind, LANES, Val, ok};
 use crate::targets::Machine;
@@ -79,6 +79,25 @@ impl<'c> Builder<'c> {
     /// Per 32-bit lane the sum of the products of both 16-bit numbers.
     fn multiply_pairs(&self, a: Val<'c>, b: Val<'c>) -> Val<'c> {
         self.on_registers(["llvm.x86.avx2.pmadd.wd", "llvm.x86.avx512.pmaddw.d.512"], &[a, b])
+    }
+
+    /// Thirty-two consecutive signed bytes as 16-bit numbers, two in every lane; x86 only.
+    pub fn load_pairs(&self, pointer: PointerValue<'c>) -> Val<'c> {
+        let count = (2 * LANES) as u32;
+        let bytes = self.aligned_load(self.context.i8_type().vec_type(count).into(), pointer, 1);
+        let ty = self.context.i16_type().vec_type(count);
+        Val(ok(self.llvm.build_int_s_extend(bytes.0.into_vector_value(), ty, "")).into())
+    }
+
+    /// Adds, per 32-bit lane, the products of both 16-bit numbers, of `a` as loaded in pairs and of `b` in lanes; x86 only.
+    /// The caller sees to it that sums stay within 32 bits.
+    pub fn dot2(&self, sum: Val<'c>, a: Val<'c>, b: Val<'c>) -> Val<'c> {
+        let b = self.recast(b, Kind::I16);
+        if self.target.has("avx512_vnni") || self.target.has("avx_vnni") {
+            let names = ["llvm.x86.avx512.vpdpwssd.256", "llvm.x86.avx512.vpdpwssd.512"];
+            return self.on_registers(names, &[sum, a, b]);
+        }
+        self.add(sum, self.multiply_pairs(a, b))
     }
 
     /// The 64 bytes of a lane value as elements of another kind.

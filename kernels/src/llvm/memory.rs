@@ -27,7 +27,7 @@ impl<'c> Builder<'c> {
         self.offset(base, self.mul(index, self.int(stride as i64)))
     }
 
-    fn aligned_load(&self, ty: BasicTypeEnum<'c>, pointer: PointerValue<'c>, align: usize) -> Val<'c> {
+    pub(super) fn aligned_load(&self, ty: BasicTypeEnum<'c>, pointer: PointerValue<'c>, align: usize) -> Val<'c> {
         let value = ok(self.llvm.build_load(ty, pointer, ""));
         let instruction = value.as_instruction_value().expect("a load is an instruction");
         instruction.set_alignment(align as u32).expect("alignments are powers of two");

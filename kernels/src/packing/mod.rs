@@ -98,7 +98,7 @@ fn pack_floats(dtype: DType, rows: &[&[f32]], out: &mut Vec<u8>) {
             let word = match dtype {
                 DType::Bf16 => join_halves(bf16::from_f32(values[0]).to_bits(), bf16::from_f32(values[1]).to_bits()),
                 DType::F16 => join_halves(f16::from_f32(values[0]).to_bits(), f16::from_f32(values[1]).to_bits()),
-                DType::F32 | DType::I32 => values[0].to_bits(),
+                DType::F32 | DType::I32 | DType::Int8 => values[0].to_bits(),
             };
             out.extend_from_slice(&word.to_le_bytes());
         }

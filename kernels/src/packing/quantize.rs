@@ -39,7 +39,7 @@ pub fn quantize_by(method: Method, matrix: &Matrix, scheme: Scheme) -> Matrix {
         let round = |value| match dtype {
             DType::Bf16 => bf16::from_f32(value).to_f32(),
             DType::F16 => f16::from_f32(value).to_f32(),
-            DType::F32 | DType::I32 => value,
+            DType::F32 | DType::I32 | DType::Int8 => value,
         };
         return Matrix { rows, cols, data: MatrixData::Float(values.into_iter().map(round).collect()) };
     }

@@ -41,7 +41,7 @@ pub fn runs(scheme: Scheme, cols: usize) -> Vec<Run> {
         Code::Float(DType::Bf16) => {
             vec![halves(lines, bf16::from_f64(power(size, -100)).to_bits(), SIGN | BF16_MANTISSA)]
         }
-        Code::Float(DType::F32 | DType::I32) => {
+        Code::Float(DType::F32 | DType::I32 | DType::Int8) => {
             let fixed = (power(size, -100) as f32).to_bits();
             vec![Run { bytes: lines, fixed, free: 0x807f_ffff }]
         }

@@ -1,13 +1,17 @@
 //! Writing keys and values to the paged cache.
 //!
-//! A page holds 16 tokens. Per key/value head: keys as `[D, 16]`, so that a score of 16 tokens is one lane value, then
-//! values as `[16, D]`.
+//! How a page is laid out says [`crate::spec::page_bytes`]. Where its elements are codes of int8, each token's are computed
+//! as `lathe_ir::eval::codes` says.
 
+use inkwell::FloatPredicate;
 use inkwell::values::PointerValue;
-use lathe_ir::types::DType;
+use lathe_ir::types::{DType, KEY_GROUP};
 
 use crate::llvm::builder::{Builder, Kind, LANES, Val};
-use crate::spec::PAGE_TOKENS;
+use crate::spec::{CodePage, PAGE_TOKENS, SCALE_BYTES, page_bytes};
+
+/// The largest magnitude of a code.
+const MAX_CODE: f32 = 127.0;
 
 /// How tokens find their cache pages.
 pub struct Page<'c> {
@@ -39,6 +43,9 @@ fn to_cache<'c>(b: &Builder<'c>, value: Val<'c>, dtype: DType) -> (Kind, Val<'c>
 
 /// Writes one key, given in blocks of 16, to its slot of a head's part of a page.
 pub fn store_key<'c>(b: &Builder<'c>, head: PointerValue<'c>, slot: Val<'c>, values: &[Val<'c>], dtype: DType) {
+    if dtype == DType::Int8 {
+        return store_key_codes(b, head, slot, values);
+    }
     let stride = PAGE_TOKENS * dtype.bytes();
     let column = b.element(head, slot, dtype.bytes());
     for (i, value) in values.iter().enumerate() {
@@ -49,12 +56,62 @@ pub fn store_key<'c>(b: &Builder<'c>, head: PointerValue<'c>, slot: Val<'c>, val
 
 /// Writes one value vector, given in blocks of 16, to its slot of a head's part of a page.
 pub fn store_value<'c>(b: &Builder<'c>, head: PointerValue<'c>, slot: Val<'c>, values: &[Val<'c>], dtype: DType) {
+    if dtype == DType::Int8 {
+        return store_value_codes(b, head, slot, values);
+    }
     let row_bytes = values.len() * LANES * dtype.bytes();
     let row = b.element(b.offset(head, b.int((PAGE_TOKENS * row_bytes) as i64)), slot, row_bytes);
     for (i, value) in values.iter().enumerate() {
         let (kind, value) = to_cache(b, *value, dtype);
         b.store_lanes(kind, b.offset(row, b.int((i * LANES * dtype.bytes()) as i64)), value);
     }
+}
+
+fn store_key_codes<'c>(b: &Builder<'c>, head: PointerValue<'c>, slot: Val<'c>, values: &[Val<'c>]) {
+    let page = CodePage::new(values.len() * LANES);
+    for (group, blocks) in values.chunks(KEY_GROUP / LANES).enumerate() {
+        let (scale, codes) = to_codes(b, blocks);
+        let low = b.and(codes[0], b.int_lanes(0xff));
+        let high = codes.get(1).map_or(b.int_lanes(0), |&code| b.shl(code, b.int_lanes(8)));
+        let pairs = b.trunc(b.or(low, high), Kind::I16);
+        let (column, stride) = (b.element(head, slot, 2), 2 * PAGE_TOKENS);
+        b.store_strided(Kind::I16, b.offset(column, b.int((group * LANES * stride) as i64)), pairs, stride);
+        let scales = page.key_scales + group * PAGE_TOKENS * SCALE_BYTES;
+        b.store(Kind::F16, b.element(b.offset(head, b.int(scales as i64)), slot, SCALE_BYTES), scale);
+    }
+}
+
+fn store_value_codes<'c>(b: &Builder<'c>, head: PointerValue<'c>, slot: Val<'c>, values: &[Val<'c>]) {
+    let head_dim = values.len() * LANES;
+    let page = CodePage::new(head_dim);
+    let (scale, codes) = to_codes(b, values);
+    let two = b.int(2);
+    let pair = b.element(b.offset(head, b.int(page.values as i64)), b.udiv(slot, two), 2 * head_dim);
+    let row = b.offset(pair, b.urem(slot, two));
+    for (i, code) in codes.into_iter().enumerate() {
+        b.store_strided(Kind::I8, b.offset(row, b.int((2 * LANES * i) as i64)), b.trunc(code, Kind::I8), 2);
+    }
+    b.store(Kind::F16, b.element(b.offset(head, b.int(page.value_scales as i64)), slot, SCALE_BYTES), scale);
+}
+
+/// Codes of values that share a scale, and the scale.
+fn to_codes<'c>(b: &Builder<'c>, values: &[Val<'c>]) -> (Val<'c>, Vec<Val<'c>>) {
+    let magnitudes = values.iter().map(|&value| b.overloaded("llvm.fabs", &[value]));
+    let largest = b.max(magnitudes.reduce(|a, c| b.fmax(a, c)).expect("a head has elements"));
+    let scale = b.to_width(b.fdiv(largest, b.float(MAX_CODE)), Kind::F16);
+    let inverse = b.splat(inverse(b, b.to_width(scale, Kind::F32), 1.0));
+    let code = |&value: &Val<'c>| {
+        let rounded = b.overloaded("llvm.roundeven", &[b.fmul(value, inverse)]);
+        let bounded = b.overloaded("llvm.minnum", &[rounded, b.float_lanes(MAX_CODE)]);
+        b.to_int(b.fmax(bounded, b.float_lanes(-MAX_CODE)), Kind::I32)
+    };
+    (scale, values.iter().map(code).collect())
+}
+
+/// `one / value` for a value above zero, else zero.
+pub fn inverse<'c>(b: &Builder<'c>, value: Val<'c>, one: f32) -> Val<'c> {
+    let positive = b.fcmp(FloatPredicate::OGT, value, b.float(0.0));
+    b.select(positive, b.fdiv(b.float(one), value), b.float(0.0))
 }
 
 fn load_head<'c>(b: &Builder<'c>, base: PointerValue<'c>, head_dim: usize) -> Vec<Val<'c>> {
@@ -66,7 +123,7 @@ fn load_head<'c>(b: &Builder<'c>, base: PointerValue<'c>, head_dim: usize) -> Ve
 pub fn append(b: &Builder<'_>, head_dim: usize, dtype: DType) {
     let pages = pages_from(b, 2, b.param(3));
     let heads = b.param(1);
-    let side = 2 * PAGE_TOKENS * head_dim * dtype.bytes();
+    let side = page_bytes(1, head_dim, dtype);
     b.for_units(|token| {
         let (base, slot) = page(b, &pages, token, b.mul(heads, b.int(side as i64)));
         b.for_range(b.int(0), heads, b.int(1), |head| {
@@ -83,7 +140,7 @@ pub fn append_qkv(b: &Builder<'_>, head_dim: usize, dtype: DType) {
     let pages = pages_from(b, 1, b.param(4));
     let (qkv, out) = (b.operand(0), b.operand(5));
     let (heads, kv_heads) = (b.param(1), b.param(2));
-    let side = 2 * PAGE_TOKENS * head_dim * dtype.bytes();
+    let side = page_bytes(1, head_dim, dtype);
     b.for_units(|token| {
         let all = b.add(heads, b.mul(kv_heads, b.int(2)));
         let row = b.element(qkv, b.mul(token, all), 4 * head_dim);

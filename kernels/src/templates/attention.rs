@@ -12,12 +12,17 @@
 //!
 //! Consecutive tokens of a sequence that end in one page go together: a key is loaded and widened once for all their
 //! heads. Units are numbered by blocks of as many tokens, then by head, then by token.
+//!
+//! Over pages of int8 codes the three passes are those of [`int8`].
+
+mod int8;
 
 use inkwell::IntPredicate;
 use inkwell::values::PointerValue;
 use lathe_ir::recipe::ATTENTION_SPLIT;
 use lathe_ir::types::DType;
 
+use self::int8::Codes;
 use crate::llvm::builder::{Builder, Kind, LANES, Val};
 use crate::llvm::memory::Var;
 use crate::spec::{KernelSpec, PAGE_TOKENS, page_bytes};
@@ -43,7 +48,9 @@ pub struct Scores {
 /// Operands: q, positions, sequences, block table, cache, out. Params: T, KV, S, B.
 pub fn attention<'c>(b: &Builder<'c>, group: usize, head_dim: usize, dtype: DType, scores: Scores) {
     let together = KernelSpec::attention_tokens(group);
-    let kernel = Attention { b, group, head_dim, dtype, scores, frames: Frames::new(b, together * group, head_dim) };
+    let rows = together * group;
+    let codes = (dtype == DType::Int8).then(|| Codes::new(b, rows, head_dim));
+    let kernel = Attention { b, group, head_dim, dtype, scores, frames: Frames::new(b, rows, head_dim), codes };
     let (tokens, heads) = (b.param(0), b.param(1));
     let block_tokens = b.int(together as i64);
     b.for_units_by(together, |first, end| {
@@ -101,6 +108,7 @@ struct Attention<'b, 'c> {
     dtype: DType,
     scores: Scores,
     frames: Frames<'c>,
+    codes: Option<Codes<'c>>,
 }
 
 /// The tokens of a unit, or of several: one key/value head, consecutive positions of one sequence.
@@ -198,6 +206,9 @@ impl<'c> Attention<'_, 'c> {
                 b.store_lanes(Kind::F32, b.element(values, block, 4 * LANES), b.float_lanes(0.0));
             });
         });
+        if let Some(codes) = &self.codes {
+            self.round_queries(&tile, codes);
+        }
         // Splits begin at multiples of their size whatever the window, so that the order of the sum is that of positions.
         let split = b.int(SPLIT_PAGES as i64);
         let first_page = tile.first_seen.map_or(b.int(0), |token| b.udiv(token, page_tokens));
@@ -207,9 +218,15 @@ impl<'c> Attention<'_, 'c> {
                 begin: b.overloaded("llvm.smax", &[first, first_page]),
                 end: b.overloaded("llvm.smin", &[b.add(first, split), tile.pages]),
             };
-            self.score(&tile, span);
-            self.weigh(&tile, span);
-            self.add_values(&tile, span);
+            if let Some(codes) = &self.codes {
+                self.score_codes(&tile, span, codes);
+                self.weigh_codes(&tile, span, codes);
+                self.add_codes(&tile, span, codes);
+            } else {
+                self.score(&tile, span);
+                self.weigh(&tile, span);
+                self.add_values(&tile, span);
+            }
         });
         let out = b.element(b.operand(5), first_row, 4 * self.head_dim);
         for i in 0..count {
@@ -249,6 +266,11 @@ impl<'c> Attention<'_, 'c> {
 
     /// The dot products of each row with the keys of a split, in order of d.
     fn score(&self, tile: &Tile<'c>, span: Span<'c>) {
+        self.for_rows_and_pages(tile, span, |rows, page, count| self.score_pages(tile, span, rows, page, count));
+    }
+
+    /// Calls `body` for as many rows and pages at a time as the registers hold dot products of.
+    fn for_rows_and_pages(&self, tile: &Tile<'c>, span: Span<'c>, body: impl Fn(&[usize], Val<'c>, usize)) {
         let b = self.b;
         let dots = b.target.tile.dots;
         let passes = tile.rows.div_ceil(dots);
@@ -257,22 +279,26 @@ impl<'c> Attention<'_, 'c> {
             let at_once = (dots / rows.len()).clamp(1, 4);
             let count = b.sub(span.end, span.begin);
             let whole = b.sub(span.end, b.urem(count, b.int(at_once as i64)));
-            b.for_range(span.begin, whole, b.int(at_once as i64), |page| {
-                self.score_pages(tile, span, rows, page, at_once);
-            });
+            b.for_range(span.begin, whole, b.int(at_once as i64), |page| body(rows, page, at_once));
             if at_once > 1 {
-                b.for_range(whole, span.end, b.int(1), |page| self.score_pages(tile, span, rows, page, 1));
+                b.for_range(whole, span.end, b.int(1), |page| body(rows, page, 1));
             }
         }
     }
 
-    fn score_pages(&self, tile: &Tile<'c>, span: Span<'c>, rows: &[usize], page: Val<'c>, count: usize) {
+    /// Where the head lies in so many pages, and in as many after them up to the tile's last one.
+    fn these_and_next(&self, tile: &Tile<'c>, page: Val<'c>, count: usize) -> [Vec<PointerValue<'c>>; 2] {
         let b = self.b;
         let last = b.sub(tile.pages, b.int(1));
-        let keys: Vec<PointerValue<'c>> = (0..count).map(|i| self.keys(tile, b.add(page, b.int(i as i64)))).collect();
-        let next: Vec<PointerValue<'c>> = (count..2 * count)
-            .map(|i| self.keys(tile, b.overloaded("llvm.smin", &[b.add(page, b.int(i as i64)), last])))
-            .collect();
+        let these = (0..count).map(|i| self.keys(tile, b.add(page, b.int(i as i64))));
+        let next = (count..2 * count)
+            .map(|i| self.keys(tile, b.overloaded("llvm.smin", &[b.add(page, b.int(i as i64)), last])));
+        [these.collect(), next.collect()]
+    }
+
+    fn score_pages(&self, tile: &Tile<'c>, span: Span<'c>, rows: &[usize], page: Val<'c>, count: usize) {
+        let b = self.b;
+        let [keys, next] = self.these_and_next(tile, page, count);
         let dots: Vec<Vec<Var<'c>>> =
             rows.iter().map(|_| keys.iter().map(|_| b.var(b.float_lanes(0.0))).collect()).collect();
         let key_bytes = PAGE_TOKENS * self.dtype.bytes();
@@ -317,7 +343,6 @@ impl<'c> Attention<'_, 'c> {
     /// sums before it, and merges maxima and sums of weights into the totals.
     fn weigh(&self, tile: &Tile<'c>, span: Span<'c>) {
         let (b, frames, scores) = (self.b, &self.frames, self.scores);
-        let page_tokens = b.int(PAGE_TOKENS as i64);
         let next_maxima = b.offset(frames.maxima, b.int(4));
         self.for_rows(tile.rows, |row| {
             let position = b.add(tile.position, b.udiv(row, b.int(self.group as i64)));
@@ -327,16 +352,8 @@ impl<'c> Attention<'_, 'c> {
             b.for_range(span.begin, span.end, b.int(1), |page| {
                 let slot = b.sub(page, span.begin);
                 let at = b.element(row_weights, slot, 4 * PAGE_TOKENS);
-                let begin = b.mul(page, page_tokens);
-                let lane = |index: Val<'c>| b.splat(b.trunc(index, Kind::I32));
-                let mut visible = b.icmp(IntPredicate::SLE, b.lane_index(), lane(b.sub(position, begin)));
-                if let Some(seen) = tile.first_seen {
-                    let hidden = lane(b.sub(seen, begin));
-                    visible = b.and(visible, b.icmp(IntPredicate::SGE, b.lane_index(), hidden));
-                }
                 let scaled = b.fmul(b.load_lanes(Kind::F32, at), b.float_lanes(scores.scale));
-                let capped = scores.softcap.map_or(scaled, |cap| b.softcap(scaled, cap));
-                let masked = b.select(visible, capped, b.float_lanes(f32::NEG_INFINITY));
+                let masked = self.visible_score(tile, position, page, scaled);
                 b.store_lanes(Kind::F32, at, masked);
                 b.set(running, b.fmax(b.get(running), b.max(masked)));
                 b.store(Kind::F32, b.element(next_maxima, slot, 4), b.get(running));
@@ -354,18 +371,47 @@ impl<'c> Attention<'_, 'c> {
                 let correction = b.splat(b.load(Kind::F32, b.element(corrections, slot, 4)));
                 b.set(sum, b.fma(b.get(sum), correction, weights));
             });
-            let (max, total) = (b.element(frames.max, row, 4), b.element(frames.sum, row, 4 * LANES));
-            let (old, other) = (b.load(Kind::F32, max), b.get(running));
-            let new = b.fmax(old, other);
-            let keep = b.exp_uniform(b.fsub(old, new));
-            let take = b.exp_uniform(b.fsub(other, new));
-            let kept = b.fmul(b.load_lanes(Kind::F32, total), b.splat(keep));
-            b.store_lanes(Kind::F32, total, b.fma(b.get(sum), b.splat(take), kept));
-            b.store(Kind::F32, max, new);
-            let shares = b.element(frames.shares, row, 8);
-            b.store(Kind::F32, shares, keep);
-            b.store(Kind::F32, b.offset(shares, b.int(4)), take);
+            self.merge(row, b.get(running), b.get(sum));
         });
+    }
+
+    /// A score, or minus infinity where the row does not see the token.
+    fn visible_score(&self, tile: &Tile<'c>, position: Val<'c>, page: Val<'c>, scaled: Val<'c>) -> Val<'c> {
+        let b = self.b;
+        let begin = b.mul(page, b.int(PAGE_TOKENS as i64));
+        let lane = |index: Val<'c>| b.splat(b.trunc(index, Kind::I32));
+        let mut visible = b.icmp(IntPredicate::SLE, b.lane_index(), lane(b.sub(position, begin)));
+        if let Some(seen) = tile.first_seen {
+            let hidden = lane(b.sub(seen, begin));
+            visible = b.and(visible, b.icmp(IntPredicate::SGE, b.lane_index(), hidden));
+        }
+        let capped = self.scores.softcap.map_or(scaled, |cap| b.softcap(scaled, cap));
+        b.select(visible, capped, b.float_lanes(f32::NEG_INFINITY))
+    }
+
+    /// Merges the maximum and the sums of weights of a row's split into the totals, and keeps what merging makes of either.
+    fn merge(&self, row: Val<'c>, other: Val<'c>, sum: Val<'c>) {
+        let (b, frames) = (self.b, &self.frames);
+        let (max, total) = (b.element(frames.max, row, 4), b.element(frames.sum, row, 4 * LANES));
+        let old = b.load(Kind::F32, max);
+        let new = b.fmax(old, other);
+        let keep = b.exp_uniform(b.fsub(old, new));
+        let take = b.exp_uniform(b.fsub(other, new));
+        let kept = b.fmul(b.load_lanes(Kind::F32, total), b.splat(keep));
+        b.store_lanes(Kind::F32, total, b.fma(sum, b.splat(take), kept));
+        b.store(Kind::F32, max, new);
+        let shares = b.element(frames.shares, row, 8);
+        b.store(Kind::F32, shares, keep);
+        b.store(Kind::F32, b.offset(shares, b.int(4)), take);
+    }
+
+    /// Merges a split's weighted sum of values into a row's total.
+    fn merge_values(&self, row: usize, block: usize, sum: Val<'c>) {
+        let (b, frames) = (self.b, &self.frames);
+        let share = |i: usize| b.splat(b.load(Kind::F32, b.offset(frames.shares, b.int((8 * row + 4 * i) as i64))));
+        let at = b.offset(frames.values, b.int((4 * (row * self.head_dim + block * LANES)) as i64));
+        let kept = b.fmul(b.load_lanes(Kind::F32, at), share(0));
+        b.store_lanes(Kind::F32, at, b.fma(sum, share(1), kept));
     }
 
     /// Adds the weighted values of a split to the totals, as many sums at a time as stay in registers.
@@ -433,12 +479,8 @@ impl<'c> Attention<'_, 'c> {
             });
         }
         for (&row, sums) in rows.iter().zip(sums) {
-            let share = |i: usize| b.splat(b.load(Kind::F32, b.offset(frames.shares, b.int((8 * row + 4 * i) as i64))));
-            let (keep, take) = (share(0), share(1));
             for (&block, sum) in blocks.iter().zip(sums) {
-                let at = b.offset(frames.values, b.int((4 * (row * self.head_dim + block * LANES)) as i64));
-                let kept = b.fmul(b.load_lanes(Kind::F32, at), keep);
-                b.store_lanes(Kind::F32, at, b.fma(b.get(sum), take, kept));
+                self.merge_values(row, block, b.get(sum));
             }
         }
     }

@@ -14,6 +14,7 @@ mod rows;
 mod stages;
 
 use lathe_ir::scheme::Scheme;
+use lathe_ir::types::DType;
 
 use crate::llvm::builder::Builder;
 use crate::spec::{Activation, KernelSpec, Tile};
@@ -29,6 +30,9 @@ pub fn missing(spec: &KernelSpec, vector: bool) -> Option<&'static str> {
             Some("CPUs give a worker all splits of a head")
         }
         _ if vector => None,
+        _ if spec.cache() == Some(DType::Int8) => {
+            Some("caches of int8 are for CPUs only so far; compile with --cache f16")
+        }
         KernelSpec::Linear { tile: Tile::Unpack { .. }, .. } => {
             Some("the linear kernel for many tokens is generated for CPUs only so far")
         }

@@ -8,7 +8,7 @@ use inkwell::values::PointerValue;
 
 use super::append::{Page, page};
 use crate::llvm::builder::{Builder, Kind, LANES, Val};
-use crate::spec::{PAGE_TOKENS, Stage, page_bytes, rotary_columns, rotary_is_aligned};
+use crate::spec::{Stage, page_bytes, rotary_columns, rotary_is_aligned};
 
 /// A strip of results: `values` are the 16-wide blocks of row `row`, strip number `index`.
 pub struct Strip<'c> {
@@ -171,7 +171,7 @@ fn append_strip<'c>(
         },
         || {
             let (base, slot) = page(b, pages, strip.row, b.int(bytes as i64));
-            let side = 2 * PAGE_TOKENS * head_dim * dtype.bytes();
+            let side = page_bytes(1, head_dim, dtype);
             b.either(
                 below(heads + kv_heads),
                 || {

@@ -2,10 +2,19 @@
 
 use lathe_ir::eval::{Data, Tensor};
 use lathe_ir::scheme::{Matrix, MatrixData, Scheme};
+use lathe_ir::types::DType;
 use lathe_kernels::packing::{pack, quantize};
 
 /// Relative error allowed where a kernel computes in f32 with roundings of its own (own exponential, other order).
 pub const F32_BOUND: f64 = 2e-6;
+
+/// Relative error allowed over caches of codes, where a kernel also rounds queries to 16 bits and weights to 15.
+pub const CODES_BOUND: f64 = 6e-5;
+
+/// The error allowed of an attention, by the element type of its cache.
+pub fn attention_bound(dtype: DType) -> f64 {
+    if dtype == DType::Int8 { CODES_BOUND } else { F32_BOUND }
+}
 
 /// A small generator of seeded values (splitmix64).
 pub struct Random(pub u64);

@@ -202,8 +202,13 @@ fn a_row_has_the_same_bits_in_every_tile_and_batch() {
 
 #[test]
 fn the_fused_epilogue_writes_the_cache_that_separate_kernels_write() {
+    for dtype in [DType::F16, DType::Int8] {
+        check_fused_append(dtype);
+    }
+}
+
+fn check_fused_append(dtype: DType) {
     let (head_dim, heads, kv_heads, rows, k) = (64, 2, 1, 5, 64);
-    let dtype = DType::F16;
     let n = (heads + 2 * kv_heads) * head_dim;
     let mut random = Random(11);
     let (_, packed) = weight(&mut random, Scheme::INT4, n, k);
@@ -237,6 +242,6 @@ fn the_fused_epilogue_writes_the_cache_that_separate_kernels_write() {
     let [positions, sequences, table] = tables();
     let buffers = vec![Bytes(turned), positions, sequences, table, cache(), Output];
     let separate = run(&KernelSpec::AppendQkv { head_dim, dtype }, buffers, &[5, 2, 1, 2, 2], 5, 5);
-    assert!(fused[6] == separate[4], "cache contents");
-    assert!(fused[7] == separate[5], "queries");
+    assert!(fused[6] == separate[4], "{dtype} cache contents");
+    assert!(fused[7] == separate[5], "{dtype}: queries");
 }

@@ -7,7 +7,7 @@ mod linear;
 pub(crate) mod machine;
 mod tiles;
 
-use data::{F32_BOUND, Random, assert_close, f32_bytes, floats, i32_bytes, weight};
+use data::{F32_BOUND, Random, assert_close, attention_bound, f32_bytes, floats, i32_bytes, weight};
 use half::f16;
 use lathe_ir::eval::{CacheState, Data, EvalContext, Tensor};
 use lathe_ir::op::Op;
@@ -15,7 +15,7 @@ use lathe_ir::ops;
 use lathe_ir::ops::glu::Function;
 use lathe_ir::scheme::Scheme;
 use lathe_ir::types::{CacheType, DType};
-use lathe_kernels::spec::{KernelSpec, MapOp, Norm, PAGE_TOKENS, page_bytes};
+use lathe_kernels::spec::{CodePage, KernelSpec, MapOp, Norm, PAGE_TOKENS, page_bytes};
 use machine::Buffer::{Data as Bytes, Output};
 use machine::run;
 
@@ -217,7 +217,15 @@ fn paged(ty: CacheType, random: &mut Random) -> Paged {
 
 #[test]
 fn append_and_attention_over_shuffled_pages() {
-    for (dtype, group, head_dim) in [(DType::F16, 3, 64), (DType::F32, 1, 32), (DType::F32, 2, 128)] {
+    let cases = [
+        (DType::F16, 3, 64),
+        (DType::F32, 1, 32),
+        (DType::F32, 2, 128),
+        (DType::Int8, 6, 128),
+        (DType::Int8, 3, 64),
+        (DType::Int8, 1, 80),
+    ];
+    for (dtype, group, head_dim) in cases {
         let mut random = Random(5);
         let ty = CacheType { dtype, heads: 2, head_dim };
         let cache = paged(ty, &mut random);
@@ -252,7 +260,36 @@ fn append_and_attention_over_shuffled_pages() {
                 Tensor::cache(cache.reference),
             ],
         );
-        assert_close(&spec.to_string(), &floats(&found), expected.as_f32().unwrap(), F32_BOUND);
+        assert_close(&spec.to_string(), &floats(&found), expected.as_f32().unwrap(), attention_bound(dtype));
+    }
+}
+
+#[test]
+fn codes_in_pages_are_those_of_the_reference() {
+    for head_dim in [16, 80, 128] {
+        let ty = CacheType { dtype: DType::Int8, heads: 2, head_dim };
+        let Paged { bytes, table, width, reference } = paged(ty, &mut Random(8));
+        let page = CodePage::new(head_dim);
+        let code = |at: usize| f32::from(bytes[at] as i8);
+        let scale = |at: usize| f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32();
+        for (sequence, &length) in LENGTHS.iter().enumerate() {
+            let rows = reference.visible(sequence as i32, length as i32 - 1, None).unwrap();
+            for (position, row) in rows.into_iter().enumerate() {
+                let number = table[sequence * width + position / PAGE_TOKENS] as usize;
+                let slot = position % PAGE_TOKENS;
+                // The reference may round to minus zero, which codes do not have.
+                for (i, (&key, &value)) in row.key.iter().zip(&row.value).enumerate() {
+                    let (head, d) = ((number * 2 + i / head_dim) * page.bytes, i % head_dim);
+                    let (group, half, pair) = (d / 32, d % 32 / 16, d % 16);
+                    let found = code(head + ((16 * group + pair) * PAGE_TOKENS + slot) * 2 + half)
+                        * scale(head + page.key_scales + 2 * (PAGE_TOKENS * group + slot));
+                    assert_eq!(found.to_bits(), (key + 0.0).to_bits(), "key {sequence}, {position}, element {i}");
+                    let found = code(head + page.values + (slot / 2 * head_dim + d) * 2 + slot % 2)
+                        * scale(head + page.value_scales + 2 * slot);
+                    assert_eq!(found.to_bits(), (value + 0.0).to_bits(), "value {sequence}, {position}, element {i}");
+                }
+            }
+        }
     }
 }
 

@@ -3,15 +3,16 @@
 use std::process::Command;
 
 use lathe_compiler::pass::Activations;
+use lathe_plan::Plan;
 use lathe_runtime::batcher::{BatchOptions, Event, Penalties, Request};
 use lathe_runtime::device::options::DeviceOptions;
-use lathe_runtime::engine::EngineOptions;
+use lathe_runtime::engine::{Engine, EngineOptions};
 use lathe_runtime::sample::SampleParams;
 use lathe_runtime::speculate::{Mode, Speculation, Tally};
 use lathe_runtime::tokenizer::Control;
 use lathe_tests::{Scratch, lathe_compile, smollm2};
 
-use super::{corpus, engine, plan_path, tokenizer};
+use super::{corpus, plan, plan_of_codes, plan_path, tokenizer};
 
 /// A request's tokens with the bits of their logprobs.
 type Answer = Vec<(u32, u32)>;
@@ -24,10 +25,12 @@ struct Run {
 
 /// Runs requests together and gives each one's answer, that of several choices one after the other.
 fn answers(options: &EngineOptions, requests: &[Request]) -> Run {
-    let mut engine = engine(
-        Activations::Int8,
-        &EngineOptions { device: DeviceOptions { poison: true, ..options.device.clone() }, ..options.clone() },
-    );
+    answers_of(&plan(Activations::Int8), options, requests)
+}
+
+fn answers_of(plan: &Plan, options: &EngineOptions, requests: &[Request]) -> Run {
+    let device = DeviceOptions { poison: true, ..options.device.clone() };
+    let mut engine = Engine::load(plan, &EngineOptions { device, ..options.clone() }).expect("the plan loads");
     let ids: Vec<_> = requests.iter().map(|request| engine.submit(request.clone()).expect("it fits")).collect();
     let mut choices: Vec<Vec<Answer>> =
         requests.iter().map(|request| vec![Answer::new(); request.more as usize + 1]).collect();
@@ -75,6 +78,27 @@ fn tokens_and_logprobs_depend_on_nothing_but_the_request() {
             assert_eq!(answers(&options, &requests).answers, alone, "{threads} threads, prefill in chunks of {chunk}");
         }
     }
+}
+
+#[test]
+fn pages_of_codes_change_no_bit_either() {
+    let plan = plan_of_codes();
+    let requests = [requests(), repetitive()[..3].to_vec()].concat();
+    let off = BatchOptions {
+        speculation: Speculation { mode: Mode::Off, ..Speculation::default() },
+        ..BatchOptions::default()
+    };
+    let quiet = EngineOptions { batching: off, ..EngineOptions::default() };
+    let alone: Vec<Answer> =
+        requests.iter().flat_map(|request| answers_of(&plan, &quiet, std::slice::from_ref(request)).answers).collect();
+    // Together, in chunks that cut pages, with guesses, forks and prefixes that are shared, and so few pages that requests
+    // displace each other.
+    let batching = BatchOptions { speculation: Speculation { mode: Mode::Ngram, depth: 5 }, ..BatchOptions::default() };
+    let device = DeviceOptions { cache_tokens: Some(768), ..DeviceOptions::default() };
+    let options = EngineOptions { device, prefill_chunk: Some(24), batching, ..EngineOptions::default() };
+    let run = answers_of(&plan, &options, &requests);
+    assert_eq!(run.answers, alone);
+    assert!(run.speculation.accepted > 0, "no guess was right");
 }
 
 /// Requests whose answers repeat what was there, so that guesses are right now and then: with penalties and without, of

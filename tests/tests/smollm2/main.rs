@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 
 use lathe_compiler::pass::Activations;
 use lathe_compiler::pipeline::{Goal, Options, compile};
+use lathe_ir::types::DType;
 use lathe_kernels::targets::Target;
 use lathe_models::open;
 use lathe_plan::Plan;
@@ -17,29 +18,42 @@ use lathe_runtime::engine::{Engine, EngineOptions};
 use lathe_runtime::tokenizer::{Control, Tokenizer};
 use lathe_tests::{CORPUS, Scratch, smollm2};
 
-/// Compiles the model with the given form of activations into `path`.
-fn compile_to(path: &Path, activations: Activations) {
+/// Compiles the model with the given form of activations and of cache into `path`.
+fn compile_to(path: &Path, activations: Activations, cache: DType) {
     let model = open(&smollm2()).expect("the model opens");
     let mut options = Options::new(Target::parse("native").expect("this CPU has a target"));
     options.passes.activations = activations;
+    options.cache = cache;
     options.threads = 2;
     compile(model, Goal::Plan(path), &options).expect("the model compiles");
 }
 
-/// The plan of the default compile, and the one with f32 activations; each made once and removed with the process.
+/// Where plans lie that are made once and removed with the process.
+static FOLDER: OnceLock<Scratch> = OnceLock::new();
+
+/// The plan of the default compile, and the one with f32 activations.
 fn plan_path(activations: Activations) -> PathBuf {
-    static FOLDER: OnceLock<Scratch> = OnceLock::new();
     static PLANS: [OnceLock<PathBuf>; 2] = [OnceLock::new(), OnceLock::new()];
-    let (index, name) = match activations {
-        Activations::Int8 => (0, "int8.plan"),
-        Activations::F32 => (1, "f32.plan"),
+    let (plan, name) = match activations {
+        Activations::Int8 => (&PLANS[0], "int8.plan"),
+        Activations::F32 => (&PLANS[1], "f32.plan"),
     };
+    made_once(plan, name, activations, DType::F16)
+}
+
+/// The plan of the default compile but for pages of int8 codes.
+fn plan_of_codes() -> Plan {
+    static PLAN: OnceLock<PathBuf> = OnceLock::new();
+    Plan::open(&made_once(&PLAN, "codes.plan", Activations::Int8, DType::Int8)).expect("the plan opens")
+}
+
+fn made_once(plan: &OnceLock<PathBuf>, name: &str, activations: Activations, cache: DType) -> PathBuf {
     let make = || {
         let path = FOLDER.get_or_init(Scratch::new).file(name);
-        compile_to(&path, activations);
+        compile_to(&path, activations, cache);
         path
     };
-    PLANS[index].get_or_init(make).clone()
+    plan.get_or_init(make).clone()
 }
 
 fn plan(activations: Activations) -> Plan {

@@ -11,7 +11,7 @@ use lathe_runtime::engine::{Engine, EngineOptions};
 use lathe_tests::compare::{argmax, mean_divergence, relative_error, top_1_agreement};
 use lathe_tests::{Scratch, reference, smollm2};
 
-use super::{corpus, engine, plan, tokenizer};
+use super::{corpus, engine, plan, plan_of_codes, tokenizer};
 
 /// Bound on the relative error of logits with f32 activations: the f16 cache rounds keys and values to 11 bits.
 const F32_LOGIT_BOUND: f64 = 1e-3;
@@ -22,6 +22,8 @@ const INT8_PERPLEXITY_BOUND: f64 = 0.01;
 /// Bound on the relative loss of perplexity by codes that are searched for weights which lie on even steps already: that of
 /// the whole corpus is 16 %.
 const SEARCHED_PERPLEXITY_BOUND: f64 = 0.2;
+/// Bound on the relative difference of perplexity with a cache of int8 codes to that with one of f16.
+const CODES_PERPLEXITY_BOUND: f64 = 0.002;
 /// Tokens that logits are compared on.
 const TOKENS: usize = 512;
 
@@ -54,6 +56,28 @@ fn perplexity_agrees_with_numpy() {
     let found = perplexity(&mut engine(Activations::Int8, &EngineOptions::default()), &tokens, context);
     println!("perplexity {found:.4}, reference {expected:.4}");
     assert!((found / expected - 1.0).abs() < INT8_PERPLEXITY_BOUND, "perplexity {found:.4}, reference {expected:.4}");
+}
+
+#[test]
+fn a_cache_of_codes_keeps_perplexity_in_half_the_memory() {
+    let context = 512;
+    let tokens = corpus(4 * context);
+    let floats = perplexity(&mut engine(Activations::Int8, &EngineOptions::default()), &tokens, context);
+    let codes = plan_of_codes();
+    let mut engine = Engine::load(&codes, &EngineOptions::default()).expect("the plan loads");
+    let found = perplexity(&mut engine, &tokens, context);
+    println!("perplexity {found:.4}, with an f16 cache {floats:.4}");
+    assert!(found.to_bits() != floats.to_bits(), "the caches are alike");
+    assert!(
+        (found / floats - 1.0).abs() < CODES_PERPLEXITY_BOUND,
+        "perplexity {found:.4}, with an f16 cache {floats:.4}"
+    );
+    let page_bytes = |plan: &Plan| -> u64 {
+        let program = plan.program("main").expect("a program");
+        program.cache_groups.iter().flat_map(|group| &group.tensors).map(|tensor| tensor.page_bytes).sum()
+    };
+    let (codes, floats) = (page_bytes(&codes), page_bytes(&plan(Activations::Int8)));
+    assert!(100 * codes < 54 * floats, "{codes} bytes a page of all layers, of f16 {floats}");
 }
 
 /// Perplexity in chunks of `context` tokens, the second half of each scored.

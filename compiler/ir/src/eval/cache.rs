@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use half::{bf16, f16};
 
 use super::EvalError;
-use crate::types::{CacheType, DType};
+use crate::types::{CacheType, DType, KEY_GROUP};
+
+/// The largest magnitude of a code.
+const MAX_CODE: f32 = 127.0;
 
 /// What one token left in a cache.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,8 +39,15 @@ impl CacheState {
 
     /// Stores one token's keys and values, [KV, D] each, rounded to the cache's element type.
     pub fn append(&mut self, sequence: i32, position: i32, key: &[f32], value: &[f32]) {
-        let round = |values: &[f32]| values.iter().map(|&value| round_to(self.ty.dtype, value)).collect();
-        let row = CacheRow { key: round(key), value: round(value) };
+        let CacheType { dtype, head_dim, .. } = self.ty;
+        let round = |values: &[f32], group: usize| -> Vec<f32> {
+            if dtype == DType::Int8 {
+                let groups = values.chunks(head_dim.max(1)).flat_map(|head| head.chunks(group));
+                return groups.flat_map(codes).collect();
+            }
+            values.iter().map(|&value| round_to(dtype, value)).collect()
+        };
+        let row = CacheRow { key: round(key, KEY_GROUP), value: round(value, head_dim.max(1)) };
         self.rows.insert((sequence, position), row);
     }
 
@@ -60,10 +70,20 @@ impl CacheState {
     }
 }
 
+/// Values rounded to codes that share a scale, and multiplied by it again. The scale is the largest magnitude over 127,
+/// rounded to f16; a code is the value times the scale's inverse, rounded to even, and at most 127 in magnitude.
+pub fn codes(values: &[f32]) -> Vec<f32> {
+    let largest = values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+    let scale = f16::from_f32(largest / MAX_CODE).to_f32();
+    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+    let code = |value: f32| (value * inverse).round_ties_even().clamp(-MAX_CODE, MAX_CODE);
+    values.iter().map(|&value| code(value) * scale).collect()
+}
+
 fn round_to(dtype: DType, value: f32) -> f32 {
     match dtype {
         DType::F16 => f16::from_f32(value).to_f32(),
         DType::Bf16 => bf16::from_f32(value).to_f32(),
-        DType::F32 | DType::I32 => value,
+        DType::F32 | DType::I32 | DType::Int8 => value,
     }
 }

@@ -1,7 +1,8 @@
 //! `append`: stores the keys and values of the step's tokens in a cache.
 //!
 //! `(k f32[T, KV·D], v f32[T, KV·D], positions i32[T], sequences i32[T], cache) -> cache`. Token t becomes the entry
-//! (`sequences[t]`, `positions[t]`), rounded to the cache's element type.
+//! (`sequences[t]`, `positions[t]`), rounded to the cache's element type: to int8
+//! codes by [`crate::eval::codes`].
 
 use super::{Operands, streaming_cost, tensors};
 use crate::attributes::{AttributeError, Attributes};

@@ -160,7 +160,7 @@ pub(crate) fn bytes(ty: &Type, size: StepSize) -> u64 {
 
 /// Bytes of one token's keys and values.
 pub(crate) fn cache_row_bytes(cache: CacheType) -> u64 {
-    2 * (cache.heads * cache.head_dim * cache.dtype.bytes()) as u64
+    cache.token_bytes() as u64
 }
 
 /// The cost of an op that reads each operand and writes each result once; of a cache it writes the step's tokens.

@@ -1,5 +1,5 @@
 //! Types in text: `f32[T, 576]`, `int8[32][T, 576]`, `int4:g32+min[576, 576]`, `int6:g16s8/256[576, 512]`,
-//! `cache<f16, 3x64>`.
+//! `cache<f16, 3x64>`, `cache<int8, 3x64>`.
 
 use super::words::parse_count;
 use super::{Parsed, Parser, Problem, fail};
@@ -48,6 +48,7 @@ impl Parser {
     pub(super) fn cache_type(&mut self) -> Parsed<CacheType> {
         self.mark('<')?;
         let Some(dtype) = (match self.peek() {
+            Token::Word(word) if word == DType::Int8.name() => Some(DType::Int8),
             Token::Word(word) => dtype(word),
             _ => None,
         }) else {

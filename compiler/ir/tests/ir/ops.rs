@@ -187,6 +187,29 @@ fn rope_keeps_scores_by_distance() {
 }
 
 #[test]
+fn a_cache_of_codes_has_a_scale_per_group_of_a_key_and_per_value() {
+    let head_dim = 48;
+    let ty = CacheType { dtype: DType::Int8, heads: 2, head_dim };
+    let mut state = CacheState::new(ty);
+    // In every head 127 steps of 1/4 in the first 32 elements, and of 8 in the rest.
+    let key: Vec<f32> =
+        (0..96).map(|i| if i % 48 < 32 { (i % 48) as f32 - 31.75 } else { 1048.0 - (i % 48) as f32 }).collect();
+    let mut value = vec![0.5; 96];
+    value[3] = -127.0;
+    value[48..].fill(0.0);
+    state.append(0, 0, &key, &value);
+    let row = state.visible(0, 0, None).unwrap()[0];
+    for (i, (&stored, &given)) in row.key.iter().zip(&key).enumerate() {
+        let step = if i % 48 < 32 { 0.25 } else { 8.0 };
+        assert!((stored - given).abs() <= step / 2.0 && stored % step == 0.0, "element {i}: {stored} for {given}");
+    }
+    assert_eq!(row.key[..1], [-31.75], "the largest of a group is kept");
+    // Ties go to even: 0.5 of a step of 1 is 0. A head of zeros stays one.
+    assert_eq!(row.value, [vec![0.0, 0.0, 0.0, -127.0], vec![0.0; 92]].concat());
+    assert_eq!(ty.token_bytes(), 2 * (2 * 48 + 2 * (2 + 1)), "codes, and scales of 2 bytes");
+}
+
+#[test]
 fn append_rounds_to_the_cache_type() {
     // 2049 lies between two f16 values, 2048 and 2050, and rounds to the even one.
     let (k, v) = (rows([1, 2], &[2049.0, 1.0]), rows([1, 2], &[0.5, -0.25]));

@@ -150,6 +150,7 @@ fn dimensions_and_types_print() {
         ),
         (Type::Tensor { elem: Elem::Act { group: 32 }, shape: vec![Dim::T, Dim::of(64)] }, "int8[32][T, 64]"),
         (Type::Cache(CacheType { dtype: DType::F16, heads: 3, head_dim: 64 }), "cache<f16, 3x64>"),
+        (Type::Cache(CacheType { dtype: DType::Int8, heads: 3, head_dim: 64 }), "cache<int8, 3x64>"),
     ];
     for (ty, text) in types {
         assert_eq!(ty.to_string(), text);

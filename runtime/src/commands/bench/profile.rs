@@ -267,8 +267,14 @@ impl Cost {
 
     /// Microseconds that the machine's limits allow.
     fn least_us(&self, kernel: &str, limits: &Roofline) -> f64 {
-        let is_int8 = kernel.contains(" x int8");
-        let peak = if is_int8 { limits.int8.per_second } else { limits.f32.per_second };
+        // Attention over codes multiplies 16-bit numbers, half as many in an instruction as bytes.
+        let peak = if kernel.contains(" x int8") {
+            limits.int8.per_second
+        } else if kernel.starts_with("attention[") && kernel.contains(" int8") {
+            limits.int8.per_second / 2.0
+        } else {
+            limits.f32.per_second
+        };
         let moved = self.weights / limits.memory + self.results / limits.l3.unwrap_or(limits.memory);
         1e6 * moved.max(self.flops / peak)
     }
@@ -367,5 +373,7 @@ mod tests {
         near("linear[int4 x int8, add]", cost, 1.1);
         near("linear[int4 x f32, add]", cost, 2.0);
         near("linear[int4 x int8, add]", Cost { flops: 16_000.0, ..cost }, 2.0);
+        near("attention[2x32 f16, scale=1]", Cost { flops: 8000.0, ..cost }, 4.0);
+        near("attention[2x32 int8, scale=1]", Cost { flops: 8000.0, ..cost }, 2.0);
     }
 }
