@@ -3,7 +3,7 @@
 use super::{Decoder, Mods, Result};
 use crate::counters::Class;
 use crate::exec::mma;
-use crate::exec::op::{Access, AtomOp, BarKind, Element, Mma, Op, Order, Reg, Shuffle, Vote};
+use crate::exec::op::{Access, AtomOp, Bar, BarKind, Element, Mma, Op, Order, Reg, Shuffle, Vote};
 use crate::ptx::PtxError;
 use crate::ptx::tree::{Instruction, Operand, Space, Ty};
 
@@ -81,7 +81,7 @@ impl Decoder<'_> {
                 let Some(d) = i.operands.first() else { return wrong(i, "has no result") };
                 (Op::ActiveMask { d: self.reg32(d, i)? }, Class::Warp)
             }
-            "bar" | "barrier" => (self.barrier(mods, i)?, Class::Sync),
+            "bar" | "barrier" => (self.barrier(name, mods, i)?, Class::Sync),
             "membar" | "fence" => {
                 mods.list.clear();
                 (Op::Fence, Class::Sync)
@@ -298,15 +298,14 @@ impl Decoder<'_> {
         Ok(Op::Redux { op, signed: ty.is_signed(), d, a, members })
     }
 
-    fn barrier(&mut self, mods: &mut Mods<'_>, i: &Instruction) -> Result<Op> {
+    fn barrier(&mut self, name: &str, mods: &mut Mods<'_>, i: &Instruction) -> Result<Op> {
         if mods.take("warp") {
             mods.take("sync");
             let Some(members) = i.operands.first() else { return wrong(i, "takes a mask") };
             return Ok(Op::WarpBar { members: self.source32(members, Ty::B32, i.at)? });
         }
         mods.take("cta");
-        // One that is not aligned is counted by warps here too.
-        mods.take("aligned");
+        let is_aligned = mods.take("aligned") || name == "bar";
         let red = mods.take("red");
         let kind = mods.find(|name| {
             Some(match name {
@@ -327,7 +326,7 @@ impl Decoder<'_> {
             };
             let id = self.source32(id, Ty::U32, i.at)?;
             let count = count.map(|count| self.source32(count, Ty::U32, i.at)).transpose()?;
-            return Ok(Op::Bar { kind, id, count, d: Reg::None, source: 0, negated: false });
+            return Ok(Op::Bar(Bar { kind, is_aligned, id, count, d: Reg::None, source: 0, negated: false }));
         }
         let _ = mods.take("pred") || mods.take("u32");
         let (d, id, count, source) = match &i.operands[..] {
@@ -339,7 +338,7 @@ impl Decoder<'_> {
         let id = self.source32(id, Ty::U32, i.at)?;
         let count = count.map(|count| self.source32(count, Ty::U32, i.at)).transpose()?;
         let (source, negated) = self.predicate(source, i.at)?;
-        Ok(Op::Bar { kind, id, count, d, source, negated })
+        Ok(Op::Bar(Bar { kind, is_aligned, id, count, d, source, negated }))
     }
 
     /// `cp.async` in its three forms.

@@ -5,6 +5,7 @@ use super::cta::Cta;
 use super::op::{AtomOp, Reg, Shuffle, Vote};
 use super::regs::LANES;
 use super::warp::Warp;
+use crate::fault::{FaultKind, Wrong};
 use crate::ptx::tree::Ty;
 
 /// The lane that a shuffle reads, if it lies within the bounds.
@@ -26,20 +27,36 @@ fn source(kind: Shuffle, lane: u32, b: u32, c: u32) -> Option<u32> {
 }
 
 impl Cta<'_> {
-    pub(crate) fn shuffle(warp: &mut Warp, kind: Shuffle, [d, a, b, c]: [u32; 4], p: Option<u32>, mask: u32) {
+    /// Shuffles values between the lanes of a group.
+    pub(crate) fn shuffle(
+        warp: &mut Warp,
+        kind: Shuffle,
+        [d, a, b, c]: [u32; 4],
+        p: Option<u32>,
+        mask: u32,
+    ) -> Result<(), Wrong> {
         let values = warp.regs.r32[a as usize];
         let (by, clamps) = (warp.regs.r32[b as usize], warp.regs.r32[c as usize]);
-        let (mut out, mut valid) = (values, 0);
+        let (mut out, mut valid, mut read) = (values, 0, 0u32);
         for lane in Warp::lanes(mask) {
             if let Some(from) = source(kind, lane as u32, by[lane], clamps[lane]) {
                 out[lane] = values[from as usize];
                 valid |= 1 << lane;
+                read |= 1 << from;
             }
+        }
+        if read & !mask != 0 {
+            let message = format!(
+                "lanes {:#010x} are read, whose values are undefined: only lanes {mask:#010x} execute it together",
+                read & !mask
+            );
+            return Err(Wrong { kind: FaultKind::Divergent, lanes: mask, message });
         }
         warp.regs.put32(d, &out, mask);
         if let Some(p) = p {
             warp.regs.put_pred(p, valid, mask);
         }
+        Ok(())
     }
 
     pub(crate) fn vote(warp: &mut Warp, kind: Vote, [d, d2]: [Reg; 2], source: u32, negated: bool, mask: u32) {

@@ -1,11 +1,12 @@
-//! A CTA: its warps, barriers and shared memory, and what it knows of the writes of other CTAs.
+//! A CTA: its warps and shared memory, and what it knows of the writes of other CTAs.
 
 use std::collections::HashMap;
 use std::sync::PoisonError;
 
+use super::barrier::Barrier;
 use super::launch::Grid;
 use super::memory::{Place, is_ordered};
-use super::op::{BarKind, Inst, Op, Order, Reg};
+use super::op::{Inst, Op, Order};
 use super::shared::Shared;
 use super::warp::{State, Warp};
 use crate::counters::Counters;
@@ -16,18 +17,15 @@ const SLICE: u64 = 4096;
 /// Instructions within which a loop must return to its state to count as spinning.
 const SPIN: u64 = 1 << 14;
 
-/// One of the sixteen barriers.
-#[derive(Clone, Debug, Default)]
-struct Barrier {
-    /// Warps that arrived, and those of them that wait.
-    arrived: u32,
-    waiting: u32,
-    threads: u32,
-    count: Option<u32>,
-    /// Votes of a reducing barrier.
-    yes: u32,
-    votes: u32,
-    results: Vec<(usize, BarKind, Reg, u32)>,
+/// Where a warp goes on after an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// At the one behind it.
+    Advance,
+    /// Where the instruction left it.
+    Stay,
+    /// Its slice ends here.
+    Leave,
 }
 
 /// What a round over the warps of a CTA led to.
@@ -47,7 +45,7 @@ pub(crate) struct Cta<'a> {
     pub(crate) linear: u32,
     pub(crate) shared: Shared,
     pub(crate) warps: Vec<Option<Box<Warp>>>,
-    barriers: Vec<Barrier>,
+    pub(super) barriers: Vec<Barrier>,
     /// Its own releases, and the releases of other CTAs that it acquired.
     pub(crate) epoch: u32,
     pub(crate) known: HashMap<u32, u32>,
@@ -56,7 +54,7 @@ pub(crate) struct Cta<'a> {
     fenced: bool,
     pub(crate) counters: Counters,
     pub(crate) last_region: usize,
-    /// Writes that changed something.
+    /// Writes that changed something, and barriers that opened.
     pub(crate) writes: u64,
     quiet_rounds: u32,
     /// The last strong read of each warp: its place.
@@ -189,15 +187,15 @@ impl<'a> Cta<'a> {
         if warp.mask == 0 {
             self.run(warp, 1)?;
         }
-        let (pc, mask, live, parked) = (warp.pc, warp.mask, warp.live, warp.parked);
+        let (pc, sets) = (warp.pc, warp.sets());
         let (regs, pcs) = (warp.regs.clone(), warp.pcs);
         for _ in 0..SPIN {
             self.run(warp, 1)?;
             if warp.state != State::Ready || self.writes != writes {
                 return Ok(false);
             }
-            let same = warp.pc == pc && (warp.mask, warp.live, warp.parked) == (mask, live, parked);
-            if same && warp.regs == regs && (0..32).all(|l| mask >> l & 1 != 0 || warp.pcs[l] == pcs[l]) {
+            let same = warp.pc == pc && warp.sets() == sets;
+            if same && warp.regs == regs && (0..32).all(|l| warp.mask >> l & 1 != 0 || warp.pcs[l] == pcs[l]) {
                 return Ok(true);
             }
         }
@@ -211,9 +209,8 @@ impl<'a> Cta<'a> {
             let Some(warp) = warp else { continue };
             match warp.state {
                 State::Barrier(id) => {
-                    let barrier = &self.barriers[id as usize];
-                    let due = barrier.count.map_or("all".to_owned(), |count| count.to_string());
-                    out.push(format!("warp {w} waits at barrier {id} ({} of {due} threads arrived)", barrier.threads));
+                    let (threads, due) = self.awaits(id);
+                    out.push(format!("warp {w} waits at barrier {id} ({threads} of {due} threads arrived)"));
                 }
                 State::Ready => {
                     let line = self.grid.kernel.code.get(warp.pc as usize).map_or(0, |inst| inst.line);
@@ -237,7 +234,8 @@ impl<'a> Cta<'a> {
 
     fn stuck(&self) -> Fault {
         let line = self.warps.iter().flatten().find(|warp| warp.state != State::Done).map_or(0, |warp| {
-            self.grid.kernel.code.get((warp.pc as usize).saturating_sub(1)).map_or(0, |inst| inst.line)
+            let pc = if warp.mask == 0 { warp.pcs[(warp.held.trailing_zeros() & 31) as usize] } else { warp.pc };
+            self.grid.kernel.code.get((pc as usize).saturating_sub(1)).map_or(0, |inst| inst.line)
         });
         Fault {
             kind: FaultKind::Deadlock,
@@ -267,7 +265,6 @@ impl<'a> Cta<'a> {
         let code: &'a [Inst] = &self.grid.kernel.code;
         for _ in 0..budget {
             if warp.mask == 0 && !self.pick(warp)? {
-                warp.state = State::Done;
                 return Ok(());
             }
             let inst = &code[warp.pc as usize];
@@ -275,21 +272,20 @@ impl<'a> Cta<'a> {
                 None => warp.mask,
                 Some((p, negated)) => warp.mask & (warp.regs.p[p as usize] ^ if negated { u32::MAX } else { 0 }),
             };
-            if let Some(need) = Self::need(warp, inst, mask)
-                && mask & need != need
+            if let Some(meeting) = inst.op.meeting()
+                && mask != 0
+                && Self::ready(warp, meeting, mask)? != mask
             {
-                Self::park(warp, inst, mask);
+                Self::park(warp, meeting, mask)?;
                 continue;
             }
             warp.instructions += 1;
             self.counters.instructions[inst.class as usize] += 1;
             self.counters.lane_instructions[inst.class as usize] += u64::from(mask.count_ones());
-            let stays = self.step(warp, inst, mask)?;
-            if warp.state != State::Ready {
-                return Ok(());
-            }
-            if !stays {
-                warp.pc += 1;
+            match self.step(warp, inst, mask)? {
+                Next::Advance => warp.pc += 1,
+                Next::Stay => {}
+                Next::Leave => return Ok(()),
             }
             if warp.pc >= warp.other && !warp.out_of_order && warp.mask != 0 {
                 warp.set_down();
@@ -298,80 +294,10 @@ impl<'a> Cta<'a> {
         Ok(())
     }
 
-    /// The lanes that an instruction needs together.
-    fn need(warp: &Warp, inst: &Inst, mask: u32) -> Option<u32> {
+    /// Executes one instruction.
+    fn step(&mut self, warp: &mut Warp, inst: &'a Inst, mask: u32) -> Result<Next, Wrong> {
         if mask == 0 {
-            return None;
-        }
-        let members = |reg: u32| Some(warp.regs.r32[reg as usize][mask.trailing_zeros() as usize]);
-        match &inst.op {
-            // A barrier that is not aligned is still counted by warps here.
-            Op::Bar { .. } => Some(warp.live),
-            Op::Mma(_) | Op::Ldmatrix { .. } => Some(u32::MAX),
-            Op::Shfl { members: m, .. }
-            | Op::Vote { members: m, .. }
-            | Op::Redux { members: m, .. }
-            | Op::WarpBar { members: m } => members(*m),
-            _ => None,
-        }
-    }
-
-    /// Sets lanes aside until the others that the instruction needs are there.
-    fn park(warp: &mut Warp, inst: &Inst, mask: u32) {
-        let pc = warp.pc;
-        // Lanes whose guard is false pass.
-        let passing = warp.mask & !mask;
-        warp.set_down();
-        for lane in Warp::lanes(passing) {
-            warp.pcs[lane] = pc + 1;
-        }
-        warp.parked |= mask;
-        let together = warp.at(warp.parked, pc);
-        if Self::need(warp, inst, together).is_some_and(|need| together & need == need) {
-            warp.parked &= !together;
-            warp.run_at(together, pc);
-        }
-    }
-
-    /// Finds lanes to run; false when all have exited.
-    fn pick(&mut self, warp: &mut Warp) -> Result<bool, Wrong> {
-        if warp.live == 0 {
-            return Ok(false);
-        }
-        if warp.take_up() {
-            return Ok(true);
-        }
-        // All that live are parked: some set may be complete now that others have exited.
-        let code = &self.grid.kernel.code;
-        let mut pcs: Vec<u32> = Warp::lanes(warp.parked & warp.live).map(|lane| warp.pcs[lane]).collect();
-        pcs.sort_unstable();
-        pcs.dedup();
-        for &pc in &pcs {
-            let together = warp.at(warp.parked & warp.live, pc);
-            let need = Self::need(warp, &code[pc as usize], together).unwrap_or(0);
-            if together & need == need {
-                warp.parked &= !together;
-                warp.run_at(together, pc);
-                return Ok(true);
-            }
-        }
-        let pc = pcs[0];
-        let here = warp.at(warp.parked & warp.live, pc);
-        let need = Self::need(warp, &code[pc as usize], here).unwrap_or(0);
-        warp.pc = pc;
-        let elsewhere = match pcs.get(1) {
-            Some(&other) => format!("others wait at line {}", code[other as usize].line),
-            None => "the others have exited".into(),
-        };
-        let message =
-            format!("the instruction needs lanes {need:#010x} together, and {here:#010x} reach it; {elsewhere}");
-        Err(Wrong { kind: FaultKind::Divergent, lanes: here, message })
-    }
-
-    /// Executes one instruction; whether the position is already that of the next one.
-    fn step(&mut self, warp: &mut Warp, inst: &'a Inst, mask: u32) -> Result<bool, Wrong> {
-        if mask == 0 {
-            return Ok(false);
+            return Ok(Next::Advance);
         }
         match &inst.op {
             Op::Alu { run, args } => run(&mut warp.regs, args, mask),
@@ -389,7 +315,7 @@ impl<'a> Cta<'a> {
                     }
                     warp.mask = 0;
                 }
-                return Ok(true);
+                return Ok(Next::Stay);
             }
             Op::Brx { index, targets } => {
                 let index = warp.regs.r32[*index as usize];
@@ -405,7 +331,7 @@ impl<'a> Cta<'a> {
                         warp.pcs[lane] = warp.pc + 1;
                     }
                 }
-                return Ok(true);
+                return Ok(Next::Stay);
             }
             Op::Exit => {
                 warp.live &= !mask;
@@ -414,7 +340,7 @@ impl<'a> Cta<'a> {
                     warp.pcs[lane] = warp.pc + 1;
                 }
                 warp.mask = 0;
-                return Ok(true);
+                return Ok(Next::Stay);
             }
             Op::Trap(what) => return Err(Wrong { kind: FaultKind::Trap, lanes: mask, message: (*what).into() }),
             Op::Nop | Op::Sleep => {}
@@ -422,22 +348,26 @@ impl<'a> Cta<'a> {
             Op::Load(access) => self.load(warp, access, mask)?,
             Op::Store(access) => self.store(warp, access, mask)?,
             Op::Atom { access, op, ty, d, b, c } => self.atomic(warp, access, *op, *ty, [*d, *b, *c], mask)?,
-            Op::Shfl { kind, d, p, a, b, c, .. } => Self::shuffle(warp, *kind, [*d, *a, *b, *c], *p, mask),
-            Op::Vote { kind, d, d2, source, negated, .. } => {
-                Self::vote(warp, *kind, [*d, *d2], *source, *negated, mask);
+            Op::Shfl { kind, d, p, a, b, c, members } => {
+                let regs = [*d, *a, *b, *c];
+                Self::each_group(warp, *members, mask, |warp, group| Self::shuffle(warp, *kind, regs, *p, group))?;
             }
-            Op::Redux { op, signed, d, a, .. } => Self::redux(warp, *op, *signed, *d, *a, mask),
+            Op::Vote { kind, d, d2, source, negated, members } => {
+                Self::each_group(warp, *members, mask, |warp, group| {
+                    Self::vote(warp, *kind, [*d, *d2], *source, *negated, group);
+                    Ok(())
+                })?;
+            }
+            Op::Redux { op, signed, d, a, members } => {
+                Self::each_group(warp, *members, mask, |warp, group| {
+                    Self::redux(warp, *op, *signed, *d, *a, group);
+                    Ok(())
+                })?;
+            }
             Op::ActiveMask { d } => warp.regs.put32(*d, &[mask; 32], mask),
             Op::WarpBar { .. } => self.shared.join_warp(warp.index),
             Op::Fence => self.fence(),
-            Op::Bar { kind, id, count, d, source, negated, .. } => {
-                let lane = mask.trailing_zeros() as usize;
-                let number = warp.regs.r32[*id as usize][lane];
-                let count = count.map(|reg| warp.regs.r32[reg as usize][lane]);
-                let bits = warp.regs.p.get(*source as usize).copied().unwrap_or(0);
-                let yes = ((bits ^ if *negated { u32::MAX } else { 0 }) & mask).count_ones();
-                return self.arrive(warp, *kind, number, count, (*d, yes), mask);
-            }
+            Op::Bar(bar) => return self.barrier(warp, bar, mask),
             Op::CpAsync { to, from, bytes, source_bytes } => {
                 self.copy(warp, to, from, *bytes, *source_bytes, mask)?;
             }
@@ -449,88 +379,7 @@ impl<'a> Cta<'a> {
                 (mma.run)(&mut warp.regs, mma, self.grid.chip);
             }
         }
-        Ok(false)
-    }
-
-    fn arrive(
-        &mut self,
-        warp: &mut Warp,
-        kind: BarKind,
-        id: u32,
-        count: Option<u32>,
-        (d, yes): (Reg, u32),
-        mask: u32,
-    ) -> Result<bool, Wrong> {
-        let wrong = |message: String| Wrong { kind: FaultKind::BarrierCount, lanes: mask, message };
-        if id > 15 {
-            return Err(wrong(format!("barrier {id}; a CTA has barriers 0 to 15")));
-        }
-        if let Some(count) = count
-            && (count == 0 || count % 32 != 0)
-        {
-            return Err(wrong(format!("barrier {id} for {count} threads, which is no multiple of 32 above zero")));
-        }
-        let barrier = &mut self.barriers[id as usize];
-        if barrier.arrived != 0 && barrier.count != count {
-            let name = |count: Option<u32>| count.map_or("all".to_owned(), |count| count.to_string());
-            let message = format!("barrier {id} for {} threads, and others await {}", name(count), name(barrier.count));
-            return Err(wrong(message));
-        }
-        if barrier.arrived >> warp.index & 1 != 0 {
-            return Err(wrong(format!("the warp arrives at barrier {id} again before it is complete")));
-        }
-        barrier.count = count;
-        barrier.arrived |= 1 << warp.index;
-        barrier.threads += 32;
-        barrier.yes += yes;
-        barrier.votes += mask.count_ones();
-        if let Some(count) = count.filter(|&count| barrier.threads > count) {
-            return Err(wrong(format!("{} threads arrive at barrier {id}, which awaits {count}", barrier.threads)));
-        }
-        // The warp goes on behind the barrier once that is complete.
-        warp.pc += 1;
-        if kind != BarKind::Arrive {
-            barrier.waiting |= 1 << warp.index;
-            barrier.results.push((warp.index, kind, d, mask));
-            warp.state = State::Barrier(id);
-        }
-        Ok(true)
-    }
-
-    /// Opens the barriers that are complete.
-    fn release_barriers(&mut self) -> bool {
-        let live = (0..self.warps.len())
-            .filter(|&w| self.warps[w].as_ref().is_some_and(|warp| warp.state != State::Done))
-            .fold(0u32, |mask, w| mask | 1 << w);
-        let mut any = false;
-        for id in 0..16 {
-            let barrier = &self.barriers[id];
-            let complete = match barrier.count {
-                _ if barrier.arrived == 0 => false,
-                Some(count) => barrier.threads == count,
-                None => barrier.arrived & live == live,
-            };
-            if !complete {
-                continue;
-            }
-            let barrier = std::mem::take(&mut self.barriers[id]);
-            // One that only announces itself goes on meanwhile.
-            let all = barrier.arrived & live == live && barrier.waiting == barrier.arrived;
-            self.shared.join(barrier.arrived, all);
-            for &(w, kind, d, mask) in &barrier.results {
-                let mut warp = self.warps[w].take().expect("a waiting warp is in its place");
-                let value = match kind {
-                    BarKind::Popc => barrier.yes,
-                    BarKind::And => u32::from(barrier.yes == barrier.votes),
-                    _ => u32::from(barrier.yes > 0),
-                };
-                Self::put(&mut warp, d, &[u64::from(value); 32], mask);
-                warp.state = State::Ready;
-                self.warps[w] = Some(warp);
-            }
-            any = true;
-        }
-        any
+        Ok(Next::Advance)
     }
 
     /// Instructions that the CTA has run.

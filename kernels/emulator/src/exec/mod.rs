@@ -2,11 +2,13 @@
 //! them.
 
 pub(crate) mod atomic;
+pub(crate) mod barrier;
 pub(crate) mod collective;
 pub(crate) mod copy;
 pub(crate) mod count;
 pub(crate) mod cta;
 pub(crate) mod launch;
+pub(crate) mod meet;
 pub(crate) mod memory;
 pub(crate) mod mma;
 pub(crate) mod op;

@@ -101,6 +101,32 @@ pub(crate) enum BarKind {
     Popc,
 }
 
+/// A barrier instruction.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bar {
+    pub(crate) kind: BarKind,
+    /// Whether all lanes of a warp execute it together.
+    pub(crate) is_aligned: bool,
+    /// Registers of its number and of the threads that it awaits.
+    pub(crate) id: u32,
+    pub(crate) count: Option<u32>,
+    /// The result of a vote, and the predicate that is voted on.
+    pub(crate) d: Reg,
+    pub(crate) source: u32,
+    pub(crate) negated: bool,
+}
+
+/// Which lanes an instruction needs together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Meeting {
+    /// All 32.
+    Warp,
+    /// All that have not exited.
+    Aligned,
+    /// Those that a register of masks names, of those that have not exited.
+    Members(u32),
+}
+
 /// Element types of a matrix multiplication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Element {
@@ -196,14 +222,7 @@ pub(crate) enum Op {
     ActiveMask {
         d: u32,
     },
-    Bar {
-        kind: BarKind,
-        id: u32,
-        count: Option<u32>,
-        d: Reg,
-        source: u32,
-        negated: bool,
-    },
+    Bar(Bar),
     /// All the lanes named by a mask meet.
     WarpBar {
         members: u32,
@@ -224,6 +243,21 @@ pub(crate) enum Op {
         transposed: bool,
     },
     Mma(Box<Mma>),
+}
+
+impl Op {
+    /// The lanes that it needs together, where it needs any.
+    pub(crate) fn meeting(&self) -> Option<Meeting> {
+        match self {
+            Op::Bar(bar) => bar.is_aligned.then_some(Meeting::Aligned),
+            Op::Mma(_) | Op::Ldmatrix { .. } => Some(Meeting::Warp),
+            Op::Shfl { members, .. }
+            | Op::Vote { members, .. }
+            | Op::Redux { members, .. }
+            | Op::WarpBar { members } => Some(Meeting::Members(*members)),
+            _ => None,
+        }
+    }
 }
 
 /// An instruction with its guard, class and line.
@@ -292,7 +326,7 @@ pub(crate) struct Kernel {
 impl Kernel {
     /// Whether it has barriers that only some warps of a CTA wait at.
     pub(crate) fn has_partial_barriers(&self) -> bool {
-        let is_partial = |op: &Op| matches!(op, Op::Bar { count: Some(_), .. } | Op::Bar { kind: BarKind::Arrive, .. });
+        let is_partial = |op: &Op| matches!(op, Op::Bar(bar) if bar.count.is_some() || bar.kind == BarKind::Arrive);
         self.code.iter().any(|inst| is_partial(&inst.op))
     }
 }

@@ -35,6 +35,8 @@ pub(crate) struct Warp {
     pub(crate) live: u32,
     /// Lanes that wait for others of their warp at a collective instruction.
     pub(crate) parked: u32,
+    /// Lanes that wait at a barrier while others of their warp do not.
+    pub(crate) held: u32,
     /// The group that runs: its lanes and position.
     pub(crate) mask: u32,
     pub(crate) pc: u32,
@@ -92,6 +94,7 @@ impl Warp {
             pcs: [0; LANES],
             live,
             parked: 0,
+            held: 0,
             mask: live,
             pc: 0,
             other: u32::MAX,
@@ -142,6 +145,16 @@ impl Warp {
         })
     }
 
+    /// Lanes that may run.
+    fn free(&self) -> u32 {
+        self.live & !self.parked & !self.held
+    }
+
+    /// Lanes that run, live, are set aside and wait at barriers.
+    pub(crate) fn sets(&self) -> [u32; 4] {
+        [self.mask, self.live, self.parked, self.held]
+    }
+
     /// Puts the running group back to the others.
     pub(crate) fn set_down(&mut self) {
         for lane in Self::lanes(self.mask) {
@@ -157,7 +170,7 @@ impl Warp {
 
     /// Takes up the free lanes at the lowest position; whether there were any.
     pub(crate) fn take_up(&mut self) -> bool {
-        let free = self.live & !self.parked;
+        let free = self.free();
         let Some(pc) = Self::lanes(free).map(|lane| self.pcs[lane]).min() else { return false };
         self.run_at(free, pc);
         self.out_of_order = false;
@@ -168,18 +181,18 @@ impl Warp {
     pub(crate) fn run_at(&mut self, set: u32, pc: u32) {
         self.mask = self.at(set, pc);
         self.pc = pc;
-        let rest = self.live & !self.parked & !self.mask;
+        let rest = self.free() & !self.mask;
         self.other = Self::lanes(rest).map(|lane| self.pcs[lane]).min().unwrap_or(u32::MAX);
     }
 
     /// Lets another group run for a while, so that lanes that wait for each other do not wait forever.
     pub(crate) fn rotate(&mut self) {
-        if self.mask == 0 || self.live & !self.parked & !self.mask == 0 {
+        if self.mask == 0 || self.free() & !self.mask == 0 {
             return;
         }
         let now = self.pc;
         self.set_down();
-        let free = self.live & !self.parked;
+        let free = self.free();
         let next = Self::lanes(free).map(|lane| self.pcs[lane]).filter(|&pc| pc > now).min();
         match next {
             Some(pc) => {

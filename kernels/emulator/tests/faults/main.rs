@@ -1,5 +1,8 @@
 //! A kernel planted for each fault: it must be caught, with its line.
 
+mod barriers;
+mod collectives;
+
 use lathe_emulator::{Chip, Counters, Device, Fault, FaultKind, Launch, Module, Options};
 
 const HEAD: &str = ".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry k(.param .u64 p, .param .u64 q)\n{\n\
@@ -9,15 +12,30 @@ const HEAD: &str = ".version 7.0\n.target sm_80\n.address_size 64\n.visible .ent
 
 /// Runs a body with buffers `p`, 256 written bytes, and `q`, 256 unwritten ones. Its first line is line 8.
 fn run(body: &str, grid: u32, block: u32) -> Result<Counters, Fault> {
+    run_on(Options::default().threads, body, grid, block).map(|(counters, _)| counters)
+}
+
+/// The same on some host threads; also what `p` holds then.
+fn run_on(threads: usize, body: &str, grid: u32, block: u32) -> Result<(Counters, Vec<u32>), Fault> {
     let device = Device::new(Chip::Sm80, 1 << 20);
     let ptx = format!("{HEAD}{body}\nret;\n}}\n");
     let module = Module::load(&ptx, &device).unwrap_or_else(|error| panic!("{error}\n{ptx}"));
     let (p, q) = (device.memory.alloc(256).expect("room"), device.memory.alloc(256).expect("room"));
     device.memory.write(p, &[0; 256]).expect("it is there");
     let params = [p.to_le_bytes(), q.to_le_bytes()].concat();
-    let options = Options { step_limit: 1 << 22, ..Options::default() };
+    let options = Options { step_limit: 1 << 22, threads, ..Options::default() };
     let launch = Launch { grid: [grid, 1, 1], block: [block, 1, 1], shared_bytes: 0, params: &params, options };
-    module.launch(&device, "k", &launch)
+    let counters = module.launch(&device, "k", &launch)?;
+    let mut out = [0; 256];
+    device.memory.read(p, &mut out).expect("it is there");
+    let words = out.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect();
+    Ok((counters, words))
+}
+
+/// What each of 32 threads of one warp leaves in its word of `p`.
+fn lanes(body: &str) -> Vec<u32> {
+    let (_, words) = run_on(1, body, 1, 32).unwrap_or_else(|fault| panic!("{fault}\n{body}"));
+    words[..32].to_vec()
 }
 
 fn check(kind: FaultKind, line: u32, told: &str, body: &str, grid: u32, block: u32) {
@@ -68,7 +86,7 @@ fn divergent_collectives() {
     let ldmatrix = "st.shared.u32 [%r4], %r1; bar.warp.sync -1; mov.u32 %r5, s; setp.lt.u32 %p1, %r1, 8;\n\
         @%p1 ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r6}, [%r5];";
     check(FaultKind::Divergent, 9, "0xffffffff together", ldmatrix, 1, 32);
-    let shuffle = "setp.lt.u32 %p1, %r1, 8;\n@%p1 shfl.sync.bfly.b32 %r6, %r1, 1, 31, 0xffff;";
+    let shuffle = "setp.lt.u32 %p1, %r1, 8;\n@%p1 shfl.sync.bfly.b32 %r6, %r1, 1, 31, 0xffff;\nbar.sync 0;";
     check(FaultKind::Divergent, 9, "0x0000ffff together", shuffle, 1, 32);
 }
 
