@@ -9,6 +9,7 @@ pub(crate) mod flags;
 pub(crate) mod floating;
 mod hopper;
 mod integer;
+mod modifiers;
 mod order;
 mod special;
 mod system;
@@ -19,6 +20,7 @@ use crate::counters::Class;
 use crate::exec::op::{Base, Inst, Kernel, Op, Param, Reg, Special};
 use crate::ptx::tree::{Function, Instruction, Operand, Space, Statement, Tree, Ty, Variable};
 use crate::ptx::{Position, PtxError};
+use modifiers::Mods;
 
 /// Where windows of the generic address space begin.
 pub(crate) const SHARED_BASE: u64 = 1 << 40;
@@ -510,38 +512,5 @@ impl<'a> Decoder<'a> {
             }
         }
         Ok(())
-    }
-}
-
-/// Modifiers of an opcode, taken one by one; one that is left over is not known.
-struct Mods<'a> {
-    list: Vec<&'a str>,
-    at: Position,
-    opcode: &'a str,
-}
-
-impl Mods<'_> {
-    fn take(&mut self, name: &str) -> bool {
-        let found = self.list.iter().position(|&known| known == name);
-        found.map(|index| self.list.remove(index)).is_some()
-    }
-
-    /// The first modifier that a function understands.
-    fn find<T>(&mut self, f: impl Fn(&str) -> Option<T>) -> Option<T> {
-        let index = self.list.iter().position(|name| f(name).is_some())?;
-        f(self.list.remove(index))
-    }
-
-    fn ty(&mut self) -> Result<Ty> {
-        self.find(Ty::parse).ok_or_else(|| PtxError::new(self.at, format!("`{}` has no type", self.opcode)))
-    }
-
-    fn finish(&self) -> Result<()> {
-        match self.list.first() {
-            None => Ok(()),
-            Some(left) => {
-                Err(PtxError::new(self.at, format!("the modifier `.{left}` of `{}` is not known", self.opcode)))
-            }
-        }
     }
 }

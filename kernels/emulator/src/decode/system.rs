@@ -3,7 +3,7 @@
 use super::{Decoder, Mods, Result};
 use crate::counters::Class;
 use crate::exec::mma;
-use crate::exec::op::{Access, AtomOp, Bar, BarKind, Element, Mma, Op, Order, Reg, Shuffle, Vote};
+use crate::exec::op::{Access, AtomOp, Bar, BarKind, Element, Members, Mma, Op, Order, Reg, Shuffle, Vote};
 use crate::ptx::PtxError;
 use crate::ptx::tree::{Instruction, Operand, Space, Ty};
 
@@ -24,30 +24,6 @@ fn space(name: &str) -> Option<Space> {
     })
 }
 
-/// Drops hints that change no result.
-fn drop_hints(mods: &mut Mods<'_>) {
-    let hints = ["ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "cta", "gpu", "sys", "cluster", "noftz", "unified"];
-    mods.list.retain(|name| {
-        !hints.contains(name) && !name.starts_with("L1::") && !name.starts_with("L2::") && *name != "weak"
-    });
-}
-
-fn order(mods: &mut Mods<'_>) -> Order {
-    let mut order = Order::default();
-    for (name, acquire, release) in [
-        ("volatile", false, false),
-        ("relaxed", false, false),
-        ("acquire", true, false),
-        ("release", false, true),
-        ("acq_rel", true, true),
-    ] {
-        if mods.take(name) {
-            order = Order { strong: true, acquire, release };
-        }
-    }
-    order
-}
-
 impl Decoder<'_> {
     fn reg(&mut self, operand: &Operand, i: &Instruction) -> Result<Reg> {
         match operand {
@@ -64,6 +40,14 @@ impl Decoder<'_> {
         }
     }
 
+    /// The mask of a collective.
+    fn members(&mut self, operand: &Operand, i: &Instruction) -> Result<Members> {
+        Ok(match operand {
+            Operand::Int(mask) => Members::Mask(*mask as u32),
+            _ => Members::Reg(self.source32(operand, Ty::B32, i.at)?),
+        })
+    }
+
     fn access(&mut self, operand: &Operand, space: Space, bytes: u32, i: &Instruction) -> Result<Access> {
         let (space, base, offset) = self.address(operand, space, i.at)?;
         Ok(Access { space, base, offset, bytes, signed: false, order: Order::default(), regs: vec![] })
@@ -78,24 +62,44 @@ impl Decoder<'_> {
             "redux" => (self.redux(mods, i)?, Class::Warp),
             "activemask" => {
                 mods.take("b32");
-                let Some(d) = i.operands.first() else { return wrong(i, "has no result") };
+                let [d] = &i.operands[..] else { return wrong(i, "takes one result") };
                 (Op::ActiveMask { d: self.reg32(d, i)? }, Class::Warp)
             }
             "bar" | "barrier" => (self.barrier(name, mods, i)?, Class::Sync),
             "membar" | "fence" => {
-                mods.list.clear();
-                (Op::Fence, Class::Sync)
+                let scope = mods.fence(name)?;
+                Self::takes(0, i)?;
+                (Op::Fence(scope), Class::Sync)
             }
             "nanosleep" => {
                 mods.take("u32");
+                let [time] = &i.operands[..] else { return wrong(i, "takes a time") };
+                self.source32(time, Ty::U32, i.at)?;
                 (Op::Sleep, Class::Sync)
             }
             "prefetch" | "prefetchu" | "discard" | "applypriority" => {
-                mods.list.clear();
+                mods.find(|name| ["global", "local"].contains(&name).then_some(()));
+                let levels = ["L1", "L2", "L2::evict_last", "L2::evict_normal"];
+                if mods.find(|name| levels.contains(&name).then_some(())).is_none() {
+                    return wrong(i, "has no level of cache");
+                }
+                Self::takes(if name.starts_with("prefetch") { 1 } else { 2 }, i)?;
                 (Op::Nop, Class::Memory)
             }
-            "griddepcontrol" | "setmaxnreg" => {
-                mods.list.clear();
+            "griddepcontrol" => {
+                if !mods.take("wait") && !mods.take("launch_dependents") {
+                    return wrong(i, "has no action that is known");
+                }
+                Self::takes(0, i)?;
+                (Op::Nop, Class::Sync)
+            }
+            "setmaxnreg" => {
+                let known = (mods.take("inc") || mods.take("dec")) & mods.take("sync") & mods.take("aligned");
+                mods.take("u32");
+                let [Operand::Int(24..=256)] = &i.operands[..] else { return wrong(i, "takes 24 to 256 registers") };
+                if !known {
+                    return wrong(i, "needs `.inc` or `.dec`, and `.sync.aligned`");
+                }
                 (Op::Nop, Class::Sync)
             }
             "cp" if mods.take("async") => return self.copy(mods, i, guard).map(|()| true),
@@ -107,10 +111,25 @@ impl Decoder<'_> {
         Ok(true)
     }
 
+    /// Refuses another number of operands.
+    pub(super) fn takes(count: usize, i: &Instruction) -> Result<()> {
+        if i.operands.len() == count {
+            return Ok(());
+        }
+        wrong(i, &format!("takes {count} operands and is given {}", i.operands.len()))
+    }
+
     fn load_or_store(&mut self, name: &str, mods: &mut Mods<'_>, i: &Instruction) -> Result<Op> {
-        let order = order(mods);
+        let (orders, policies): (_, &[&str]) = match name {
+            "st" => (["relaxed", "release"], &["wb", "cg", "cs", "wt"]),
+            _ => (["relaxed", "acquire"], &["ca", "cg", "cs", "lu", "cv"]),
+        };
+        let order = mods.order(&orders)?;
         let found = mods.find(space).unwrap_or(Space::Generic);
-        drop_hints(mods);
+        mods.drop_hints(policies, order);
+        if name == "ld" && found == Space::Global && !order.strong {
+            mods.take("nc");
+        }
         let lanes = mods.find(|name| match name {
             "v2" => Some(2),
             "v4" => Some(4),
@@ -124,6 +143,9 @@ impl Decoder<'_> {
         let mut access = self.access(address, found, ty.bytes(), i)?;
         access.order = order;
         access.signed = ty.is_signed();
+        if u64::from(ty.bytes()) * lanes.unwrap_or(1) as u64 > 32 {
+            return wrong(i, "has a vector of more than 32 bytes");
+        }
         if ty.bytes() > 8 {
             return wrong(i, "accesses of 128 bits in one register are not supported");
         }
@@ -155,10 +177,14 @@ impl Decoder<'_> {
     }
 
     fn atomic(&mut self, name: &str, mods: &mut Mods<'_>, i: &Instruction) -> Result<Op> {
-        let mut order = order(mods);
-        order.strong = true;
+        let orders: &[&str] = match name {
+            "red" => &["relaxed", "release"],
+            _ => &["relaxed", "acquire", "release", "acq_rel"],
+        };
+        let order = mods.atomic_order(orders);
         let found = mods.find(space).unwrap_or(Space::Generic);
-        drop_hints(mods);
+        mods.drop_hints(&[], order);
+        mods.take("noftz");
         let op = mods.find(|name| {
             Some(match name {
                 "add" => AtomOp::Add,
@@ -225,7 +251,8 @@ impl Decoder<'_> {
             _ => (self.reg32(d, i)?, None),
         };
         let mut value = |operand: &Operand| self.source32(operand, Ty::B32, i.at);
-        let (a, b, c, members) = (value(a)?, value(b)?, value(c)?, value(members)?);
+        let (a, b, c) = (value(a)?, value(b)?, value(c)?);
+        let members = self.members(members, i)?;
         Ok(Op::Shfl { kind, d, p, a, b, c, members })
     }
 
@@ -238,7 +265,7 @@ impl Decoder<'_> {
             let named = |name: &String| Operand::Name { name: name.clone(), negated: false };
             let d = self.reg(&named(d), i)?;
             let d2 = Reg::Pred(self.predicate(&named(p), i.at)?.0);
-            let members = self.source32(members, Ty::B32, i.at)?;
+            let members = self.members(members, i)?;
             return Ok(Op::Vote { kind: Vote::Elect, d, d2, source: 0, negated: false, members });
         }
         let kind = mods.find(|name| {
@@ -253,7 +280,7 @@ impl Decoder<'_> {
         let Some(mut kind) = kind else { return wrong(i, "has no mode") };
         let ty = mods.ty()?;
         let [d, source, members] = &i.operands[..] else { return wrong(i, "takes three operands") };
-        let members = self.source32(members, Ty::B32, i.at)?;
+        let members = self.members(members, i)?;
         let d = self.reg(d, i)?;
         if name == "match" {
             if kind != Vote::Any {
@@ -294,7 +321,7 @@ impl Decoder<'_> {
         }
         let [d, a, members] = &i.operands[..] else { return wrong(i, "takes three operands") };
         let d = self.reg32(d, i)?;
-        let (a, members) = (self.source32(a, ty, i.at)?, self.source32(members, Ty::B32, i.at)?);
+        let (a, members) = (self.source32(a, ty, i.at)?, self.members(members, i)?);
         Ok(Op::Redux { op, signed: ty.is_signed(), d, a, members })
     }
 
@@ -302,7 +329,7 @@ impl Decoder<'_> {
         if mods.take("warp") {
             mods.take("sync");
             let Some(members) = i.operands.first() else { return wrong(i, "takes a mask") };
-            return Ok(Op::WarpBar { members: self.source32(members, Ty::B32, i.at)? });
+            return Ok(Op::WarpBar { members: self.members(members, i)? });
         }
         mods.take("cta");
         let is_aligned = mods.take("aligned") || name == "bar";
@@ -357,7 +384,7 @@ impl Decoder<'_> {
         mods.take("shared");
         mods.take("shared::cta");
         mods.take("global");
-        drop_hints(mods);
+        mods.drop_hints(&["ca", "cg"], Order::default());
         let [to, from, bytes, rest @ ..] = &i.operands[..] else { return wrong(i, "takes three operands") };
         let Operand::Int(bytes @ (4 | 8 | 16)) = *bytes else { return wrong(i, "copies 4, 8 or 16 bytes") };
         let to = Box::new(self.access(to, Space::Shared, bytes as u32, i)?);

@@ -34,11 +34,6 @@ impl Cta<'_> {
             let f = |old: u64| combine(op, ty, old, b, c, flushes);
             self.publish(place, access.order);
             self.watch(place, lane);
-            let word_place = match place {
-                Place::Global(at) => Place::Global(at & !3),
-                Place::Shared(at) => Place::Shared(at & !3),
-                other => other,
-            };
             out[lane] = match (place, access.bytes) {
                 (Place::Global(at), 1..=4) => {
                     self.read(warp, place, access.bytes, true, lane)?;
@@ -71,7 +66,8 @@ impl Cta<'_> {
                     old
                 }
             };
-            self.observe(word_place, access.order);
+            self.observe(warp.index, place, access.order);
+            self.publish_shared(warp.index, place, access.order);
         }
         Self::put(warp, d, &out, mask);
         Ok(())

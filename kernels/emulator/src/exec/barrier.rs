@@ -3,7 +3,7 @@
 
 use super::cta::{Cta, Next};
 use super::op::{Bar, BarKind, Reg};
-use super::regs::LANES;
+use super::regs::{LANES, uniform};
 use super::warp::{State, Warp};
 use crate::fault::{FaultKind, Wrong};
 
@@ -43,16 +43,20 @@ struct Arrival {
 impl Cta<'_> {
     /// A barrier instruction.
     pub(super) fn barrier(&mut self, warp: &mut Warp, bar: &Bar, mask: u32) -> Result<Next, Wrong> {
-        let (ids, counts) = (warp.regs.r32[bar.id as usize], bar.count.map(|reg| warp.regs.r32[reg as usize]));
-        let bits = warp.regs.p.get(bar.source as usize).copied().unwrap_or(0);
-        let yes = bits ^ if bar.negated { u32::MAX } else { 0 };
-        let arrival = |rest: u32| {
+        let yes = match bar.kind {
+            BarKind::Sync | BarKind::Arrive => 0,
+            _ => warp.regs.p[bar.source as usize] ^ if bar.negated { u32::MAX } else { 0 },
+        };
+        let arrival = |warp: &Warp, rest: u32| {
+            let (ids, counts) = (&warp.regs.r32[bar.id as usize], bar.count.map(|reg| &warp.regs.r32[reg as usize]));
             let of = |lane: usize| (ids[lane], counts.map(|counts| counts[lane]));
             let (id, count) = of(rest.trailing_zeros() as usize);
-            let lanes = Warp::lanes(rest).filter(|&lane| of(lane) == (id, count)).fold(0, |set, lane| set | 1 << lane);
+            let is_uniform = uniform(ids).is_some() && counts.is_none_or(|counts| uniform(counts).is_some());
+            let same = |set: u32, lane: usize| set | u32::from(of(lane) == (id, count)) << lane;
+            let lanes = if is_uniform { rest } else { Warp::lanes(rest).fold(0, same) };
             Arrival { id, count, lanes, yes: (yes & lanes).count_ones() }
         };
-        let first = arrival(mask);
+        let first = arrival(warp, mask);
         if bar.is_aligned && first.lanes != mask {
             let message =
                 "a barrier that is `.aligned` has one number and count for a warp, and lanes give different ones";
@@ -67,7 +71,7 @@ impl Cta<'_> {
         }
         let mut rest = mask;
         while rest != 0 {
-            let arrival = arrival(rest);
+            let arrival = arrival(warp, rest);
             if bar.kind != BarKind::Arrive {
                 warp.held |= arrival.lanes;
             }

@@ -1,12 +1,11 @@
 //! A CTA: its warps and shared memory, and what it knows of the writes of other CTAs.
 
 use std::collections::HashMap;
-use std::sync::PoisonError;
 
 use super::barrier::Barrier;
 use super::launch::Grid;
-use super::memory::{Place, is_ordered};
-use super::op::{Inst, Op, Order};
+use super::memory::Place;
+use super::op::{Inst, Op};
 use super::shared::Shared;
 use super::warp::{State, Warp};
 use crate::counters::Counters;
@@ -49,9 +48,9 @@ pub(crate) struct Cta<'a> {
     /// Its own releases, and the releases of other CTAs that it acquired.
     pub(crate) epoch: u32,
     pub(crate) known: HashMap<u32, u32>,
-    /// What strong reads saw since the last fence, and whether a fence precedes strong writes.
-    seen: HashMap<u32, u32>,
-    fenced: bool,
+    /// What strong reads saw since the last fence, and the epoch that it ended.
+    pub(super) seen: HashMap<u32, u32>,
+    pub(super) fenced: Option<u32>,
     pub(crate) counters: Counters,
     pub(crate) last_region: usize,
     /// Writes that changed something, and barriers that opened.
@@ -71,13 +70,13 @@ impl<'a> Cta<'a> {
             grid,
             index,
             linear,
-            shared: Shared::new(grid.shared_bytes, warps, grid.has_partial_barriers, grid.checks),
+            shared: Shared::new(grid.shared_bytes, warps, grid.orders_some, grid.checks),
             warps: (0..warps).map(|w| Some(Box::new(Warp::new(grid.kernel, &grid.place(w, index, linear))))).collect(),
             barriers: vec![Barrier::default(); 16],
             epoch: 1,
             known: HashMap::new(),
             seen: HashMap::new(),
-            fenced: false,
+            fenced: None,
             counters: Counters::default(),
             last_region: 0,
             writes: 0,
@@ -90,47 +89,6 @@ impl<'a> Cta<'a> {
     /// Notes what a warp reads in a way that other CTAs may answer, for the report of a deadlock.
     pub(crate) fn watch(&mut self, place: Place, _lane: usize) {
         self.watched.insert(self.watching, place);
-    }
-
-    /// A strong write: after a fence, or with release, it hands on what the CTA did and knows.
-    pub(crate) fn publish(&mut self, place: Place, order: Order) {
-        let Place::Global(address) = place else { return };
-        if !self.grid.checks || !(self.fenced || order.release) {
-            return;
-        }
-        let mut table = self.grid.releases.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = table.entry(address).or_default();
-        for (&cta, &epoch) in self.known.iter().chain([(&self.linear, &self.epoch)]) {
-            let known = entry.entry(cta).or_default();
-            *known = (*known).max(epoch);
-        }
-        drop(table);
-        self.grid.has_releases.store(true, std::sync::atomic::Ordering::Release);
-        self.epoch = (self.epoch + 1).min(0xf_ffff);
-    }
-
-    /// A strong read: with acquire it takes over what was handed on there, otherwise the next fence does.
-    pub(crate) fn observe(&mut self, place: Place, order: Order) {
-        let Place::Global(address) = place else { return };
-        if !self.grid.checks || !self.grid.has_releases.load(std::sync::atomic::Ordering::Acquire) {
-            return;
-        }
-        let table = self.grid.releases.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(entry) = table.get(&address) else { return };
-        for (&cta, &epoch) in entry.iter().filter(|(cta, _)| **cta != self.linear) {
-            let target = if order.acquire { &mut self.known } else { &mut self.seen };
-            let known = target.entry(cta).or_default();
-            *known = (*known).max(epoch);
-        }
-        debug_assert!(is_ordered(order) || !order.acquire);
-    }
-
-    fn fence(&mut self) {
-        for (cta, epoch) in self.seen.drain() {
-            let known = self.known.entry(cta).or_default();
-            *known = (*known).max(epoch);
-        }
-        self.fenced = true;
     }
 
     /// Gives each warp a slice.
@@ -365,8 +323,8 @@ impl<'a> Cta<'a> {
                 })?;
             }
             Op::ActiveMask { d } => warp.regs.put32(*d, &[mask; 32], mask),
-            Op::WarpBar { .. } => self.shared.join_warp(warp.index),
-            Op::Fence => self.fence(),
+            Op::WarpBar { .. } => self.shared.clocks.join_warp(warp.index),
+            Op::Fence(scope) => self.fence(warp.index, *scope),
             Op::Bar(bar) => return self.barrier(warp, bar, mask),
             Op::CpAsync { to, from, bytes, source_bytes } => {
                 self.copy(warp, to, from, *bytes, *source_bytes, mask)?;

@@ -58,8 +58,9 @@ pub(crate) struct Grid<'a> {
     pub(crate) dynamic_shared: u32,
     pub(crate) launch: u32,
     pub(crate) checks: bool,
-    pub(crate) has_partial_barriers: bool,
-    /// Held during 64-bit atomics, whose halves are words of their own.
+    /// Whether the kernel orders some warps of a CTA only.
+    pub(crate) orders_some: bool,
+    /// Held during atomics and strong accesses of 64 bits, whose halves are words of their own.
     pub(crate) wide_atomics: Mutex<()>,
     /// What releases handed on, by address: CTA and epoch.
     pub(crate) releases: Mutex<HashMap<u64, HashMap<u32, u32>>>,
@@ -130,7 +131,7 @@ pub(crate) fn launch(
         dynamic_shared: launch.shared_bytes,
         launch: LAUNCHES.fetch_add(1, SeqCst),
         checks: launch.options.checks,
-        has_partial_barriers: kernel.has_partial_barriers(),
+        orders_some: kernel.orders_some(),
         wide_atomics: Mutex::new(()),
         releases: Mutex::default(),
         has_releases: AtomicBool::new(false),

@@ -2,19 +2,23 @@
 //! are there; lanes that exited are not awaited. Lanes that give different masks meet in groups of their own.
 
 use super::cta::Cta;
-use super::op::{Inst, Meeting};
-use super::regs::LANES;
+use super::op::{Inst, Meeting, Members};
+use super::regs::uniform;
 use super::warp::{State, Warp};
 use crate::fault::{FaultKind, Wrong};
 
 /// Lanes of a set that give the same mask as its first one, and that mask.
-fn group(members: &[u32; LANES], set: u32) -> (u32, u32) {
-    let first = members[(set.trailing_zeros() & 31) as usize];
-    // Mostly the mask is a number that all lanes share.
-    if *members == [first; LANES] {
-        return (set, first);
+fn group(warp: &Warp, members: Members, set: u32) -> (u32, u32) {
+    let reg = match members {
+        Members::Mask(mask) => return (set, mask),
+        Members::Reg(reg) => &warp.regs.r32[reg as usize],
+    };
+    // Mostly all lanes give the same.
+    if let Some(mask) = uniform(reg) {
+        return (set, mask);
     }
-    (Warp::lanes(set).filter(|&lane| members[lane] == first).fold(0, |group, lane| group | 1 << lane), first)
+    let first = reg[(set.trailing_zeros() & 31) as usize];
+    (Warp::lanes(set).filter(|&lane| reg[lane] == first).fold(0, |group, lane| group | 1 << lane), first)
 }
 
 fn divergent(lanes: u32, message: String) -> Wrong {
@@ -37,11 +41,10 @@ impl Cta<'_> {
                 }
                 Ok(if set == warp.live { set } else { 0 })
             }
-            Meeting::Members(reg) => {
-                let members = &warp.regs.r32[reg as usize];
+            Meeting::Members(members) => {
                 let (mut rest, mut ready) = (set, 0);
                 while rest != 0 {
-                    let (group, mask) = group(members, rest);
+                    let (group, mask) = group(warp, members, rest);
                     if group & !mask != 0 {
                         let message = format!("lanes {:#010x} execute it with the mask {mask:#010x}", group & !mask);
                         return Err(divergent(group & !mask, message + ", which does not name them"));
@@ -57,13 +60,13 @@ impl Cta<'_> {
     /// Executes a collective for each group of lanes with the same mask.
     pub(super) fn each_group(
         warp: &mut Warp,
-        members: u32,
+        members: Members,
         set: u32,
         mut run: impl FnMut(&mut Warp, u32) -> Result<(), Wrong>,
     ) -> Result<(), Wrong> {
         let mut rest = set;
         while rest != 0 {
-            let (group, _) = group(&warp.regs.r32[members as usize], rest);
+            let (group, _) = group(warp, members, rest);
             run(warp, group)?;
             rest &= !group;
         }
@@ -127,7 +130,7 @@ impl Cta<'_> {
         warp.pc = pc;
         let all = warp.at(warp.parked & warp.live, pc);
         let (here, need) = match code[pc as usize].op.meeting() {
-            Some(Meeting::Members(reg)) => group(&warp.regs.r32[reg as usize], all),
+            Some(Meeting::Members(members)) => group(warp, members, all),
             Some(Meeting::Aligned) => (all, warp.live),
             _ => (all, u32::MAX),
         };

@@ -1,7 +1,9 @@
 //! Loads and stores of a warp, with their checks.
 
+use std::sync::{MutexGuard, PoisonError};
+
 use super::cta::Cta;
-use super::op::{Access, Base, Order, Reg};
+use super::op::{Access, Base, Reg};
 use super::regs::LANES;
 use super::shared::Thread;
 use super::warp::Warp;
@@ -56,7 +58,7 @@ fn check_alignment(addresses: &[u64; LANES], bytes: u32, mask: u32) -> Result<()
     found.map_or(Ok(()), |lane| Err(misaligned(addresses[lane], bytes, lane)))
 }
 
-impl Cta<'_> {
+impl<'a> Cta<'a> {
     /// Addresses of all lanes.
     pub(crate) fn addresses(warp: &Warp, access: &Access) -> [u64; LANES] {
         let offset = access.offset as u64;
@@ -116,6 +118,12 @@ impl Cta<'_> {
             writer.cta
         );
         Err(Wrong::new(FaultKind::GlobalRace, lane, message))
+    }
+
+    /// Keeps others out while both halves of a strong access of 64 bits to global memory are made.
+    fn whole(&self, access: &Access, place: Place) -> Option<MutexGuard<'a, ()>> {
+        let is_wide = access.bytes == 8 && access.order.strong && matches!(place, Place::Global(_));
+        is_wide.then(|| self.grid.wide_atomics.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Up to four bytes of one lane.
@@ -231,6 +239,7 @@ impl Cta<'_> {
             for (slot, out) in out.iter_mut().enumerate().take(access.regs.len()) {
                 let at = address + u64::from(access.bytes) * slot as u64;
                 let place = place(access.space, at);
+                let guard = self.whole(access, place);
                 let low = self.read(warp, place, access.bytes.min(4), access.order.strong, lane)?;
                 out[lane] = if access.bytes == 8 {
                     let high = self.read(warp, shift(place, 4), 4, access.order.strong, lane)?;
@@ -244,9 +253,10 @@ impl Cta<'_> {
                 } else {
                     u64::from(low)
                 };
+                drop(guard);
             }
             if access.order.strong {
-                self.observe(place(access.space, address), access.order);
+                self.observe(warp.index, place(access.space, address), access.order);
             }
         }
         for (reg, values) in access.regs.iter().zip(&out) {
@@ -386,10 +396,15 @@ impl Cta<'_> {
             for (slot, &reg) in access.regs.iter().enumerate() {
                 let place = place(access.space, address + u64::from(access.bytes) * slot as u64);
                 let value = Self::get(warp, reg, lane);
+                let guard = self.whole(access, place);
                 self.write(warp, place, access.bytes.min(4), value as u32, access.order.strong, lane)?;
                 if access.bytes == 8 {
                     self.write(warp, shift(place, 4), 4, (value >> 32) as u32, access.order.strong, lane)?;
                 }
+                drop(guard);
+            }
+            if access.order.strong {
+                self.publish_shared(warp.index, place(access.space, address), access.order);
             }
         }
         Ok(())
@@ -403,9 +418,4 @@ pub(crate) fn shift(place: Place, by: u64) -> Place {
         Place::Local(at) => Place::Local(at.wrapping_add(by)),
         Place::Param(at) => Place::Param(at.wrapping_add(by)),
     }
-}
-
-/// Orders of accesses that only atomics and fences use.
-pub(crate) fn is_ordered(order: Order) -> bool {
-    order.acquire || order.release
 }

@@ -3,6 +3,7 @@
 
 pub(crate) mod atomic;
 pub(crate) mod barrier;
+pub(crate) mod clocks;
 pub(crate) mod collective;
 pub(crate) mod copy;
 pub(crate) mod count;
@@ -12,6 +13,7 @@ pub(crate) mod meet;
 pub(crate) mod memory;
 pub(crate) mod mma;
 pub(crate) mod op;
+pub(crate) mod ordering;
 pub(crate) mod regs;
 pub(crate) mod shared;
 pub(crate) mod warp;

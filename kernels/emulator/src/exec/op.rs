@@ -23,6 +23,16 @@ pub(crate) enum Base {
     R64(u32),
 }
 
+/// The threads that a strong access or a fence orders.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// Those of the CTA; its cluster too, since each CTA is one of its own.
+    Cta,
+    /// Those of the device, or of the system.
+    #[default]
+    Device,
+}
+
 /// Strength and ordering of an access.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Order {
@@ -30,6 +40,7 @@ pub(crate) struct Order {
     pub(crate) strong: bool,
     pub(crate) acquire: bool,
     pub(crate) release: bool,
+    pub(crate) scope: Scope,
 }
 
 /// An address and how it is accessed.
@@ -123,8 +134,17 @@ pub(crate) enum Meeting {
     Warp,
     /// All that have not exited.
     Aligned,
-    /// Those that a register of masks names, of those that have not exited.
-    Members(u32),
+    /// Those that a mask names, of those that have not exited.
+    Members(Members),
+}
+
+/// The lanes that take part in a collective.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Members {
+    /// The same for all lanes.
+    Mask(u32),
+    /// A register of masks.
+    Reg(u32),
 }
 
 /// Element types of a matrix multiplication.
@@ -201,7 +221,7 @@ pub(crate) enum Op {
         a: u32,
         b: u32,
         c: u32,
-        members: u32,
+        members: Members,
     },
     /// `source` is a predicate (votes, negated where told) or a register (matches).
     Vote {
@@ -210,14 +230,14 @@ pub(crate) enum Op {
         d2: Reg,
         source: u32,
         negated: bool,
-        members: u32,
+        members: Members,
     },
     Redux {
         op: AtomOp,
         signed: bool,
         d: u32,
         a: u32,
-        members: u32,
+        members: Members,
     },
     ActiveMask {
         d: u32,
@@ -225,9 +245,9 @@ pub(crate) enum Op {
     Bar(Bar),
     /// All the lanes named by a mask meet.
     WarpBar {
-        members: u32,
+        members: Members,
     },
-    Fence,
+    Fence(Scope),
     /// Bytes to copy, and optionally how many of them come from the source.
     CpAsync {
         to: Box<Access>,
@@ -324,9 +344,17 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    /// Whether it has barriers that only some warps of a CTA wait at.
-    pub(crate) fn has_partial_barriers(&self) -> bool {
+    /// Whether it orders some warps of a CTA only: by barriers, or by releases in memory that may be shared.
+    pub(crate) fn orders_some(&self) -> bool {
         let is_partial = |op: &Op| matches!(op, Op::Bar(bar) if bar.count.is_some() || bar.kind == BarKind::Arrive);
-        self.code.iter().any(|inst| is_partial(&inst.op))
+        let has_fences = self.code.iter().any(|inst| matches!(inst.op, Op::Fence(_)));
+        let may_release = |op: &Op| match op {
+            Op::Store(access) | Op::Atom { access, .. } => {
+                let Order { strong, release, .. } = access.order;
+                matches!(access.space, Space::Shared | Space::Generic) && (release || strong && has_fences)
+            }
+            _ => false,
+        };
+        self.code.iter().any(|inst| is_partial(&inst.op) || may_release(&inst.op))
     }
 }

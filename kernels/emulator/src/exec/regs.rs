@@ -12,6 +12,12 @@ pub(crate) type Lanes32 = [u32; LANES];
 /// One 64-bit register of all lanes.
 pub(crate) type Lanes64 = [u64; LANES];
 
+/// The value that all lanes hold, if they hold one.
+pub(crate) fn uniform(lanes: &Lanes32) -> Option<u32> {
+    let differs = lanes.iter().fold(0, |bits, &lane| bits | (lane ^ lanes[0]));
+    (differs == 0).then_some(lanes[0])
+}
+
 /// The register banks of one warp.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Regs {

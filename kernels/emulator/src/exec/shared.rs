@@ -1,7 +1,9 @@
 //! The shared memory of a CTA with its checks. A barrier of all warps ends a phase: what lies in an earlier phase is ordered
 //! before everything now. Within a phase each warp has a vector clock that other barriers join; an access races when the
-//! last conflicting one by another thread is not before it.
+//! last conflicting one by another thread is not before it. Strong accesses, which are atomics, volatile and relaxed ones,
+//! race with weak ones alone.
 
+use super::clocks::Clocks;
 use super::regs::LANES;
 use super::warp::Warp;
 use crate::fault::{FaultKind, Wrong};
@@ -56,6 +58,46 @@ struct Reading {
     bytes: u8,
 }
 
+/// The last strong access to a word of one kind.
+#[derive(Clone, Copy, Default)]
+struct Touch {
+    at: Time,
+    by: Who,
+    bytes: u8,
+}
+
+/// The last strong write of a word, and the last strong reading.
+#[derive(Clone, Copy, Default)]
+struct Strong {
+    write: Touch,
+    read: Touch,
+}
+
+/// What an access is to the shadow: when, by whom, and since when the lanes of its warp are not ordered.
+#[derive(Clone, Copy)]
+struct Now {
+    time: Time,
+    synced: u32,
+    me: Who,
+}
+
+impl Touch {
+    /// Notes an access to some bytes.
+    fn note(&mut self, now: Now, mask: u8) {
+        let Now { time, synced, me } = now;
+        let same = self.at.phase == time.phase && self.by.warp == me.warp && self.at.clock >= synced;
+        // Bytes that several lanes touch conflict with any of them.
+        let several = same && self.by != me && self.bytes & mask != 0;
+        self.bytes = match (several, same && self.by == me) {
+            (true, _) => self.bytes & mask,
+            (_, true) => self.bytes | mask,
+            _ => mask,
+        };
+        self.at = time;
+        self.by = Who { warp: me.warp, lane: if several { SEVERAL } else { me.lane } };
+    }
+}
+
 /// Shared memory.
 pub(crate) struct Shared {
     words: Vec<u32>,
@@ -63,16 +105,17 @@ pub(crate) struct Shared {
     shadow: Vec<Shadow>,
     /// Readings by word and warp, where the shadow's one is not enough: with barriers of some warps, or parts of words.
     readings: Vec<Reading>,
+    /// Strong accesses by word, from the first one on.
+    strong: Vec<Strong>,
     warps: usize,
     phase: u32,
-    /// `clocks[w · warps + v]`: how far warp `w` knows what warp `v` did.
-    clocks: Vec<u32>,
+    pub(super) clocks: Clocks,
     has_partial: bool,
     checks: bool,
 }
 
 impl Shared {
-    /// Memory for a CTA; `has_partial` says that the kernel has barriers of some of its warps.
+    /// Memory for a CTA; `has_partial` says that the kernel orders some of its warps only, by barriers or releases.
     pub(crate) fn new(bytes: u64, warps: usize, has_partial: bool, checks: bool) -> Shared {
         let count = bytes.div_ceil(4) as usize;
         let mut shared = Shared {
@@ -80,9 +123,10 @@ impl Shared {
             bytes,
             shadow: vec![Shadow::default(); if checks { count } else { 0 }],
             readings: vec![],
+            strong: vec![],
             warps,
             phase: 1,
-            clocks: (0..warps * warps).map(|at| u32::from(at / warps == at % warps)).collect(),
+            clocks: Clocks::new(warps),
             has_partial,
             checks,
         };
@@ -99,31 +143,18 @@ impl Shared {
     /// Orders what the warps of a mask did before what they do next; `all` where no other warp is left.
     pub(crate) fn join(&mut self, warps: u32, all: bool) {
         self.phase += u32::from(all);
-        let members = || (0..self.warps).filter(|w| warps >> w & 1 != 0);
-        let joined: Vec<u32> =
-            (0..self.warps).map(|v| members().map(|w| self.clocks[w * self.warps + v]).max().unwrap_or(0)).collect();
-        for w in (0..self.warps).filter(|w| warps >> w & 1 != 0) {
-            self.clocks[w * self.warps..][..self.warps].copy_from_slice(&joined);
-            self.join_warp(w);
-        }
+        self.clocks.join(warps);
     }
 
-    /// Orders the lanes of one warp.
-    pub(crate) fn join_warp(&mut self, warp: usize) {
-        self.clocks[warp * self.warps + warp] += 1;
+    fn now(&self, by: Thread) -> Now {
+        let time = Time { phase: self.phase, clock: self.clocks.own(by.warp) };
+        Now { time, synced: self.clocks.synced(by.warp), me: who(by) }
     }
 
-    fn clock(&self, warp: usize) -> u32 {
-        self.clocks[warp * self.warps + warp]
-    }
-
-    fn now(&self, warp: usize) -> Time {
-        Time { phase: self.phase, clock: self.clock(warp) }
-    }
-
-    /// Whether a warp knows what another did up to a clock.
-    fn knows(&self, warp: usize, other: usize, clock: u32) -> bool {
-        self.clocks[warp * self.warps + other] >= clock
+    /// Whether a strong access to a word is of this phase.
+    fn has_strong(&self, index: usize) -> bool {
+        let strong = self.strong.get(index);
+        strong.is_some_and(|strong| strong.write.at.phase == self.phase || strong.read.at.phase == self.phase)
     }
 
     /// Finds the first word of an aligned range.
@@ -161,13 +192,14 @@ impl Shared {
         mask: u32,
     ) -> Result<(), Wrong> {
         let bytes = 4 * out.len() as u32;
-        let (now, simple) = (self.now(warp), weak && self.readings.is_empty());
+        let (mut now, simple) = (self.now(Thread { warp, lane: 0 }), weak && self.readings.is_empty());
         for lane in Warp::lanes(mask) {
             let (address, by) = (addresses[lane], Thread { warp, lane });
+            now.me = who(by);
             let index = self.check(address, bytes, lane)?;
             for (offset, out) in out.iter_mut().enumerate() {
                 let at = index + offset;
-                if self.checks && !(simple && Self::reads_freely(&mut self.shadow[at], now, who(by))) {
+                if self.checks && !(simple && !self.has_strong(at) && Self::reads_freely(&mut self.shadow[at], now)) {
                     self.note_read(at, 15, address + 4 * offset as u64, by, weak)?;
                 }
                 out[lane] = self.words[at];
@@ -186,14 +218,15 @@ impl Shared {
         mask: u32,
     ) -> Result<u64, Wrong> {
         let (bytes, mut changed) = (4 * values.len() as u32, 0);
-        let (now, simple) = (self.now(warp), weak && self.readings.is_empty());
+        let (mut now, simple) = (self.now(Thread { warp, lane: 0 }), weak && self.readings.is_empty());
         for lane in Warp::lanes(mask) {
             let (address, by) = (addresses[lane], Thread { warp, lane });
+            now.me = who(by);
             let index = self.check(address, bytes, lane)?;
             for (offset, values) in values.iter().enumerate() {
                 let at = index + offset;
                 let changes = self.words[at] != values[lane];
-                if self.checks && !(simple && Self::writes_freely(&mut self.shadow[at], now, who(by))) {
+                if self.checks && !(simple && !self.has_strong(at) && Self::writes_freely(&mut self.shadow[at], now)) {
                     self.note_store(at, 15, address + 4 * offset as u64, by, weak, changes)?;
                 }
                 changed += u64::from(changes);
@@ -226,14 +259,14 @@ impl Shared {
 
     /// Notes a weak reading of a whole word, where nothing but the word's shadow is needed to know that it is right.
     #[inline]
-    fn reads_freely(shadow: &mut Shadow, now: Time, me: Who) -> bool {
+    fn reads_freely(shadow: &mut Shadow, Now { time: now, synced, me }: Now) -> bool {
         let settled = shadow.write_at.phase != now.phase || shadow.write_by == me;
         let before = shadow.read_at.phase == now.phase && shadow.readers != 0;
         let parts = before && shadow.read_bytes != 15;
         if !settled || parts || shadow.written != 15 || shadow.pending != 0 {
             return false;
         }
-        let others = before && shadow.read_at == now && shadow.read_by.warp == me.warp && shadow.read_by != me;
+        let others = before && shadow.read_at.clock >= synced && shadow.read_by.warp == me.warp && shadow.read_by != me;
         shadow.read_by = Who { warp: me.warp, lane: if others { SEVERAL } else { me.lane } };
         (shadow.read_at, shadow.read_bytes) = (now, 15);
         shadow.readers = if before { shadow.readers } else { 0 } | 1 << me.warp;
@@ -242,11 +275,11 @@ impl Shared {
 
     /// The same for a weak write.
     #[inline]
-    fn writes_freely(shadow: &mut Shadow, now: Time, me: Who) -> bool {
+    fn writes_freely(shadow: &mut Shadow, Now { time: now, synced, me }: Now) -> bool {
         let settled = shadow.write_at.phase != now.phase || shadow.write_by == me;
         let unread = shadow.read_at.phase != now.phase
             || shadow.readers == 0
-            || shadow.readers == 1 << me.warp && (shadow.read_by == me || shadow.read_at.clock != now.clock);
+            || shadow.readers == 1 << me.warp && (shadow.read_by == me || shadow.read_at.clock < synced);
         if !settled || !unread || shadow.pending != 0 {
             return false;
         }
@@ -264,15 +297,21 @@ impl Shared {
             let message = format!("shared memory at {address:#x} was never written");
             return Err(Wrong::new(FaultKind::Uninitialized, by.lane, message));
         }
-        if !weak {
-            return Ok(());
-        }
         if shadow.write_at.phase == self.phase {
             self.check_write(index, mask, address, by, "reads")?;
         }
-        let (now, me) = (self.now(by.warp), who(by));
+        let now = self.now(by);
+        if !weak {
+            self.strong(index).read.note(now, mask);
+            return Ok(());
+        }
+        if self.has_strong(index) {
+            let Strong { write, .. } = self.strong[index];
+            self.check_touch(write, mask, address, by, ["reads", "writes"])?;
+        }
+        let Now { time: now, synced, me } = now;
         let before = shadow.read_at.phase == now.phase && shadow.readers != 0;
-        let same = before && shadow.read_by.warp == me.warp && shadow.read_at == now;
+        let same = before && shadow.read_by.warp == me.warp && shadow.read_at.clock >= synced;
         // Bytes that several lanes read race with a write by any of them.
         let shared = same && shadow.read_by != me && shadow.read_bytes & mask != 0;
         let target = &mut self.shadow[index];
@@ -304,7 +343,7 @@ impl Shared {
         weak: bool,
         changes: bool,
     ) -> Result<(), Wrong> {
-        let now = self.now(by.warp);
+        let Now { time: now, .. } = self.now(by);
         let shadow = &mut self.shadow[index];
         if shadow.pending & mask != 0 {
             return Err(pending(address, by.lane));
@@ -314,19 +353,67 @@ impl Shared {
                 (shadow.write_at, shadow.write_by) = (now, who(by));
             }
             self.note_write(index, mask, address, by)?;
+        } else {
+            self.check_weak(index, mask, address, by)?;
+            let now = self.now(by);
+            self.strong(index).write.note(now, mask);
         }
         self.shadow[index].written |= mask;
         Ok(())
     }
 
-    fn note_write(&mut self, index: usize, mask: u8, address: u64, by: Thread) -> Result<(), Wrong> {
-        let (now, me) = (self.now(by.warp), who(by));
-        let found = self.shadow[index];
-        if found.write_at.phase == now.phase {
+    /// What is noted of the strong accesses to a word.
+    fn strong(&mut self, index: usize) -> &mut Strong {
+        if self.strong.is_empty() {
+            self.strong = vec![Strong::default(); self.shadow.len()];
+        }
+        &mut self.strong[index]
+    }
+
+    /// Checks a write against the weak accesses before it.
+    fn check_weak(&self, index: usize, mask: u8, address: u64, by: Thread) -> Result<(), Wrong> {
+        let found = &self.shadow[index];
+        if found.write_at.phase == self.phase {
             self.check_write(index, mask, address, by, "writes")?;
         }
-        if found.read_at.phase == now.phase && found.readers != 0 {
+        if found.read_at.phase == self.phase && found.readers != 0 {
             self.check_readings(index, mask, address, by)?;
+        }
+        Ok(())
+    }
+
+    /// Checks a weak access against a strong one of this phase.
+    fn check_touch(&self, touch: Touch, mask: u8, address: u64, by: Thread, does: [&str; 2]) -> Result<(), Wrong> {
+        if touch.at.phase != self.phase || touch.bytes & mask == 0 || !self.races(touch.at, touch.by, by) {
+            return Ok(());
+        }
+        let lane = if touch.by.lane == SEVERAL { String::new() } else { format!(" lane {}", touch.by.lane) };
+        let message = format!(
+            "{} shared memory at {address:#x}, which warp {}{lane} {} by an atomic or volatile access, with no barrier \
+             between",
+            does[0], touch.by.warp, does[1]
+        );
+        Err(Wrong::new(FaultKind::SharedRace, by.lane, message))
+    }
+
+    /// Whether nothing orders an access of this phase before what a thread does now.
+    fn races(&self, at: Time, who: Who, by: Thread) -> bool {
+        let warp = usize::from(who.warp);
+        if warp == by.warp {
+            usize::from(who.lane) != by.lane && at.clock >= self.clocks.synced(warp)
+        } else {
+            !self.clocks.knows(by.warp, warp, at.clock)
+        }
+    }
+
+    fn note_write(&mut self, index: usize, mask: u8, address: u64, by: Thread) -> Result<(), Wrong> {
+        let Now { time: now, me, .. } = self.now(by);
+        let found = self.shadow[index];
+        self.check_weak(index, mask, address, by)?;
+        if self.has_strong(index) {
+            let Strong { write, read } = self.strong[index];
+            self.check_touch(write, mask, address, by, ["writes", "writes"])?;
+            self.check_touch(read, mask, address, by, ["writes", "reads"])?;
         }
         let shadow = &mut self.shadow[index];
         let same = found.write_at == now && found.write_by == me;
@@ -347,13 +434,13 @@ impl Shared {
                 Some(reading) => *reading,
                 None if warp == usize::from(shadow.read_by.warp) => last,
                 // It read the whole word, and only barriers of all warps order it against others.
-                None => Reading { bytes: 15, lane: SEVERAL, at: Time { phase: self.phase, clock: u32::MAX } },
+                None => {
+                    let clock = if warp == by.warp { 0 } else { u32::MAX };
+                    Reading { bytes: 15, lane: SEVERAL, at: Time { phase: self.phase, clock } }
+                }
             };
-            let races = if warp == by.warp {
-                usize::from(reading.lane) != by.lane && reading.at.clock == self.clock(warp)
-            } else {
-                !self.has_partial || !self.knows(by.warp, warp, reading.at.clock)
-            };
+            let reader = Who { warp: warp as u8, lane: reading.lane };
+            let races = warp != by.warp && !self.has_partial || self.races(reading.at, reader, by);
             if races && reading.bytes & mask != 0 {
                 let lane = if reading.lane == SEVERAL { String::new() } else { format!(" lane {}", reading.lane) };
                 let message = format!(
@@ -368,18 +455,12 @@ impl Shared {
     /// Checks against the last write, which is of this phase.
     fn check_write(&self, index: usize, mask: u8, address: u64, by: Thread, does: &str) -> Result<(), Wrong> {
         let shadow = &self.shadow[index];
-        let warp = usize::from(shadow.write_by.warp);
-        let races = if warp == by.warp {
-            usize::from(shadow.write_by.lane) != by.lane && shadow.write_at.clock == self.clock(warp)
-        } else {
-            !self.knows(by.warp, warp, shadow.write_at.clock)
-        };
-        if !races || shadow.bytes & mask == 0 {
+        if shadow.bytes & mask == 0 || !self.races(shadow.write_at, shadow.write_by, by) {
             return Ok(());
         }
         let message = format!(
-            "{does} shared memory at {address:#x}, which warp {warp} lane {} wrote, with no barrier between",
-            shadow.write_by.lane
+            "{does} shared memory at {address:#x}, which warp {} lane {} wrote, with no barrier between",
+            shadow.write_by.warp, shadow.write_by.lane
         );
         Err(Wrong::new(FaultKind::SharedRace, by.lane, message))
     }
