@@ -11,9 +11,11 @@ use lathe_kernels::recipes::recipe;
 use lathe_kernels::spec::{self, KernelSpec, PAGE_TOKENS, page_bytes};
 use lathe_kernels::targets::Target;
 use lathe_models::Model;
+use lathe_models::hf::generation::Generation;
 use lathe_models::tokenizer::{Algorithm, Matching, Merge, SpacePrefix, TokenKind, Tokenizer};
 use lathe_plan::manifest::{Knob, Manifest, Source, Tensor};
 use lathe_plan::{self as plan, Affine, PlanWriter};
+use serde_json::Value;
 
 use crate::ahead::ahead;
 use crate::assemble::Assembled;
@@ -230,8 +232,23 @@ fn end_tokens(tokenizer: &Tokenizer) -> Vec<u32> {
 }
 
 /// What generation needs to know of the model, with the names of Hugging Face's `generation_config.json`.
-fn generation_config(tokenizer: &Tokenizer) -> String {
-    serde_json::json!({ "bos_token_id": tokenizer.bos, "eos_token_id": end_tokens(tokenizer) }).to_string()
+fn generation_config(tokenizer: &Tokenizer, generation: &Generation) -> String {
+    let Generation { do_sample, temperature, top_k, top_p, min_p, repetition_penalty } = *generation;
+    let mut config = serde_json::json!({ "bos_token_id": tokenizer.bos, "eos_token_id": end_tokens(tokenizer) });
+    let stated = [
+        ("do_sample", do_sample.map(Value::from)),
+        ("temperature", temperature.map(Value::from)),
+        ("top_k", top_k.map(Value::from)),
+        ("top_p", top_p.map(Value::from)),
+        ("min_p", min_p.map(Value::from)),
+        ("repetition_penalty", repetition_penalty.map(Value::from)),
+    ];
+    for (name, value) in stated {
+        if let Some(value) = value {
+            config[name] = value;
+        }
+    }
+    config.to_string()
 }
 
 /// What the plan is; `errors` are those of its weights, in order.
@@ -329,7 +346,7 @@ pub fn write(
     }
     if options.weights == Weights::Checkpoint {
         writer.tokenizer(&tokenizer(&model.tokenizer));
-        writer.generation_config(&generation_config(&model.tokenizer));
+        writer.generation_config(&generation_config(&model.tokenizer, &model.generation));
         if let Some(template) = &model.chat_template {
             writer.chat_template(template);
         }

@@ -16,6 +16,47 @@ pub enum CompileError {
     /// The model's mistake, or something in it that Lathe does not do.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The model's: a chat template that is no template.
+    #[error(
+        "the model's chat template cannot be read: expected Jinja, found {message}; mend it in the model, or take it out"
+    )]
+    Template {
+        /// What its reader said.
+        message: String,
+    },
+    /// The model's: values that the form of their weight cannot hold.
+    #[error(
+        "weight '{weight}' (from {}): its values do not fit {form}, in which some are not finite; choose a form of a larger \
+         range for it, such as {wider}: --quantize {wider}, or {wider} for this matrix alone",
+        tensors.join(", ")
+    )]
+    Overflow {
+        /// The weight.
+        weight: String,
+        /// The tensors that it is made of.
+        tensors: Vec<String>,
+        /// The form.
+        form: String,
+        /// One that holds more.
+        wider: &'static str,
+    },
+    /// The user's: a shape in place of a model.
+    #[error(
+        "'{name}' is a shape without weights: add --dry-run to see what a plan would need, or --weights random:SEED for one \
+         to measure; to compile a model give its file or directory"
+    )]
+    Shape {
+        /// Its name.
+        name: String,
+    },
+    /// The user's: the plan would replace something else.
+    #[error("-o {} is {found}; expected a new file or an older plan: choose another name", path.display())]
+    Output {
+        /// The file.
+        path: PathBuf,
+        /// What is there.
+        found: &'static str,
+    },
     /// The machine's: the model could not be read.
     #[error("could not read {}: {source}", path.display())]
     Read {
@@ -129,11 +170,14 @@ impl CompileError {
                 ..
             }
             | CompileError::Context { .. }
+            | CompileError::Shape { .. }
+            | CompileError::Output { .. }
             | CompileError::Level { .. }
             | CompileError::Target(TargetError::Unknown { .. } | TargetError::Mixed { .. }) => exit::USAGE,
             CompileError::Model(error) if error.is_unsupported() => exit::UNSUPPORTED,
-            CompileError::Model(_) | CompileError::Read { .. } => exit::MODEL,
+            CompileError::Model(_) | CompileError::Template { .. } | CompileError::Read { .. } => exit::MODEL,
             CompileError::Target(TargetError::Native { .. })
+            | CompileError::Overflow { .. }
             | CompileError::Schedule(_)
             | CompileError::Kernel(KernelError::Unsupported { .. }) => exit::UNSUPPORTED,
             CompileError::Pass { .. }

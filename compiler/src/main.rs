@@ -1,7 +1,7 @@
 //! `lathe-compile`: compiles a model into a plan.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -57,7 +57,8 @@ struct Arguments {
     #[arg(long, value_name = "TARGET,…", default_value = "native", help = targets())]
     target: String,
     /// How weights are stored: source, f32, bf16, f16, int8, int6, int5, int4 or a scheme that `lathe inspect` names; then
-    /// others for matrices by name (embed, head, q, k, v, o, gate, up, down) or layer
+    /// others for matrices by name (embed, head, q, k, v, o, gate, up, down) or layer. Codes that are no wider in the file than
+    /// a form of integers are kept as in the file; the name of a scheme re-encodes them
     #[arg(long, value_name = "FORM[,NAME=FORM...]", default_value_t)]
     quantize: Formats,
     /// How activations enter matrix products with integer weights
@@ -146,11 +147,23 @@ fn run(arguments: &Arguments) -> Result<(), CompileError> {
     let options = options(arguments)?;
     // Without weights a shape will do; a file of weights says more, for example in which types they are stored.
     let takes_shapes = arguments.dry_run || options.weights != Weights::Checkpoint;
-    let is_shape = !model.is_file() || model.extension().is_some_and(|extension| extension == "json");
-    let model = if takes_shapes && is_shape { shapes::open(model)? } else { lathe_models::open(model)? };
-    if arguments.dry_run {
-        return print(&pipeline::compile(model, Goal::DryRun, &options)?.text);
+    if let Some((name, _)) = shapes::SHAPES.iter().find(|shape| Path::new(shape.0) == model)
+        && !takes_shapes
+        && !model.exists()
+    {
+        return Err(CompileError::Shape { name: (*name).to_owned() });
     }
+    let is_shape = !model.is_file() || model.extension().is_some_and(|extension| extension == "json");
+    let open = || if takes_shapes && is_shape { shapes::open(model) } else { lathe_models::open(model) };
+    if arguments.dry_run {
+        // Machines of different kinds have schedules of their own.
+        for targets in options.targets.chunk_by(|one, other| one.machine == other.machine) {
+            let options = Options { targets: targets.to_vec(), ..options.clone() };
+            print(&pipeline::compile(open()?, Goal::DryRun, &options)?.text)?;
+        }
+        return Ok(());
+    }
+    let model = open()?;
     let goal = match (&arguments.output, arguments.emit) {
         (Some(path), None) => Goal::Plan(path),
         (_, level) => Goal::Text(level.unwrap_or(Level::Fused)),
@@ -162,6 +175,16 @@ fn run(arguments: &Arguments) -> Result<(), CompileError> {
     }
     if let (Goal::Plan(path), false) = (goal, arguments.quiet) {
         let bytes = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+        if let Some(first) = outcome.kept.first() {
+            let more = match outcome.kept.len() {
+                1 => String::new(),
+                count => format!(" and {} more", count - 1),
+            };
+            eprintln!(
+                "kept as in the file: {first}{more}, whose codes are no wider than what --quantize names for them; a \
+                 scheme's own name, such as int8:g32, re-encodes"
+            );
+        }
         eprintln!("wrote {}: {:.1} MB ({})", path.display(), bytes as f64 / 1e6, times(&outcome));
     }
     Ok(())
@@ -170,7 +193,11 @@ fn run(arguments: &Arguments) -> Result<(), CompileError> {
 fn options(arguments: &Arguments) -> Result<Options, CompileError> {
     let all_cores = || std::thread::available_parallelism().map_or(1, usize::from);
     Ok(Options {
-        targets: Target::parse_list(&arguments.target)?,
+        targets: if arguments.dry_run {
+            Target::parse_mixed(&arguments.target)?
+        } else {
+            Target::parse_list(&arguments.target)?
+        },
         passes: PassOptions { formats: arguments.quantize.clone(), activations: arguments.activations },
         selection: Selection {
             disabled: arguments.disable_pass.clone(),
@@ -204,4 +231,21 @@ fn print(text: &str) -> Result<(), CompileError> {
 fn times(outcome: &Outcome) -> String {
     let seconds = |(stage, took): &(&str, Duration)| format!("{stage} {:.2} s", took.as_secs_f64());
     outcome.times.iter().map(seconds).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_examples_are_command_lines() {
+        let examples: Vec<&str> = AFTER_HELP.lines().filter(|line| line.starts_with("  lathe-compile ")).collect();
+        assert!(examples.len() > 5);
+        for example in examples {
+            let example = example.replace("native", "x86-64-v3");
+            let arguments = Arguments::try_parse_from(example.split_whitespace());
+            let arguments = arguments.unwrap_or_else(|error| panic!("{example}: {error}"));
+            options(&arguments).unwrap_or_else(|error| panic!("{example}: {error}"));
+        }
+    }
 }

@@ -71,6 +71,8 @@ pub struct Note {
     pub subject: String,
     /// The choice and its reason.
     pub reason: String,
+    /// Whether a matrix is kept as it is in the file although the user named another form for it.
+    pub kept: bool,
 }
 
 /// Why a pass cannot go on.

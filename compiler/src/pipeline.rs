@@ -17,7 +17,7 @@ use crate::assemble::{self, Assembled};
 use crate::error::CompileError;
 use crate::pass::{self, PassOptions, Selection};
 use crate::weights::ErrorSum;
-use crate::{dry_run, emit, schedule};
+use crate::{dry_run, emit, output, schedule, template};
 
 /// Bytes of a file that are digested at once.
 const DIGEST_BUFFER: usize = 1 << 20;
@@ -160,6 +160,8 @@ pub struct Outcome {
     pub text: String,
     /// Kernels without a generator on the target, left out of the text.
     pub missing: Vec<String>,
+    /// Matrices that a plan keeps as they are in the file, although another form was named for them.
+    pub kept: Vec<String>,
     /// How long each stage took.
     pub times: Vec<(&'static str, Duration)>,
 }
@@ -170,6 +172,10 @@ pub struct Outcome {
 /// See [`CompileError`].
 pub fn compile(model: Model, goal: Goal<'_>, options: &Options) -> Result<Outcome, CompileError> {
     let mut clock = Clock::start();
+    model.chat_template.as_deref().map_or(Ok(()), template::check)?;
+    if let Goal::Plan(path) = goal {
+        output::check(path, &model.origin.files)?;
+    }
     let model = if model.config.cache == options.cache { model } else { model.with_cache(options.cache)? };
     let max_context = max_context(options.max_context, model.config.context)?;
     let mut graph = model.graph.clone();
@@ -224,7 +230,8 @@ pub fn compile(model: Model, goal: Goal<'_>, options: &Options) -> Result<Outcom
     let manifest = |errors: &[Option<ErrorSum>]| emit::manifest(&model, source, &schedule, options, errors);
     emit::write(parts, options, path, manifest)?;
     clock.lap("weights");
-    Ok(clock.text(String::new()))
+    let kept = passes.iter().flat_map(|pass| &pass.notes).filter(|note| note.kept).map(|note| note.subject.clone());
+    Ok(Outcome { kept: kept.collect(), ..clock.text(String::new()) })
 }
 
 /// The digest of a model's files. A model of one file has that file's own digest; that of several covers the name, length
@@ -332,6 +339,6 @@ impl Clock {
     }
 
     fn text(self, text: String) -> Outcome {
-        Outcome { text, missing: Vec::new(), times: self.times }
+        Outcome { text, missing: Vec::new(), kept: Vec::new(), times: self.times }
     }
 }

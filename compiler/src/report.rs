@@ -41,6 +41,7 @@ pub fn attention(schedule: &Schedule) -> String {
 /// The attention of each layer and why it is of that kind: what it reads of the cache and how scores are made.
 pub fn attentions(schedule: &Schedule) -> Vec<Attention> {
     let launches = schedule.buckets.first().map_or(&[][..], |bucket| &bucket.launches);
+    let slides = schedule.groups.iter().any(|group| group.window.is_some());
     let of = |launch: &Launch| {
         let (KernelSpec::Attention { group, head_dim, dtype, scale, window, softcap }
         | KernelSpec::AttentionSplits { group, head_dim, dtype, scale, window, softcap }) = &launch.kernel
@@ -59,6 +60,7 @@ pub fn attentions(schedule: &Schedule) -> Vec<Attention> {
         };
         let seen = match window {
             Some(tokens) => format!("sliding over {tokens} tokens, as the model says; no page before them is read"),
+            None if slides => "full, as the model says: other layers slide".to_owned(),
             None => "full, since the model states no window".to_owned(),
         };
         let cap = softcap.map_or_else(String::new, |cap| format!(", bounded by {cap}"));

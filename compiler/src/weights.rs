@@ -79,7 +79,7 @@ pub fn pieces(weights: &[ScheduledWeight]) -> Vec<Piece> {
 /// A piece of a weight as the plan stores it.
 ///
 /// # Errors
-/// When the checkpoint cannot supply it.
+/// When the checkpoint cannot supply it, or its values are too large for its scheme.
 pub fn store(
     checkpoint: &dyn Checkpoint,
     weight: &ScheduledWeight,
@@ -104,6 +104,14 @@ pub fn store(
     }
     let mut stored = packing::quantize(&matrix, scheme);
     let error = error(&matrix, &stored);
+    if !error.difference.is_finite() {
+        return Err(CompileError::Overflow {
+            weight: weight.weight.name.clone(),
+            tensors: weight.weight.parts.iter().map(|part| part.tensor.clone()).collect(),
+            form: scheme.to_string(),
+            wider: if scheme == Scheme::BF16 { "f32" } else { "bf16" },
+        });
+    }
     packing::pad_rows(&mut stored, stored_rows);
     packing::pack(&stored, scheme, &mut bytes);
     Ok(Stored { bytes, error })

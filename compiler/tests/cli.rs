@@ -25,6 +25,15 @@ fn version_and_help() {
 }
 
 #[test]
+fn a_dry_run_may_be_for_machines_of_several_kinds() {
+    let arguments = ["smollm2-135m", "--dry-run", "--target", "sm_80,x86-64-v3,sm_90"];
+    for target in ["sm_80", "x86-64-v3", "sm_90"] {
+        check(&arguments, exit::OK, &format!("{target}, predicted for "), "");
+    }
+    check(&["model.gguf", "-o", "x.plan", "--target", "sm_80,x86-64-v3"], exit::USAGE, "", "x86-64-v3");
+}
+
+#[test]
 fn the_passes_are_listed_in_order() {
     let output = run(&["--list-passes"]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -40,6 +49,7 @@ fn mistakes_have_their_own_codes() {
     check(&["no-such.gguf", "--emit", "graph", "--target", "sm_80"], exit::MODEL, "", "no-such.gguf");
     check(&["src", "--emit", "graph", "--target", "sm_80"], exit::MODEL, "", "config.json");
     check(&["hf://no/such", "--emit", "graph", "--target", "sm_80"], exit::MODEL, "", "hf download no/such");
+    check(&["llama-3.1-8b", "-o", "x.plan", "--target", "sm_80"], exit::USAGE, "", "add --dry-run");
     check(&["no-such.gguf", "--emit", "graph", "--target", "z80"], exit::USAGE, "", "unknown target 'z80'");
 }
 

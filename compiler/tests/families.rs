@@ -77,7 +77,7 @@ fn a_window_has_a_cache_group_and_a_reason() {
     assert_eq!(schedule.caches.iter().map(|cache| cache.group).collect::<Vec<_>>(), [0, 1, 0]);
     let heads = "one key/value head per query head (2 to 2, 16 elements each, f16), scores times 0.25";
     let sliding = "sliding over 40 tokens, as the model says; no page before them is read";
-    let full = "full, since the model states no window";
+    let full = "full, as the model says: other layers slide";
     let expected = format!(
         "$kv.0: {sliding}; {heads}; cache group kv.window.40\n\
          $kv.1: {full}; {heads}, bounded by 50; cache group kv\n\

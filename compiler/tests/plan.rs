@@ -1,15 +1,19 @@
 //! The small model as a plan: it opens, holds what the compiler put in, and does not depend on the number of threads.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use lathe_compiler::CompileError;
 use lathe_compiler::error::exit;
 use lathe_compiler::pipeline::{Goal, Level, Options, Weights, compile};
 use lathe_compiler::quantize::Quantize;
-use lathe_ir::scheme::Scheme;
+use lathe_ir::scheme::{Matrix, MatrixData, Scheme};
 use lathe_ir::types::DType;
 use lathe_kernels::spec::page_bytes;
 use lathe_kernels::targets::Target;
+use lathe_models::ModelError;
+use lathe_models::checkpoint::{Checkpoint, TensorInfo};
 use lathe_models::seeded::{small_llama, small_tokenizer};
 use lathe_plan::Plan;
 
@@ -67,6 +71,117 @@ fn a_plan_opens_and_says_what_it_is() {
     let qkv = manifest.tensors.iter().find(|tensor| tensor.name == "layers.0.qkv").expect("qkv is merged");
     assert_eq!(qkv.scheme, "iq4:g32");
     assert!(qkv.error.is_some_and(|error| error > 0.0 && error < 0.1));
+}
+
+#[test]
+fn a_chat_template_that_cannot_be_read_is_refused() {
+    let folder = Folder::new("template");
+    let with = |template: &str| {
+        let mut model = crate::common::model(Scheme::BF16);
+        model.chat_template = Some(template.to_owned());
+        compile(model, Goal::Plan(&folder.file("model.plan")), &crate::common::options())
+    };
+    let error = with("{% for x in %}").expect_err("it is no template");
+    assert_eq!(error.exit_code(), exit::MODEL);
+    assert!(error.to_string().contains("chat template") && error.to_string().contains("syntax error"), "{error}");
+    assert!(!folder.file("model.plan").exists());
+    with("{%- generation %}{{ messages }}{% endgeneration -%}").expect("it is one");
+}
+
+/// A checkpoint one of whose tensors begins with another value.
+struct Loud {
+    inner: Box<dyn Checkpoint>,
+    tensor: &'static str,
+    value: f32,
+}
+
+impl Checkpoint for Loud {
+    fn names(&self) -> BTreeSet<&str> {
+        self.inner.names()
+    }
+
+    fn tensor(&self, name: &str) -> Option<TensorInfo> {
+        self.inner.tensor(name)
+    }
+
+    fn load_rows(&self, name: &str, rows: Range<usize>) -> Result<Matrix, ModelError> {
+        let is_first = name == self.tensor && rows.start == 0;
+        let mut matrix = self.inner.load_rows(name, rows)?;
+        if let MatrixData::Float(values) = &mut matrix.data
+            && is_first
+        {
+            values[0] = self.value;
+        }
+        Ok(matrix)
+    }
+}
+
+#[test]
+fn weights_too_large_for_their_form_are_refused_and_not_stored_as_infinity() {
+    let folder = Folder::new("overflow");
+    let path = folder.file("model.plan");
+    let compiled = |value: f32, quantize: &str| {
+        let mut model = crate::common::model(Scheme::F32);
+        model.checkpoint = Box::new(Loud { inner: model.checkpoint, tensor: "blk.1.ffn_down.weight", value });
+        let mut options = crate::common::options();
+        options.passes.formats = quantize.parse().expect("it is well formed");
+        compile(model, Goal::Plan(&path), &options)
+    };
+    for (value, quantize, wider) in [
+        (7e4, "f16", "bf16"),
+        (1e6, "f16", "bf16"),
+        (3e38, "int8", "bf16"),
+        (1e6, "int4:g32+min", "bf16"),
+        (f32::MAX, "bf16", "f32"),
+    ] {
+        let error = compiled(value, quantize).expect_err("it is not finite there");
+        assert_eq!(error.exit_code(), exit::UNSUPPORTED, "{error}");
+        let form = quantize.replace("int8", "int8:g32");
+        let words = ["'layers.1.down'", "blk.1.ffn_down.weight", &form, &format!("--quantize {wider}")];
+        assert!(words.iter().all(|&word| error.to_string().contains(word)), "{value} as {quantize}: {error}");
+        assert!(!path.exists());
+    }
+    compiled(7e4, "bf16").expect("bf16 holds it");
+}
+
+#[test]
+fn a_plan_replaces_an_older_one_and_nothing_else() {
+    let folder = Folder::new("output");
+    let (gguf, link) = (folder.file("keep.gguf"), folder.file("link.plan"));
+    std::fs::write(&gguf, b"GGUF and so on").expect("the folder is writable");
+    std::fs::hard_link(&gguf, &link).expect("the folder has links");
+    let to = |path: &Path| {
+        let mut model = crate::common::model(Scheme::INT4);
+        model.origin.files = vec![gguf.clone()];
+        compile(model, Goal::Plan(path), &crate::common::options())
+    };
+    let refused = |path: &Path, found: &str| {
+        let error = to(path).expect_err("something is there");
+        assert_eq!(error.exit_code(), exit::USAGE, "{error}");
+        assert!(error.to_string().contains(found) && error.to_string().contains("choose another name"), "{error}");
+    };
+    refused(&gguf, "a file of the model");
+    refused(&link, "a file of the model");
+    refused(&folder.0, "a directory");
+    std::fs::write(folder.file("notes.txt"), b"dear diary").expect("the folder is writable");
+    refused(&folder.file("notes.txt"), "no plan");
+    assert_eq!(std::fs::read(&gguf).expect("it is still there"), b"GGUF and so on");
+    std::fs::write(folder.file("new.plan"), b"").expect("the folder is writable");
+    to(&folder.file("new.plan")).expect("an empty file is nothing yet");
+    to(&folder.file("new.plan")).expect("an older plan may be replaced");
+}
+
+#[test]
+fn what_the_user_named_and_the_file_kept_is_told() {
+    let folder = Folder::new("kept");
+    let kept = |quantize: &str| {
+        let mut options = crate::common::options();
+        options.passes.formats = quantize.parse().expect("it is well formed");
+        let goal = folder.file("model.plan");
+        compile(crate::common::model(Scheme::INT4), Goal::Plan(&goal), &options).expect("it compiles").kept
+    };
+    assert_eq!(kept("int4,layers.0.down=int8,layers.1.down=int8:g32"), ["layers.0.down"]);
+    assert!(kept("int8").is_empty(), "nothing was named");
 }
 
 #[test]

@@ -3,8 +3,9 @@
 //!
 //! Every knob of `config.json` is read, known to change nothing, or refused by name. A file that is something else (a
 //! git-LFS pointer, a web page, another tool's format) is named for what it is. Of `generation_config.json` the ids of
-//! the tokens that end an answer are read; what else it holds are suggestions for sampling.
+//! the tokens that end an answer are read, and how tokens should be sampled ([`generation`]).
 
+pub mod generation;
 pub mod hub;
 pub mod json;
 pub mod safetensors;
@@ -22,6 +23,7 @@ use crate::layers::decoder::{self, TensorNames};
 use crate::tokenizer::Tokenizer;
 use crate::views::Views;
 use crate::{Model, Origin, families, mapping, sniff, template};
+use generation::Generation;
 use safetensors::{Shard, Shards};
 use tokenizer::Settings;
 
@@ -135,7 +137,10 @@ pub fn open(path: &Path) -> Result<Model, ModelError> {
         Views::new(Box::new(checkpoint), &config, &names, BTreeSet::new()).map_err(|error| error.in_file(path))?;
     let graph = decoder::build(&config, &names, &checkpoint).map_err(|error| error.in_file(path))?;
 
-    let (tokenizer, chat_template) = read_tokenizer(&mut folder, &object, config.vocab)?;
+    let settings = folder.object("generation_config.json")?;
+    let generation = settings.as_ref().map(Generation::read).transpose();
+    let generation = generation.map_err(|error| error.in_file(&path.join("generation_config.json")))?;
+    let (tokenizer, chat_template) = read_tokenizer(&mut folder, &object, settings.as_ref(), config.vocab)?;
     config.name = model_name(path);
     folder.read.sort();
     Ok(Model {
@@ -146,6 +151,7 @@ pub fn open(path: &Path) -> Result<Model, ModelError> {
         checkpoint: Box::new(checkpoint),
         tokenizer,
         chat_template,
+        generation: generation.unwrap_or_default(),
         licence: licence(&mut folder)?,
         origin: Origin { format: "hf", files: folder.read },
     })
@@ -199,6 +205,7 @@ fn drop_copies(checkpoint: &mut Shards, config: &ModelConfig, names: &TensorName
 fn read_tokenizer(
     folder: &mut Folder,
     config: &Map<String, Value>,
+    generation: Option<&Map<String, Value>>,
     vocab: usize,
 ) -> Result<(Tokenizer, Option<String>), ModelError> {
     let path = folder.path.join("tokenizer.json");
@@ -224,8 +231,7 @@ fn read_tokenizer(
     let settings = Settings { config: settings_file.as_ref(), map: map.as_ref() };
     let mut tokenizer = tokenizer::read(&file, settings, vocab).map_err(|error| error.in_file(&path))?;
 
-    let generation = folder.object("generation_config.json")?;
-    let files = generation.iter().map(|file| (file, "generation_config.json")).chain([(config, "config.json")]);
+    let files = generation.into_iter().map(|file| (file, "generation_config.json")).chain([(config, "config.json")]);
     for (file, name) in files {
         if let Some(ids) = file.get("eos_token_id").filter(|ids| !ids.is_null() && tokenizer.ends.is_empty()) {
             tokenizer.ends = end_tokens(ids, vocab).map_err(|error| error.in_file(&folder.path.join(name)))?;

@@ -29,6 +29,7 @@ use checkpoint::Checkpoint;
 use config::{Metadata, ModelConfig};
 pub use error::ModelError;
 use gguf::{Gguf, Value};
+use hf::generation::Generation;
 use layers::decoder::TensorNames;
 use tokenizer::Tokenizer;
 use views::Views;
@@ -47,6 +48,8 @@ pub struct Model {
     pub tokenizer: Tokenizer,
     /// Template (Jinja) that renders a chat as text.
     pub chat_template: Option<String>,
+    /// How its authors would have its tokens sampled.
+    pub generation: Generation,
     /// Name of its licence, as the file gives it.
     pub licence: Option<String>,
     /// Where it came from, for people.
@@ -133,6 +136,7 @@ pub fn from_gguf(gguf: Gguf, file_name: &str) -> Result<Model, ModelError> {
         checkpoint: Box::new(checkpoint),
         tokenizer,
         chat_template,
+        generation: Generation::default(),
         licence,
         source,
         origin: Origin::default(),

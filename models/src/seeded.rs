@@ -14,6 +14,7 @@ use crate::checkpoint::{Checkpoint, TensorInfo, rows_of};
 use crate::config::{Knobs, ModelConfig, Rope, RopeLayout, Scaling};
 use crate::error::ModelError;
 use crate::families;
+use crate::hf::generation::Generation;
 use crate::layers::decoder::{self, Slot};
 use crate::tokenizer::{Algorithm, Merge, PreTokenizer, Token, TokenKind, Tokenizer};
 use crate::{Model, Origin};
@@ -89,6 +90,7 @@ pub fn model(
         checkpoint: Box::new(checkpoint),
         tokenizer,
         chat_template: Some(SMALL_TEMPLATE.to_owned()),
+        generation: Generation::default(),
         licence: Some("mit".to_owned()),
         origin: Origin::default(),
     })

@@ -11,6 +11,7 @@ use lathe_ir::scheme::{Matrix, Scheme};
 
 use crate::checkpoint::{Checkpoint, TensorInfo};
 use crate::error::ModelError;
+use crate::hf::generation::Generation;
 use crate::layers::decoder;
 use crate::{Model, Origin, hf, seeded, views};
 
@@ -81,6 +82,7 @@ pub fn from_config(bytes: &[u8], name: &str) -> Result<Model, ModelError> {
         checkpoint: Box::new(checkpoint),
         tokenizer: seeded::small_tokenizer(),
         chat_template: None,
+        generation: Generation::default(),
         licence: None,
         origin: Origin::default(),
     })

@@ -121,7 +121,7 @@ impl ChatTemplate {
         environment.set_fuel(Some(FUEL));
         environment.add_function("raise_exception", raise_exception);
         python::extend(&mut environment);
-        let plain = python::without_generation_tags(source);
+        let plain = lathe_plan::template::without_generation_tags(source);
         environment.add_template_owned(NAME, plain).map_err(|error| ChatError::Syntax(one_line(&error)))?;
         let text = |id: Option<u32>| {
             id.map_or(Value::UNDEFINED, |id| Value::from(String::from_utf8_lossy(tokenizer.bytes(id)).into_owned()))

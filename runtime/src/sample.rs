@@ -16,6 +16,7 @@
 //!
 //! All arithmetic is in f64 and f32 in a fixed order with the functions of [`crate::math`].
 
+pub mod defaults;
 mod select;
 
 use std::{cmp::Ordering, f64::consts::LN_2};

@@ -12,11 +12,13 @@ use lathe_ir::types::{DType, Type};
 use lathe_kernels::targets::Target;
 use lathe_models::checkpoint::assemble;
 use lathe_models::config::ModelConfig;
+use lathe_models::hf::generation::Generation;
 use lathe_models::tokenizer::Token;
 use lathe_models::{Model, seeded};
 use lathe_plan::{Plan, SectionKind};
 use lathe_runtime::device::options::DeviceOptions;
 use lathe_runtime::engine::{Engine, EngineOptions};
+use lathe_runtime::sample::defaults::Defaults;
 use lathe_tests::compare::relative_error;
 use lathe_tests::{Scratch, lathe};
 
@@ -107,6 +109,25 @@ fn a_compiled_plan_computes_what_its_graph_says() {
             assert!(error < F32_BOUND, "{family} in {scheme}, in chunks of {chunk}: relative error {error:.1e}");
         }
     }
+}
+
+#[test]
+fn how_the_authors_would_sample_reaches_the_server() {
+    let mut model = seeded::small_model(3, Scheme::BF16).expect("the model is sound");
+    let compiled = |model: Model| Plan::from_bytes(plan_bytes(model, &options(Activations::F32))).expect("it is sound");
+    let generation =
+        Generation { do_sample: Some(true), top_k: Some(20), repetition_penalty: Some(1.1), ..model.generation };
+    model.generation = generation;
+    let plan = compiled(model);
+    let config = plan.generation_config().expect("a plan has one");
+    assert!(!config.contains("min_p"), "nobody states it: {config}");
+    let defaults = Defaults::read(Some(config));
+    assert_eq!((defaults.temperature, defaults.top_k, defaults.top_p), (Some(1.0), Some(20), None));
+    assert_eq!((defaults.min_p, defaults.repetition_penalty), (None, Some(1.1)));
+
+    let mut model = seeded::small_model(3, Scheme::BF16).expect("the model is sound");
+    model.generation = Generation { do_sample: Some(false), ..generation };
+    assert_eq!(Defaults::read(compiled(model).generation_config()), Defaults::default());
 }
 
 #[test]

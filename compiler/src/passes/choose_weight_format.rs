@@ -75,7 +75,8 @@ pub fn run(graph: &mut Graph, context: &mut PassContext) -> Result<bool, PassErr
             return Err(PassError::SchemeTooWide { entry, weight, width, span });
         }
         let (scheme, reason) = choose(*source, form, place, width, &format!("--quantize {asked}"));
-        context.notes.push(Note { subject: weight.name.clone(), reason: format!("{scheme}: {reason}") });
+        let kept = wanted.is_some() && is_kept(*source, form, place);
+        context.notes.push(Note { subject: weight.name.clone(), reason: format!("{scheme}: {reason}"), kept });
         if scheme != *source {
             let ty = Type::Tensor { elem: Elem::Weight(scheme), shape: shape.clone() };
             graph.set_weight_type(id, ty);
@@ -169,11 +170,16 @@ fn kept_bits(form: Quantize, place: Place) -> u8 {
     }
 }
 
+/// Whether a matrix stored as `source` stays as it is in the file.
+fn is_kept(source: Scheme, form: Quantize, place: Place) -> bool {
+    source.is_integer() && source.bits() <= kept_bits(form, place)
+}
+
 /// The scheme of a matrix stored as `source`, and why.
 fn choose(source: Scheme, form: Quantize, place: Place, width: usize, asked: &str) -> (Scheme, String) {
     let divides = |scheme: Scheme| divides(scheme, width);
     let (scheme, reason) = match form {
-        _ if source.is_integer() && source.bits() <= kept_bits(form, place) => {
+        _ if is_kept(source, form, place) => {
             (source, format!("holds the file's own codes, which are no wider than {asked}"))
         }
         Quantize::Source => match source.code {

@@ -212,6 +212,18 @@ impl Target {
     /// # Errors
     /// As [`Target::parse`], and when CPUs and GPUs are mixed.
     pub fn parse_list(names: &str) -> Result<Vec<&'static Target>, TargetError> {
+        let targets = Target::parse_mixed(names)?;
+        if targets.iter().any(|target| target.machine != targets[0].machine) {
+            return Err(TargetError::Mixed { names: names.to_string() });
+        }
+        Ok(targets)
+    }
+
+    /// The targets of a list as [`Target::parse_list`] reads it, of one kind of machine or several.
+    ///
+    /// # Errors
+    /// As [`Target::parse`].
+    pub fn parse_mixed(names: &str) -> Result<Vec<&'static Target>, TargetError> {
         let mut chosen = Vec::new();
         for name in names.split(',') {
             match name.trim() {
@@ -219,11 +231,7 @@ impl Target {
                 name => chosen.push(Target::parse(name)?),
             }
         }
-        let targets: Vec<&Target> = TARGETS.iter().filter(|target| chosen.contains(target)).collect();
-        if targets.iter().any(|target| target.machine != targets[0].machine) {
-            return Err(TargetError::Mixed { names: names.to_string() });
-        }
-        Ok(targets)
+        Ok(TARGETS.iter().filter(|target| chosen.contains(target)).collect())
     }
 
     /// The CPU targets whose code has run, from the best to the least.

@@ -333,6 +333,19 @@ fn a_tokenizer_that_contradicts_itself_is_refused() {
         drop(directory.files.insert("generation_config.json", br#"{"eos_token_id": ["x"]}"#.to_vec()));
     };
     changed(end, &["generation_config.json", "'eos_token_id'", "x"]);
+    for (settings, words) in [
+        (r#"{"temperature": "hot", "top_p": 0.5}"#, ["'temperature'", "at least 0", "hot"]),
+        (r#"{"temperature": -1}"#, ["'temperature'", "at least 0", "-1"]),
+        (r#"{"top_p": 7}"#, ["'top_p'", "above 0 and at most 1", "7"]),
+        (r#"{"top_p": 0}"#, ["'top_p'", "above 0 and at most 1", "0"]),
+        (r#"{"top_k": 1.5}"#, ["'top_k'", "whole number", "1.5"]),
+        (r#"{"min_p": 2}"#, ["'min_p'", "from 0 to 1", "2"]),
+        (r#"{"repetition_penalty": 0}"#, ["'repetition_penalty'", "from 0.01 to 10", "0"]),
+        (r#"{"do_sample": 1}"#, ["'do_sample'", "true or false", "1"]),
+    ] {
+        let file = ("generation_config.json", settings.as_bytes().to_vec());
+        changed(|directory| directory.files.extend([file]), &[&["generation_config.json"], &words[..]].concat());
+    }
     changed(
         |directory| drop(directory.files.insert("chat_template.jinja", vec![0xff])),
         &["chat_template.jinja", "UTF-8"],

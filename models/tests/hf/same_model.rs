@@ -6,6 +6,7 @@ use lathe_ir::types::DType;
 use lathe_models::checkpoint::assemble;
 use lathe_models::gguf::Gguf;
 use lathe_models::gguf::write::to_bytes;
+use lathe_models::hf::generation::Generation;
 use lathe_models::hf::hub;
 use lathe_models::layers::decoder::slots;
 use lathe_models::tokenizer::TokenKind;
@@ -162,6 +163,31 @@ fn end_tokens_come_from_the_generation_settings_first() {
     directory.files.insert("generation_config.json", br#"{"eos_token_id": [0, 2], "temperature": 0.6}"#.to_vec());
     let tokenizer = directory.open().unwrap().tokenizer;
     assert_eq!((tokenizer.eos, tokenizer.ends), (Some(2), vec![0, 2]));
+}
+
+#[test]
+fn how_to_sample_comes_from_the_generation_settings() {
+    let read = |settings: Value| {
+        let mut directory = directory("BF16");
+        directory.files.insert("generation_config.json", settings.to_string().into_bytes());
+        directory.open().unwrap().generation
+    };
+    assert_eq!(directory("BF16").open().unwrap().generation, Generation::default());
+    let all = json!({
+        "do_sample": true, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "min_p": 0, "repetition_penalty": 1.1,
+        "eos_token_id": [1, 2], "max_length": 99, "typical_p": null,
+    });
+    let expected = Generation {
+        do_sample: Some(true),
+        temperature: Some(0.7),
+        top_p: Some(0.8),
+        top_k: Some(20),
+        min_p: Some(0.0),
+        repetition_penalty: Some(1.1),
+    };
+    assert_eq!(read(all), expected);
+    let some = json!({ "do_sample": false, "temperature": null });
+    assert_eq!(read(some), Generation { do_sample: Some(false), ..Generation::default() });
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod program_codec;
 pub mod random;
 pub mod reader;
 mod source;
+pub mod template;
 pub mod tokenizer;
 pub mod verify;
 mod violation;

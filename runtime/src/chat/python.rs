@@ -246,26 +246,6 @@ impl Formatter for Indented<'_> {
     }
 }
 
-/// A template whose `generation` blocks are blocks that always hold, with the same trimming around them.
-pub fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        out.push_str(&rest[..start]);
-        rest = &rest[start..];
-        let end = rest.find("%}").map_or(rest.len(), |end| end + 2);
-        let (tag, after) = rest.split_at(end);
-        let word = tag.trim_matches(|c: char| "{}%-+".contains(c) || c.is_whitespace());
-        match word {
-            "generation" => out.push_str(&tag.replace(word, "if true")),
-            "endgeneration" => out.push_str(&tag.replace(word, "endif")),
-            _ => out.push_str(tag),
-        }
-        rest = after;
-    }
-    out + rest
-}
-
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 const MONTHS: [&str; 12] = [
     "January",
@@ -372,12 +352,5 @@ mod tests {
         assert_eq!(strftime("%j %R", 951_782_400 + 86_400 + 60).expect("a known format"), "061 00:01");
         assert_eq!(strftime("%-j", 4_102_444_800 - 1).expect("a known format"), "365");
         assert!(strftime("%Q", 0).is_err() && strftime("%", 0).is_err());
-    }
-
-    #[test]
-    fn generation_tags_become_blocks() {
-        let source = "{%- generation -%}a{% endgeneration %}{{ 'generation' }}{% set generation = 1 %}{%";
-        let expected = "{%- if true -%}a{% endif %}{{ 'generation' }}{% set generation = 1 %}{%";
-        assert_eq!(without_generation_tags(source), expected);
     }
 }

@@ -5,12 +5,13 @@ use std::io::{self, IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use lathe_runtime::batcher::BatchOptions;
+use lathe_runtime::batcher::{BatchOptions, Penalties};
 use lathe_runtime::chat::{ChatTemplate, Message, Role};
+use lathe_runtime::sample::defaults::Defaults;
 use lathe_runtime::speculate::Tally;
 use lathe_runtime::tokenizer::{Control, decoder::Decoder};
 use lathe_runtime::{Error, FinishReason, Request, SampleParams};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::answer::{Answer, answer};
 use super::failure::{Interrupted, Usage};
@@ -80,31 +81,16 @@ struct SamplingArgs {
     /// Keep tokens at least this likely compared with the likeliest
     #[arg(long, value_name = "P")]
     min_p: Option<f32>,
+    /// Divide positive logits of tokens that occurred already by X, and multiply negative ones
+    #[arg(long, value_name = "X")]
+    repetition_penalty: Option<f32>,
     /// The same seed gives the same answer
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 }
 
-/// What a generation config says about sampling.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct GenerationConfig {
-    do_sample: bool,
-    temperature: Option<f32>,
-    top_k: Option<u32>,
-    top_p: Option<f32>,
-    min_p: Option<f32>,
-}
-
 impl SamplingArgs {
-    fn params(&self, config: Option<&str>) -> SampleParams {
-        // A config that cannot be read only costs its defaults.
-        let config: GenerationConfig = config.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
-        let config = if config.do_sample {
-            GenerationConfig { temperature: config.temperature.or(Some(1.0)), ..config }
-        } else {
-            GenerationConfig::default()
-        };
+    fn params(&self, config: &Defaults) -> SampleParams {
         let filters = self.top_k.is_some() || self.top_p.is_some() || self.min_p.is_some();
         SampleParams {
             temperature: self.temperature.or(config.temperature).unwrap_or(if filters { 1.0 } else { 0.0 }),
@@ -112,6 +98,11 @@ impl SamplingArgs {
             top_p: self.top_p.or(config.top_p).unwrap_or(1.0),
             min_p: self.min_p.or(config.min_p).unwrap_or(0.0),
         }
+    }
+
+    fn penalties(&self, config: &Defaults) -> Penalties {
+        let repetition = self.repetition_penalty.or(config.repetition_penalty);
+        repetition.map_or_else(Penalties::default, |repetition| Penalties { repetition, ..Penalties::default() })
     }
 }
 
@@ -125,8 +116,10 @@ pub fn run(args: &Args, start: Instant) -> anyhow::Result<()> {
         Some(source) if !args.raw => Some(ChatTemplate::new(source, &model.tokenizer)?),
         _ => None,
     };
-    let sampling = args.sampling.params(model.plan.generation_config());
-    let mut session = Session { args, model, sampling, interrupt, start: args.prompt.as_ref().map(|_| start) };
+    let config = Defaults::read(model.plan.generation_config());
+    let (sampling, penalties) = (args.sampling.params(&config), args.sampling.penalties(&config));
+    let mut session =
+        Session { args, model, sampling, penalties, interrupt, start: args.prompt.as_ref().map(|_| start) };
     match (&args.prompt, template) {
         (None, Some(template)) => session.chat(&template),
         (None, None) => {
@@ -150,6 +143,7 @@ struct Session<'a> {
     args: &'a Args,
     model: Model,
     sampling: SampleParams,
+    penalties: Penalties,
     interrupt: Interrupt,
     /// When the process began; only one prompt and its answer are timed from there.
     start: Option<Instant>,
@@ -227,6 +221,7 @@ impl Session<'_> {
             tokens,
             max_tokens: args.max_tokens,
             sampling: self.sampling,
+            penalties: self.penalties,
             seed: args.sampling.seed,
             stop: model.tokenizer.tables().eos.clone(),
             ..Request::default()
@@ -339,18 +334,28 @@ mod tests {
     use super::*;
 
     fn args(temperature: Option<f32>, top_k: Option<u32>) -> SamplingArgs {
-        SamplingArgs { temperature, top_k, top_p: None, min_p: None, seed: 0 }
+        SamplingArgs { temperature, top_k, top_p: None, min_p: None, repetition_penalty: None, seed: 0 }
     }
 
     #[test]
     fn flags_come_before_the_generation_config_and_that_before_greedy() {
-        let config = Some(r#"{"do_sample": true, "temperature": 0.2, "top_p": 0.9, "eos_token_id": 2}"#);
+        let read = |config| Defaults::read(Some(config));
+        let stated =
+            r#"{"do_sample": true, "temperature": 0.2, "top_p": 0.9, "repetition_penalty": 1.1, "eos_token_id": 2}"#;
+        let (config, none) = (read(stated), Defaults::read(None));
         let greedy = SampleParams::default();
-        assert_eq!(args(None, None).params(None), greedy);
-        assert_eq!(args(None, None).params(Some(r#"{"temperature": 0.2}"#)), greedy);
-        assert_eq!(args(None, None).params(Some("not json")), greedy);
-        assert_eq!(args(None, None).params(config), SampleParams { temperature: 0.2, top_p: 0.9, ..greedy });
-        assert_eq!(args(Some(0.0), None).params(config), SampleParams { top_p: 0.9, ..greedy });
-        assert_eq!(args(None, Some(5)).params(None), SampleParams { temperature: 1.0, top_k: 5, ..greedy });
+        assert_eq!(args(None, None).params(&none), greedy);
+        assert_eq!(args(None, None).params(&read(r#"{"temperature": 0.2}"#)), greedy);
+        assert_eq!(args(None, None).params(&read("not json")), greedy);
+        let plain = read(r#"{"do_sample": true}"#);
+        assert_eq!(args(None, None).params(&plain), SampleParams { temperature: 1.0, ..greedy });
+        assert_eq!(args(None, None).params(&config), SampleParams { temperature: 0.2, top_p: 0.9, ..greedy });
+        assert_eq!(args(Some(0.0), None).params(&config), SampleParams { top_p: 0.9, ..greedy });
+        assert_eq!(args(None, Some(5)).params(&none), SampleParams { temperature: 1.0, top_k: 5, ..greedy });
+        let penalties = |repetition| Penalties { repetition, ..Penalties::default() };
+        assert_eq!(args(None, None).penalties(&none), Penalties::default());
+        assert_eq!(args(None, None).penalties(&config), penalties(1.1));
+        let own = SamplingArgs { repetition_penalty: Some(1.5), ..args(None, None) };
+        assert_eq!(own.penalties(&config), penalties(1.5));
     }
 }

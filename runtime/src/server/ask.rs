@@ -1,6 +1,5 @@
 //! Request bodies into requests for the engine.
 
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::{fields::Fields, refusal::Refusal};
@@ -9,6 +8,7 @@ use crate::{
     batcher::Penalties,
     chat::{ChatTemplate, Message, Role},
     kv::prefix::Root,
+    sample::defaults::Defaults,
     tokenizer::{Control, Tokenizer},
 };
 
@@ -63,26 +63,6 @@ pub struct Ask {
     pub logprobs: Option<u32>,
     /// Fields that nobody knows.
     pub unknown: Vec<String>,
-}
-
-/// What the model says of how to sample.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Defaults {
-    do_sample: bool,
-    temperature: Option<f32>,
-    top_k: Option<u32>,
-    top_p: Option<f32>,
-    min_p: Option<f32>,
-    repetition_penalty: Option<f32>,
-}
-
-impl Defaults {
-    /// Reads a plan's generation config; one that cannot be read only costs its defaults.
-    pub fn read(config: Option<&str>) -> Defaults {
-        let config: Defaults = config.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
-        if config.do_sample { config } else { Defaults::default() }
-    }
 }
 
 /// What reading needs to know of the model.

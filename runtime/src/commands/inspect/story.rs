@@ -36,7 +36,7 @@ pub struct SchemeStory {
     pub scheme: String,
     pub tensors: usize,
     pub bytes: u64,
-    /// The greatest relative error of a tensor.
+    /// The greatest relative error of a tensor; `None` where one is not finite.
     pub max_error: Option<f64>,
 }
 
@@ -200,14 +200,19 @@ impl Story {
     }
 }
 
+/// The greatest of errors; `None` where one is not finite, for that is the worst.
+pub fn largest(errors: impl IntoIterator<Item = Option<f64>>) -> Option<f64> {
+    errors.into_iter().try_fold(0.0, |most: f64, error| Some(most.max(error?)))
+}
+
 fn schemes(manifest: &Manifest) -> Vec<SchemeStory> {
     let mut schemes: BTreeMap<&str, SchemeStory> = BTreeMap::new();
     for tensor in &manifest.tensors {
-        let new = || SchemeStory { scheme: tensor.scheme.clone(), tensors: 0, bytes: 0, max_error: None };
+        let new = || SchemeStory { scheme: tensor.scheme.clone(), tensors: 0, bytes: 0, max_error: Some(0.0) };
         let scheme = schemes.entry(&tensor.scheme).or_insert_with(new);
         scheme.tensors += 1;
         scheme.bytes = scheme.bytes.saturating_add(tensor.bytes);
-        scheme.max_error = scheme.max_error.into_iter().chain(tensor.error).reduce(f64::max);
+        scheme.max_error = largest([scheme.max_error, tensor.error]);
     }
     schemes.into_values().collect()
 }
@@ -366,6 +371,8 @@ fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use lathe_plan::manifest::Tensor;
+
     use super::*;
 
     #[test]
@@ -373,6 +380,21 @@ mod tests {
         assert_eq!(affine(Affine { t: 576, s: 1, r: 0, c: 64 }), "576·T + S + 64");
         assert_eq!(affine(Affine::default()), "0");
         assert_eq!(affine(Affine { r: 2, ..Affine::default() }), "2·R");
+    }
+
+    #[test]
+    fn one_error_that_is_not_finite_is_the_greatest() {
+        let tensor = |scheme: &str, error| Tensor { scheme: scheme.to_owned(), error, ..Tensor::default() };
+        let tensors = vec![
+            tensor("f16", Some(0.0)),
+            tensor("f16", None),
+            tensor("int8", Some(0.25)),
+            tensor("int8", Some(0.5)),
+            tensor("f32", Some(0.0)),
+        ];
+        let schemes = schemes(&Manifest { tensors, ..Manifest::default() });
+        let found: Vec<_> = schemes.iter().map(|scheme| (scheme.scheme.as_str(), scheme.max_error)).collect();
+        assert_eq!(found, [("f16", None), ("f32", Some(0.0)), ("int8", Some(0.5))]);
     }
 
     #[test]

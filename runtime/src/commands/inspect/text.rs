@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use lathe_plan::Manifest;
 use lathe_plan::manifest::Tensor;
 
-use super::story::{BucketStory, ProgramStory, SizeStory, Story};
+use super::story::{BucketStory, ProgramStory, SizeStory, Story, largest};
 use crate::commands::table::{bytes, count, markdown};
 
 /// The whole text.
@@ -31,9 +31,13 @@ pub fn write(story: &Story) -> String {
         ("Generation config", &story.generation_config),
         ("Licence", &story.licence_text),
     ] {
-        if let Some(text) = text {
-            heading(&mut out, "##", title);
-            out.extend([text.trim_end(), "\n"]);
+        match text {
+            Some(text) => {
+                heading(&mut out, "##", title);
+                out.extend([text.trim_end(), "\n"]);
+            }
+            None if title == "Chat template" => out.extend(["\n", title, ": none\n"]),
+            None => {}
         }
     }
     sections(&mut out, story);
@@ -51,7 +55,7 @@ fn heading(out: &mut String, level: &str, title: &str) {
 /// A name and its value, which is left out when empty.
 fn line(out: &mut String, name: &str, value: &str) {
     if !value.is_empty() {
-        out.extend([&format!("{name:<14}"), value, "\n"]);
+        out.extend([&format!("{name:<13} "), value, "\n"]);
     }
 }
 
@@ -119,7 +123,7 @@ fn weights(out: &mut String, story: &Story, manifest: &Manifest) {
         .schemes
         .iter()
         .map(|scheme| {
-            vec![scheme.scheme.clone(), scheme.tensors.to_string(), bytes(scheme.bytes), error(scheme.max_error)]
+            vec![scheme.scheme.clone(), scheme.tensors.to_string(), bytes(scheme.bytes), error(scheme.max_error, story)]
         })
         .collect();
     *out += &markdown(&["scheme", "tensors", "bytes", "largest error"], &rows);
@@ -140,7 +144,7 @@ fn weights(out: &mut String, story: &Story, manifest: &Manifest) {
                 (*source).to_owned(),
                 (*scheme).to_owned(),
                 bytes(tensors.iter().fold(0, |sum, tensor| sum.saturating_add(tensor.bytes))),
-                error(tensors.iter().filter_map(|tensor| tensor.error).reduce(f64::max)),
+                error(largest(tensors.iter().map(|tensor| tensor.error)), story),
             ]
         })
         .collect();
@@ -158,11 +162,12 @@ fn layer(name: &str) -> Option<usize> {
     name.split('.').find_map(|part| part.parse().ok())
 }
 
-fn error(error: Option<f64>) -> String {
+fn error(error: Option<f64>, story: &Story) -> String {
     match error {
         Some(0.0) => "0 (exact)".to_owned(),
         Some(error) => format!("{error:.6}"),
-        None => "unknown".to_owned(),
+        None if story.random_weights.is_some() => "unknown".to_owned(),
+        None => "not finite".to_owned(),
     }
 }
 
@@ -242,7 +247,11 @@ fn size(size: SizeStory) -> String {
 fn tokenizer(out: &mut String, story: &Story) {
     let Some(tokenizer) = &story.tokenizer else { return };
     heading(out, "##", "Tokenizer");
-    line(out, "model", &format!("{}, pre-tokenizer `{}`", tokenizer.model, tokenizer.pretokenizer));
+    let cut = match tokenizer.pretokenizer.as_str() {
+        "" => String::new(),
+        name => format!(", pre-tokenizer `{name}`"),
+    };
+    line(out, "model", &format!("{}{cut}", tokenizer.model));
     line(
         out,
         "tokens",

@@ -12,7 +12,8 @@ use std::{panic, process, thread};
 
 use anyhow::anyhow;
 use lathe_runtime::chat::ChatTemplate;
-use lathe_runtime::server::ask::{Defaults, Reader};
+use lathe_runtime::sample::defaults::Defaults;
+use lathe_runtime::server::ask::Reader;
 use lathe_runtime::server::driver::Driver;
 use lathe_runtime::server::metrics::Metrics;
 use lathe_runtime::server::{Policy, Served, Shared, listen};
