@@ -3,8 +3,10 @@
 //!
 //! Some steps of each kind run and are recorded; of them the fastest tenth counts. A kernel's time is the mean over workers.
 //! Its bytes and operations are the plan's own, those of attention scaled to the positions that the steps saw. The roofline
-//! is the time that the machine's limits, measured just before, allow: weights from memory, intermediate results and the
-//! cache from the L3 cache, arithmetic at the peak of its type, and the slowest of these.
+//! is the time that the machine's limits, measured just before, allow: weights from memory, intermediate results from the L3
+//! cache, arithmetic at the peak of its type, and the slowest of these. Keys and values come from memory where a step has
+//! one token of each sequence, since the weights of all layers went through the caches after they were read last; tokens
+//! of a prompt read them one after the other, from the L3 cache.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -178,7 +180,7 @@ fn profile(step: &'static str, program: &Program, records: &[Recorded], limits: 
             });
             row.launches += 1;
             row.us += us / count;
-            row.bytes += (cost.weights + cost.results) / count;
+            row.bytes += (cost.memory + cost.results) / count;
             row.flops += cost.flops / count;
             row.roofline += cost.least_us(name, limits) / count;
         }
@@ -244,9 +246,9 @@ fn launch_times(step: &StepRecord, launches: usize) -> Vec<f64> {
 /// What a launch costs at a size, as the plan says.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Cost {
-    /// Bytes that every step reads: weights.
-    weights: f64,
-    /// Bytes that grow with the step: intermediate results and the cache.
+    /// Bytes from memory: weights, and keys and values that no other token of the step reads.
+    memory: f64,
+    /// Bytes that the step itself, or another token of it, brought to the L3 cache.
     results: f64,
     flops: f64,
 }
@@ -256,13 +258,19 @@ impl Cost {
     fn of(kernel: &str, [bytes, flops]: [Affine; 2], size: StepSize, context: f64) -> Cost {
         let value = |affine: Affine| affine.eval(size).unwrap_or(0) as f64;
         // Attention is priced for a number of positions, of which a window may leave fewer.
-        let scale = if kernel.starts_with("attention[") {
+        let is_attention = kernel.starts_with("attention[");
+        let scale = if is_attention {
             let window = window(kernel).unwrap_or(f64::INFINITY);
             context.min(window) / PRICED_CONTEXT.min(window)
         } else {
             1.0
         };
-        Cost { weights: bytes.c as f64, results: (value(bytes) - bytes.c as f64) * scale, flops: value(flops) * scale }
+        let (fixed, grown) = (bytes.c as f64, (value(bytes) - bytes.c as f64) * scale);
+        let flops = value(flops) * scale;
+        if is_attention && size.tokens == size.sequences {
+            return Cost { memory: fixed + grown, results: 0.0, flops };
+        }
+        Cost { memory: fixed, results: grown, flops }
     }
 
     /// Microseconds that the machine's limits allow.
@@ -275,7 +283,7 @@ impl Cost {
         } else {
             limits.f32.per_second
         };
-        let moved = self.weights / limits.memory + self.results / limits.l3.unwrap_or(limits.memory);
+        let moved = self.memory / limits.memory + self.results / limits.l3.unwrap_or(limits.memory);
         1e6 * moved.max(self.flops / peak)
     }
 }
@@ -347,10 +355,13 @@ mod tests {
         let size = StepSize { tokens: 4, sequences: 2, rows: 2 };
         let (bytes, flops) = (Affine { t: 10, c: 1000, ..Affine::default() }, Affine::tokens(512));
         let cost = |kernel: &str, context| Cost::of(kernel, [bytes, flops], size, context);
-        assert_eq!(cost("linear[x]", 7.0), Cost { weights: 1000.0, results: 40.0, flops: 2048.0 });
-        assert_eq!(cost("attention[2x32]", 256.0), Cost { weights: 1000.0, results: 20.0, flops: 1024.0 });
+        assert_eq!(cost("linear[x]", 7.0), Cost { memory: 1000.0, results: 40.0, flops: 2048.0 });
+        assert_eq!(cost("attention[2x32]", 256.0), Cost { memory: 1000.0, results: 20.0, flops: 1024.0 });
         assert_eq!(cost("attention[2x32, window=128, x]", 256.0), cost("linear[x]", 0.0));
         assert_eq!(cost("attention[2x32, window=1024]", 256.0), cost("attention[2x32]", 256.0));
+        // One token of each sequence: no other reads what it reads.
+        let alone = Cost::of("attention[2x32]", [bytes, flops], StepSize { tokens: 2, ..size }, 1024.0);
+        assert_eq!(alone, Cost { memory: 1040.0, results: 0.0, flops: 2048.0 });
     }
 
     #[test]
@@ -369,7 +380,7 @@ mod tests {
             let found = cost.least_us(kernel, &limits);
             assert!((found - expected).abs() < 1e-9, "{found} {expected}");
         };
-        let cost = Cost { weights: 1000.0, results: 400.0, flops: 4000.0 };
+        let cost = Cost { memory: 1000.0, results: 400.0, flops: 4000.0 };
         near("linear[int4 x int8, add]", cost, 1.1);
         near("linear[int4 x f32, add]", cost, 2.0);
         near("linear[int4 x int8, add]", Cost { flops: 16_000.0, ..cost }, 2.0);
