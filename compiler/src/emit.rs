@@ -13,7 +13,7 @@ use lathe_kernels::targets::Target;
 use lathe_models::Model;
 use lathe_models::hf::generation::Generation;
 use lathe_models::tokenizer::{Algorithm, Matching, Merge, SpacePrefix, TokenKind, Tokenizer};
-use lathe_plan::manifest::{Knob, Manifest, Source, Tensor};
+use lathe_plan::manifest::{Drafter, Knob, Manifest, Source, Tensor};
 use lathe_plan::{self as plan, Affine, PlanWriter};
 use serde_json::Value;
 
@@ -257,6 +257,7 @@ pub fn manifest(
     source: Source,
     schedule: &Schedule,
     options: &Options,
+    drafters: Vec<Drafter>,
     errors: &[Option<ErrorSum>],
 ) -> Manifest {
     let checkpoint = &*model.checkpoint;
@@ -276,7 +277,7 @@ pub fn manifest(
     Manifest {
         name: model.config.name.clone(),
         architecture: model.config.architecture.clone(),
-        parameters: schedule.weights.iter().map(|weight| shape(weight).iter().product::<u64>()).sum(),
+        parameters: parameters(schedule),
         max_context: schedule.max_context as u64,
         vocabulary: model.config.vocab as u64,
         targets: options.targets.iter().map(|target| target.name.to_owned()).collect(),
@@ -290,8 +291,28 @@ pub fn manifest(
         weights_bytes_per_token: schedule::cost::weight_bytes_per_token(schedule),
         knobs: knobs.into_iter().map(|(name, value)| Knob { name: name.to_owned(), value }).collect(),
         attention: report::attentions(schedule),
+        drafters,
         tensors: tensors.collect(),
     }
+}
+
+/// What the plan says of a program that guesses.
+pub fn drafter(model: &Model, source: Source, schedule: &Schedule) -> Drafter {
+    Drafter {
+        program: schedule.name.clone(),
+        name: model.config.name.clone(),
+        architecture: model.config.architecture.clone(),
+        parameters: parameters(schedule),
+        max_context: schedule.max_context as u64,
+        weights_bytes: schedule.weights.iter().map(|weight| weight.bytes).sum(),
+        weights_bytes_per_token: schedule::cost::weight_bytes_per_token(schedule),
+        source,
+    }
+}
+
+/// How many numbers the weights of a schedule stand for.
+pub fn parameters(schedule: &Schedule) -> u64 {
+    schedule.weights.iter().map(|weight| shape(weight).iter().product::<u64>()).sum()
 }
 
 /// The compiler and its version.
@@ -301,7 +322,7 @@ fn shape(weight: &schedule::ScheduledWeight) -> Vec<u64> {
     weight.ty.shape().unwrap_or_default().iter().map(|dim| dim.c as u64).collect()
 }
 
-/// Everything that goes into a plan.
+/// A program and what goes into a plan with it.
 pub struct Parts<'a> {
     /// The model.
     pub model: &'a Model,
@@ -317,33 +338,26 @@ pub struct Parts<'a> {
     pub passes: &'a [Record],
 }
 
-/// Writes the plan, weights streamed and packed by several threads. `manifest` is asked for when they are written, with
-/// the error of each.
+/// Writes the plan of a main program and of others that guess for it, weights streamed and packed by several threads.
+/// `manifest` is asked for when they are written, with the error of each of the main program's.
 ///
 /// # Errors
 /// When a weight cannot be supplied, or the file cannot be written.
 pub fn write(
-    parts: Parts<'_>,
+    main: Parts<'_>,
+    others: Vec<Parts<'_>>,
     options: &Options,
     path: &Path,
     manifest: impl FnOnce(&[Option<ErrorSum>]) -> Manifest,
 ) -> Result<(), CompileError> {
-    let Parts { model, schedule, objects, assembled, graphs, passes } = parts;
-    let program = program(schedule, model.config.vocab);
+    let Parts { model, schedule, graphs: [graph, fused], passes, .. } = &main;
     // What packing the weights found out, for what is written behind them.
     let packed: RefCell<Vec<Option<ErrorSum>>> = RefCell::default();
     let errors: RefCell<String> = RefCell::default();
     let mut writer = PlanWriter::new();
-    writer.program(&program);
-    for (target, object) in objects {
-        writer.code(&program.name, LAYOUT, &code(object, target));
-    }
-    let usage = |target: &Target| assembled.iter().find(|of| of.target == target).map(|of| of.usage.as_slice());
+    let usage = |target: &Target| main.assembled.iter().find(|of| of.target == target).map(|of| of.usage.as_slice());
     let kernels: Vec<String> =
         options.targets.iter().map(|target| dry_run::kernels(schedule, target, usage(target))).collect();
-    for Assembled { target, cubin, .. } in assembled {
-        writer.cubin(&program.name, target.name, LAYOUT, cubin);
-    }
     if options.weights == Weights::Checkpoint {
         writer.tokenizer(&tokenizer(&model.tokenizer));
         writer.generation_config(&generation_config(&model.tokenizer, &model.generation));
@@ -360,9 +374,8 @@ pub fn write(
         manifest
     });
     if options.report {
-        let [graph, fused] = graphs;
-        writer.report("graph", &graph);
-        writer.report("fused", &fused);
+        writer.report("graph", graph);
+        writer.report("fused", fused);
         writer.report("kernels", &kernels.join("\n"));
         writer.report("passes", &report::passes(passes));
         writer.report("schedule", &schedule::print::schedule(schedule));
@@ -371,15 +384,36 @@ pub fn write(
         // The manifest stands before every report.
         writer.late_report("errors", || errors.take());
     }
-    match options.weights {
-        Weights::Checkpoint => stream_weights(writer, &program, model, schedule, options, path, &packed),
-        Weights::Random(seed) => {
-            packed.borrow_mut().resize(schedule.weights.len(), None);
-            writer.random_weights(&program.name, LAYOUT, &random_weights(schedule, seed));
-            writer.write(path)?;
-            Ok(())
+    if let Weights::Random(_) = options.weights {
+        packed.borrow_mut().resize(schedule.weights.len(), None);
+    }
+    let mut streams = Vec::new();
+    for (index, Parts { model, schedule, objects, assembled, .. }) in std::iter::once(main).chain(others).enumerate() {
+        let program = program(schedule, model.config.vocab);
+        writer.program(&program);
+        for (target, object) in objects {
+            writer.code(&program.name, LAYOUT, &code(object, target));
+        }
+        for Assembled { target, cubin, .. } in assembled {
+            writer.cubin(&program.name, target.name, LAYOUT, cubin);
+        }
+        match options.weights {
+            Weights::Checkpoint => {
+                let packed = (index == 0).then_some(&packed);
+                streams.push(Stream { program, model, schedule, packed });
+            }
+            Weights::Random(seed) => writer.random_weights(&program.name, LAYOUT, &random_weights(schedule, seed)),
         }
     }
+    stream_weights(writer, &streams, options, path)
+}
+
+/// Weights that are packed while they are written.
+struct Stream<'a> {
+    program: plan::Program,
+    model: &'a Model,
+    schedule: &'a Schedule,
+    packed: Option<&'a RefCell<Vec<Option<ErrorSum>>>>, // takes their errors
 }
 
 /// What the weights of a schedule are made from instead of a checkpoint. What makes sense of text has no use for them, so
@@ -405,15 +439,17 @@ fn code(object: lathe_kernels::Object, target: &Target) -> plan::CodeObject {
     }
 }
 
-fn stream_weights<'a>(
-    writer: PlanWriter<'a>,
-    program: &'a plan::Program,
-    model: &Model,
-    schedule: &Schedule,
+/// Writes a plan with all of these weights. Each stream has its packers, which wait while others are written.
+fn stream_weights(
+    writer: PlanWriter<'_>,
+    streams: &[Stream<'_>],
     options: &Options,
     path: &Path,
-    packed: &'a RefCell<Vec<Option<ErrorSum>>>,
 ) -> Result<(), CompileError> {
+    let Some((Stream { program, model, schedule, packed }, rest)) = streams.split_first() else {
+        writer.write(path)?;
+        return Ok(());
+    };
     let bar = report::weights_bar(program, options.progress);
     // The writer's errors are of input and output; what stopped the packing is kept beside them.
     let mut failure = None;
@@ -435,17 +471,19 @@ fn stream_weights<'a>(
                     }
                 }
             }
-            packed.borrow_mut().push(Some(sum));
+            if let Some(packed) = packed {
+                packed.borrow_mut().push(Some(sum));
+            }
             Ok(())
         };
         let mut writer = writer;
         writer.weights(program, LAYOUT, &mut fill);
-        writer.write(path).map(drop)
+        stream_weights(writer, rest, options, path)
     });
     bar.finish_and_clear();
     match failure {
         Some(error) => Err(error),
-        None => Ok(written?),
+        None => written,
     }
 }
 

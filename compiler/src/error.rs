@@ -7,6 +7,7 @@ use lathe_kernels::targets::TargetError;
 use lathe_models::ModelError;
 use lathe_plan::PlanError;
 
+use crate::draft::DraftError;
 use crate::pass::PassError;
 use crate::schedule::ScheduleError;
 
@@ -138,6 +139,9 @@ pub enum CompileError {
     /// The plan could not be written.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// The user's: a model that cannot guess for the target.
+    #[error("--draft: {0}")]
+    Draft(#[from] DraftError),
     /// Lathe's: a thread that packed weights ended early.
     #[error("packing weight '{weight}' ended early; this is a mistake in Lathe, please report it")]
     Packing {
@@ -173,6 +177,7 @@ impl CompileError {
             | CompileError::Shape { .. }
             | CompileError::Output { .. }
             | CompileError::Level { .. }
+            | CompileError::Draft(_)
             | CompileError::Target(TargetError::Unknown { .. } | TargetError::Mixed { .. }) => exit::USAGE,
             CompileError::Model(error) if error.is_unsupported() => exit::UNSUPPORTED,
             CompileError::Model(_) | CompileError::Template { .. } | CompileError::Read { .. } => exit::MODEL,

@@ -3,12 +3,14 @@
 //! In the order in which data meets the modules: [`pipeline`] is the whole compiler as one function; [`pass`] is the
 //! table of [`passes`] that rewrite the graph; [`schedule`] turns it into launches over an arena; [`weights`] brings the
 //! checkpoint's tensors into the form that kernels read, [`ahead`] with several threads; [`emit`] is the one converter
-//! to the plan's types, [`report`] writes its texts, [`template`] reads chat templates once, [`output`] looks at where the plan will be, and [`assemble`] makes cubins of PTX.
+//! to the plan's types, [`report`] writes its texts, [`template`] reads chat templates once, [`output`] looks at where the
+//! plan will be, and [`assemble`] makes cubins of PTX. [`draft`] brings a second model along, which guesses for the first.
 //!
 //! Nothing here runs at serving time, and nothing of the runtime is known here beyond the plan's types.
 
 pub mod ahead;
 pub mod assemble;
+pub mod draft;
 pub mod dry_run;
 pub mod emit;
 pub mod error;

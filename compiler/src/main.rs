@@ -23,6 +23,7 @@ Examples:
   lathe-compile model.gguf -o small.plan --quantize int4 --max-context 2048
   lathe-compile model.gguf -o mixed.plan --quantize int4,head=int6,layers.0-1.down=int8
   lathe-compile hf://org/name -o model.plan
+  lathe-compile large.gguf --draft small.gguf -o pair.plan
   lathe-compile llama-3.1-8b --dry-run --quantize int4 --target native,sm_80
   lathe-compile llama-3.1-8b -o 8b.plan --weights random:1 --quantize bf16 --target sm_90
   lathe-compile model.gguf --emit fused
@@ -75,6 +76,9 @@ struct Arguments {
     /// `lathe bench` alone takes; MODEL may then be a config.json without weights, or one of the shapes below
     #[arg(long, value_name = "SOURCE", default_value_t)]
     weights: Weights,
+    /// A smaller model with the same vocabulary that guesses what MODEL will say; both are in the plan, compiled alike
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["emit", "stop_after", "dry_run"])]
+    draft: Option<PathBuf>,
     /// Print a level of representation to stdout instead of writing a plan
     #[arg(long, value_enum, value_name = "LEVEL", conflicts_with = "output")]
     emit: Option<Level>,
@@ -164,11 +168,12 @@ fn run(arguments: &Arguments) -> Result<(), CompileError> {
         return Ok(());
     }
     let model = open()?;
+    let draft = arguments.draft.as_deref().map(lathe_models::open).transpose()?;
     let goal = match (&arguments.output, arguments.emit) {
         (Some(path), None) => Goal::Plan(path),
         (_, level) => Goal::Text(level.unwrap_or(Level::Fused)),
     };
-    let outcome = pipeline::compile(model, goal, &options)?;
+    let outcome = pipeline::compile_with(model, draft, goal, &options)?;
     print(&outcome.text)?;
     for missing in &outcome.missing {
         eprintln!("left out: {missing}");

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use lathe_ir::graph::Graph;
 use lathe_ir::types::DType;
 use lathe_ir::verify;
 use lathe_kernels::spec::KernelSpec;
@@ -14,6 +15,7 @@ use lathe_plan::manifest::Source;
 
 use crate::ahead::ahead;
 use crate::assemble::{self, Assembled};
+use crate::draft::{self, Draft};
 use crate::error::CompileError;
 use crate::pass::{self, PassOptions, Selection};
 use crate::weights::ErrorSum;
@@ -171,6 +173,19 @@ pub struct Outcome {
 /// # Errors
 /// See [`CompileError`].
 pub fn compile(model: Model, goal: Goal<'_>, options: &Options) -> Result<Outcome, CompileError> {
+    compile_with(model, None, goal, options)
+}
+
+/// Compiles a model together with another one that guesses what it will say. Texts are of the first alone.
+///
+/// # Errors
+/// See [`CompileError`].
+pub fn compile_with(
+    model: Model,
+    draft: Option<Model>,
+    goal: Goal<'_>,
+    options: &Options,
+) -> Result<Outcome, CompileError> {
     let mut clock = Clock::start();
     model.chat_template.as_deref().map_or(Ok(()), template::check)?;
     if let Goal::Plan(path) = goal {
@@ -178,9 +193,7 @@ pub fn compile(model: Model, goal: Goal<'_>, options: &Options) -> Result<Outcom
     }
     let model = if model.config.cache == options.cache { model } else { model.with_cache(options.cache)? };
     let max_context = max_context(options.max_context, model.config.context)?;
-    let mut graph = model.graph.clone();
-    verify::verify(&graph)
-        .map_err(|error| CompileError::Verify { after: "the model's builder", message: error.to_string() })?;
+    let mut graph = checked(&model)?;
     let unfused = graph.to_string();
     if goal == Goal::Text(Level::Graph) {
         return Ok(clock.text(unfused));
@@ -207,31 +220,59 @@ pub fn compile(model: Model, goal: Goal<'_>, options: &Options) -> Result<Outcom
         Goal::Plan(path) => path,
         Goal::Text(Level::Manifest) => {
             let errors = emit::errors(&model, &schedule, options)?;
-            let manifest = emit::manifest(&model, digest(&model)?, &schedule, options, &errors);
+            let manifest = emit::manifest(&model, digest(&model)?, &schedule, options, Vec::new(), &errors);
             return Ok(clock.text(manifest.to_json() + "\n"));
         }
         Goal::Text(level) => return kernel_texts(&kernels, level, &options.targets, clock),
         Goal::DryRun => return Ok(clock.text(String::new())),
     };
-    // The digest needs the whole file and one core, code generation another one.
-    let (source, objects) = std::thread::scope(|scope| {
-        let source = scope.spawn(|| digest(&model));
-        let objects = objects(&kernels, options);
-        (source.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), objects)
-    });
-    let (source, objects) = (source?, objects?);
+    let draft = draft.map(|draft| draft::lower(draft, &model, &schedule, options)).transpose()?;
+    let (source, objects) = digest_and_objects(&model, &kernels, options)?;
+    let mut drafters = Vec::new();
+    let mut others = Vec::new();
+    if let Some(Draft { model, schedule, graphs, passes }) = &draft {
+        let (source, objects) = digest_and_objects(model, &schedule.kernels(), options)?;
+        drafters.push(emit::drafter(model, source, schedule));
+        let assembled = assembled(&objects, options)?;
+        others.push(emit::Parts { model, schedule, objects, assembled, graphs: graphs.clone(), passes });
+    }
     clock.lap("kernels");
     let assembled = assembled(&objects, options)?;
     if !assembled.is_empty() {
         clock.lap("cubins");
     }
     let graphs = [unfused, fused];
-    let parts = emit::Parts { model: &model, schedule: &schedule, objects, assembled, graphs, passes: &passes };
-    let manifest = |errors: &[Option<ErrorSum>]| emit::manifest(&model, source, &schedule, options, errors);
-    emit::write(parts, options, path, manifest)?;
+    let main = emit::Parts { model: &model, schedule: &schedule, objects, assembled, graphs, passes: &passes };
+    let manifest = |errors: &[Option<ErrorSum>]| emit::manifest(&model, source, &schedule, options, drafters, errors);
+    emit::write(main, others, options, path, manifest)?;
     clock.lap("weights");
     let kept = passes.iter().flat_map(|pass| &pass.notes).filter(|note| note.kept).map(|note| note.subject.clone());
     Ok(Outcome { kept: kept.collect(), ..clock.text(String::new()) })
+}
+
+/// A model's graph, proven to be sound.
+pub(crate) fn checked(model: &Model) -> Result<Graph, CompileError> {
+    let graph = model.graph.clone();
+    verify::verify(&graph)
+        .map_err(|error| CompileError::Verify { after: "the model's builder", message: error.to_string() })?;
+    Ok(graph)
+}
+
+/// Machine code of each target.
+type Objects = Vec<(&'static Target, Object)>;
+
+/// The digest of a model's files, which takes all of them and one core, while another core generates code.
+fn digest_and_objects(
+    model: &Model,
+    kernels: &[KernelSpec],
+    options: &Options,
+) -> Result<(Source, Objects), CompileError> {
+    let (source, objects) = std::thread::scope(|scope| {
+        let source = scope.spawn(|| digest(model));
+        let objects = objects(kernels, options);
+        (source.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), objects)
+    });
+    Ok((source?, objects?))
 }
 
 /// The digest of a model's files. A model of one file has that file's own digest; that of several covers the name, length
@@ -270,7 +311,7 @@ fn max_context(asked: Option<usize>, most: usize) -> Result<usize, CompileError>
 }
 
 /// The kernels as machine code of each target.
-fn objects(kernels: &[KernelSpec], options: &Options) -> Result<Vec<(&'static Target, Object)>, CompileError> {
+fn objects(kernels: &[KernelSpec], options: &Options) -> Result<Objects, CompileError> {
     let generate = |at: usize| lathe_kernels::compile(kernels, options.targets[at]);
     let objects = ahead(options.targets.len(), options.threads, generate, |take| {
         std::iter::from_fn(take).collect::<Result<Vec<Object>, KernelError>>()

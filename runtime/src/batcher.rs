@@ -13,6 +13,7 @@ mod draft;
 mod policy;
 mod predict;
 mod request;
+mod rule;
 mod sequence;
 
 use std::{
@@ -25,6 +26,7 @@ pub use self::{
     policy::Policy,
     predict::{Load, Predictor},
     request::{Event, FinishReason, Penalties, Request, RequestId},
+    rule::Rule,
 };
 use self::{
     policy::{Arrival, Rank},

@@ -9,9 +9,14 @@ use lathe_plan::{Plan, program::StepSize};
 
 use crate::{
     batcher::{BatchOptions, Batcher, Counters, Event, Gauges, Request, RequestId},
-    device::{Device, Limits, Step, StepOutput, choice, options::DeviceOptions, timeline::Timeline},
+    device::{
+        Device, Limits, Step, StepOutput,
+        choice::{self, About, Loaded},
+        options::DeviceOptions,
+        timeline::Timeline,
+    },
     error::{Error, Result},
-    speculate::{Drafter, Speculation},
+    speculate::{Drafter, Speculation, ngram::Ngram},
 };
 
 /// How an engine uses its machine. None of it changes a token.
@@ -77,20 +82,32 @@ impl Engine {
         Engine::load(&Plan::open(path.as_ref())?, options)
     }
 
-    /// Loads a plan's main program onto a device.
+    /// Loads a plan's main program onto a device, and beside it what guesses tokens.
     pub fn load(plan: &Plan, options: &EngineOptions) -> Result<Engine> {
-        Ok(Engine::with_device(choice::load(plan, &options.device)?.device, options))
+        Ok(Engine::load_told(plan, options)?.0)
     }
 
-    /// An engine on any device.
+    /// The same; what there is to tell people of the device.
+    pub fn load_told(plan: &Plan, options: &EngineOptions) -> Result<(Engine, About)> {
+        let Loaded { device, about } = choice::load(plan, &options.device)?;
+        let drafters = choice::drafters(plan, device.limits(), options)?;
+        Ok((Engine::with_drafters(device, drafters, options), about))
+    }
+
+    /// An engine on any device, where nothing guesses tokens but n-grams.
     pub fn with_device(device: Box<dyn Device>, options: &EngineOptions) -> Engine {
+        Engine::with_drafters(device, vec![Box::new(Ngram::default())], options)
+    }
+
+    /// An engine on any device with these drafters, of which each is asked where the one before has no guess.
+    pub fn with_drafters(device: Box<dyn Device>, drafters: Vec<Box<dyn Drafter>>, options: &EngineOptions) -> Engine {
         let batching = BatchOptions {
             prefill_chunk: options.prefill_chunk.unwrap_or(options.batching.prefill_chunk),
             token_budget: options.token_budget.unwrap_or(options.batching.token_budget),
             ..options.batching.clone()
         };
         Engine {
-            drafters: batching.speculation.drafters(),
+            drafters,
             batcher: Batcher::new(device.limits(), batching),
             device,
             step: Step::default(),
@@ -103,12 +120,12 @@ impl Engine {
         }
     }
 
-    /// Guesses tokens in another way from now on. The engine must be idle.
+    /// Guesses tokens in another way from now on, for which a drafter was loaded. The engine must be idle.
     pub fn set_speculation(&mut self, speculation: Speculation) -> Result<()> {
+        speculation.mode.check(&self.drafters)?;
         match self.batcher.unfinished() {
             0 => {
-                self.drafters = speculation.drafters();
-                self.batcher.set_speculation(speculation);
+                self.batcher.set_speculation(speculation, &mut self.drafters);
                 Ok(())
             }
             busy => Err(Error::Busy(busy)),

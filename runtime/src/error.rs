@@ -3,6 +3,8 @@
 
 use std::{io, time::Duration};
 
+use crate::speculate::Mode;
+
 /// An error of the runtime.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -37,6 +39,13 @@ pub enum Error {
     /// The plan holds no code for CPUs at all.
     #[error("the plan holds no x86-64 code; recompile with --target native")]
     NoCode,
+
+    /// The plan holds nothing that guesses in the way that was asked for.
+    #[error(
+        "nothing was loaded that guesses by --speculate {0}; a plan holds a draft model when it is compiled with --draft \
+         MODEL, and without one there are --speculate auto and ngram"
+    )]
+    NoDrafter(Mode),
 
     /// The plan holds no code for GPUs.
     #[error("the plan holds no PTX; recompile with --target sm_80, or run it with --device cpu")]

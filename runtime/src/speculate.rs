@@ -7,14 +7,21 @@
 //! guesses decide how many tokens a step gives, and never which.
 //!
 //! - [`ngram`]: what followed when the same tokens came before.
+//! - [`draft`]: what a smaller model says, which samples with the same noise.
 //! - [`worth`]: which guesses are worth their time, from how many were accepted and from how long steps take.
 
+pub mod draft;
 pub mod ngram;
 pub mod worth;
 
 use std::{fmt, str::FromStr};
 
-use crate::{batcher::RequestId, error::Result};
+use crate::{
+    batcher::{Load, RequestId, Rule},
+    error::{Error, Result},
+};
+
+use self::worth::Odds;
 
 /// The most guesses for one answer in a step.
 pub const MOST_DEPTH: usize = 64;
@@ -24,11 +31,43 @@ pub type Key = (RequestId, u32);
 
 /// Guesses what answers go on with.
 pub trait Drafter: Send + fmt::Debug {
+    /// How it guesses.
+    fn kind(&self) -> Kind;
+
     /// Adds guesses to each ask, at most as many as it wants, the next token first.
     fn draft(&mut self, asks: &mut [Ask<'_>]) -> Result<()>;
 
     /// Forgets an answer that has ended, about which it may never have been asked.
     fn forget(&mut self, key: Key);
+
+    /// The seconds of a step of its own; `None` where it does not know yet. Looking something up takes none.
+    fn seconds(&self, _load: Load) -> Option<f64> {
+        Some(0.0)
+    }
+
+    /// How many of an answer's `tokens` tokens it must compute before it can guess.
+    fn behind(&self, _key: Key, _tokens: usize) -> usize {
+        0
+    }
+}
+
+/// How a drafter guesses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// By what stands in the answer's own past.
+    Ngram,
+    /// By another model.
+    Draft,
+}
+
+impl Kind {
+    /// The class of guesses that a model of this kind makes; `None` of those that take no time.
+    pub fn class(self) -> Option<usize> {
+        match self {
+            Kind::Ngram => None,
+            Kind::Draft => Some(worth::DRAFT),
+        }
+    }
 }
 
 /// An answer that goes on with one token in the next step, and may with more.
@@ -36,12 +75,25 @@ pub trait Drafter: Send + fmt::Debug {
 pub struct Ask<'a> {
     /// Whose tokens they are.
     pub key: Key,
-    /// Prompt and answer so far. Between two asks they only grow.
-    pub tokens: &'a [u32],
+    /// How its tokens are chosen: prompt and answer so far, which only grow from one ask to the next, and the request.
+    pub rule: Rule<'a>,
+    /// How often guesses of each class were right.
+    pub odds: Odds<'a>,
     /// The most guesses that are of use.
     pub most: usize,
+    /// A guess is worth its time while it is right, with all before it, with this chance.
+    pub least: f64,
     /// The guesses, none yet.
     pub guesses: &'a mut Vec<Guess>,
+}
+
+impl Ask<'_> {
+    /// Whether a further guess is likely enough to be right.
+    pub fn wants_more(&self) -> bool {
+        let so_far: f64 = self.guesses.iter().map(|guess| self.odds.of(guess)).product();
+        let next = self.guesses.last().map_or(1.0, |guess| self.odds.of_model(guess.class));
+        self.guesses.len() < self.most && so_far * next >= self.least
+    }
 }
 
 /// A guessed token.
@@ -65,6 +117,8 @@ pub enum Mode {
     Auto,
     /// As many guesses as n-grams give.
     Ngram,
+    /// Guesses of the plan's draft model in every step.
+    Draft,
 }
 
 /// How speculation is done. None of it changes a token.
@@ -82,19 +136,26 @@ impl Default for Speculation {
     }
 }
 
-impl Speculation {
-    /// The drafters that it takes.
-    pub fn drafters(&self) -> Vec<Box<dyn Drafter>> {
-        match self.mode {
-            Mode::Off => Vec::new(),
-            Mode::Auto | Mode::Ngram => vec![Box::new(ngram::Ngram::default())],
-        }
-    }
-}
-
 impl Mode {
     /// All modes with their names.
-    pub const ALL: [(&'static str, Mode); 3] = [("auto", Mode::Auto), ("off", Mode::Off), ("ngram", Mode::Ngram)];
+    pub const ALL: [(&'static str, Mode); 4] =
+        [("auto", Mode::Auto), ("off", Mode::Off), ("ngram", Mode::Ngram), ("draft", Mode::Draft)];
+
+    /// Whether a drafter of this kind is asked.
+    pub fn takes(self, kind: Kind) -> bool {
+        match self {
+            Mode::Off => false,
+            Mode::Auto => true,
+            Mode::Ngram => kind == Kind::Ngram,
+            Mode::Draft => kind == Kind::Draft,
+        }
+    }
+
+    /// Refuses a mode that none of these drafters serves.
+    pub(crate) fn check(self, drafters: &[Box<dyn Drafter>]) -> Result<()> {
+        let is_served = self == Mode::Off || drafters.iter().any(|drafter| self.takes(drafter.kind()));
+        if is_served { Ok(()) } else { Err(Error::NoDrafter(self)) }
+    }
 }
 
 impl FromStr for Mode {
@@ -164,15 +225,34 @@ impl Tally {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
+pub(crate) mod tests {
+    use std::collections::BTreeMap;
+
+    use super::{worth::Record, *};
+    use crate::batcher::Request;
+
+    /// What asks borrow from an answer of a request that asks for nothing special.
+    #[derive(Default)]
+    pub struct Nothing {
+        request: Request,
+        generated: BTreeMap<u32, u32>,
+        record: Record,
+    }
+
+    impl Nothing {
+        pub fn ask<'a>(&'a self, key: Key, tokens: &'a [u32], most: usize, guesses: &'a mut Vec<Guess>) -> Ask<'a> {
+            let rule = Rule { request: &self.request, choice: key.1, tokens, generated: &self.generated };
+            let odds = Odds { own: &self.record, all: &self.record };
+            Ask { key, rule, odds, most, least: 0.0, guesses }
+        }
+    }
 
     #[test]
     fn modes_and_depths_are_checked() {
         for (name, mode) in Mode::ALL {
             assert_eq!((name.parse(), mode.to_string().as_str()), (Ok(mode), name));
         }
-        assert!("n-gram".parse::<Mode>().unwrap_err().contains("auto, off, ngram"));
+        assert!("n-gram".parse::<Mode>().unwrap_err().contains("auto, off, ngram, draft"));
         assert_eq!((parse_depth("1"), parse_depth("64")), (Ok(1), Ok(64)));
         for wrong in ["0", "-1", "65", "99999999999999999999", "", "four"] {
             assert!(parse_depth(wrong).unwrap_err().contains("from 1 to 64"), "{wrong}");

@@ -9,11 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use lathe_plan::program::StepSize;
-use lathe_runtime::batcher::{BatchOptions, Batcher, Event, FinishReason, Policy, Request, RequestId};
+use lathe_runtime::batcher::{BatchOptions, Batcher, Event, FinishReason, Load, Policy, Request, RequestId};
 use lathe_runtime::device::{Device, GroupLimits, Limits, Step, StepOutput, null::NullDevice};
 use lathe_runtime::error::Error;
 use lathe_runtime::kv::{CacheOptions, prefix::Root};
-use lathe_runtime::speculate::{Ask, Drafter, Guess, Key, Mode, Speculation, Tally, ngram::Ngram};
+use lathe_runtime::speculate::{
+    Ask, Drafter, Guess, Key, Kind, Mode, Speculation, Tally, draft::DraftModel, ngram::Ngram,
+};
 
 const VOCABULARY: u32 = 97;
 const CONTEXT: u32 = 64;
@@ -117,13 +119,17 @@ struct Seer {
 }
 
 impl Drafter for Seer {
+    fn kind(&self) -> Kind {
+        Kind::Ngram
+    }
+
     fn draft(&mut self, asks: &mut [Ask<'_>]) -> lathe_runtime::Result<()> {
         for ask in asks {
-            let before = self.known.insert(ask.key, ask.tokens.len()).unwrap_or(0);
-            assert!(before <= ask.tokens.len(), "the answer has shrunk");
+            let before = self.known.insert(ask.key, ask.rule.tokens.len()).unwrap_or(0);
+            assert!(before <= ask.rule.tokens.len(), "the answer has shrunk");
             let rules = Rules { window: self.window, ..Rules::default() };
             let mut future = Answer::new(&Request::default(), ask.key.1, &rules);
-            ask.tokens.iter().for_each(|&token| future.push(token));
+            ask.rule.tokens.iter().for_each(|&token| future.push(token));
             for _ in 0..self.random.below(ask.most + 1) {
                 let errs = self.random.below(5) == 0;
                 let token = if errs { self.random.below(VOCABULARY as usize) as u32 } else { future.next() };
@@ -137,6 +143,72 @@ impl Drafter for Seer {
     fn forget(&mut self, key: Key) {
         let is_known = self.known.remove(&key).is_some();
         assert!(is_known || !self.is_alone, "it was never asked about, or has ended twice");
+    }
+}
+
+/// A draft model with the target's own weights, so that each of its guesses is right unless its cache has mixed something
+/// up. Some are spoiled afterwards, to be rejected.
+#[derive(Debug)]
+struct Apprentice {
+    model: DraftModel,
+    window: Option<u32>,
+    random: Random,
+}
+
+impl Apprentice {
+    fn new(window: Option<u32>, random: &mut Random) -> Apprentice {
+        let page_tokens = random.pick(&[4, 8]);
+        let mut groups = vec![GroupLimits { page_tokens, pages: random.pick(&[3, 6, 20, 80]), window: None }];
+        if window.is_some() {
+            groups.push(GroupLimits { page_tokens, pages: random.pick(&[6, 20]), window });
+        }
+        let limits = Limits {
+            max: StepSize { tokens: random.pick(&[3, 24]), sequences: random.pick(&[2, 5]), rows: 4 },
+            vocabulary: VOCABULARY,
+            max_context: random.pick(&[CONTEXT, CONTEXT - 20, 2 * CONTEXT]),
+            groups,
+        };
+        let cache = CacheOptions { remember: random.below(4) > 0, ..CacheOptions::default() };
+        let model = DraftModel::new(Box::new(NullDevice::new(limits, WEIGHTS)), VOCABULARY, &cache);
+        Apprentice { model, window, random: Random(random.next()) }
+    }
+}
+
+impl Drafter for Apprentice {
+    fn kind(&self) -> Kind {
+        self.model.kind()
+    }
+
+    fn draft(&mut self, asks: &mut [Ask<'_>]) -> lathe_runtime::Result<()> {
+        self.model.draft(asks)?;
+        self.model.check_integrity().expect("its pages are counted");
+        for ask in asks {
+            assert!(ask.guesses.len() <= ask.most);
+            let rules = Rules { window: self.window, ..Rules::default() };
+            let mut future = Answer::new(ask.rule.request, ask.key.1, &rules);
+            ask.rule.tokens[future.history.len()..].iter().for_each(|&token| future.push(token));
+            for guess in ask.guesses.iter_mut() {
+                assert_eq!(guess.token, future.next(), "the draft model has lost its place");
+                future.push(guess.token);
+                if self.random.below(6) == 0 {
+                    guess.token = self.random.below(VOCABULARY as usize) as u32;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, key: Key) {
+        self.model.forget(key);
+    }
+
+    /// What its steps really take would make runs differ.
+    fn seconds(&self, load: Load) -> Option<f64> {
+        Some(0.003 + 0.000_1 * load.tokens as f64)
+    }
+
+    fn behind(&self, key: Key, tokens: usize) -> usize {
+        self.model.behind(key, tokens)
     }
 }
 
@@ -160,6 +232,7 @@ struct World {
     policy: Policy,
     rules: Rules,
     is_failing: bool,
+    is_drafted: bool, // whether a draft model alone guesses
     live: HashMap<(RequestId, u32), Answer>,
     prefixes: Vec<Vec<u32>>,
     delivered: u64,
@@ -176,6 +249,7 @@ struct Ends {
     broken: u64,
     failed: u64,
     accepted: u64,
+    accepted_of_model: u64,
 }
 
 impl World {
@@ -195,13 +269,16 @@ impl World {
         };
         let policy = random.pick(&Policy::ALL).1;
         let token_budget = random.pick(&[usize::MAX, 9, 3, 1]);
-        let mode = random.pick(&[Mode::Off, Mode::Auto, Mode::Ngram, Mode::Ngram]);
+        let mode = random.pick(&[Mode::Off, Mode::Auto, Mode::Ngram, Mode::Draft, Mode::Draft]);
         let is_alone = random.below(2) == 0;
         let seer = Seer { window, random: Random(seed), is_alone, known: HashMap::new() };
         let drafters: Vec<Box<dyn Drafter>> = match mode {
             Mode::Off => Vec::new(),
+            Mode::Draft => vec![Box::new(Apprentice::new(window, &mut random))],
             _ if is_alone => vec![Box::new(seer)],
-            _ => vec![Box::new(Ngram::default()), Box::new(seer)],
+            _ => {
+                vec![Box::new(Ngram::default()), Box::new(Apprentice::new(window, &mut random)), Box::new(seer)]
+            }
         };
         let options = BatchOptions {
             prefill_chunk: random.pick(&[usize::MAX, 1, 7, 16]),
@@ -235,6 +312,7 @@ impl World {
             policy,
             rules: Rules { window, capacity: 0, breaks },
             is_failing: false,
+            is_drafted: mode == Mode::Draft,
             live: HashMap::new(),
             prefixes,
             delivered: 0,
@@ -445,7 +523,8 @@ impl World {
         assert!(self.live.is_empty());
         let gauges = self.batcher.gauges();
         assert_eq!((gauges.running, gauges.waiting, gauges.held_pages), (0, 0, 0));
-        self.ends.accepted = self.verified.accepted;
+        let guesses = if self.is_drafted { &mut self.ends.accepted_of_model } else { &mut self.ends.accepted };
+        *guesses = self.verified.accepted;
         self.ends
     }
 }
@@ -486,6 +565,7 @@ fn everything_that_must_hold_holds_after_every_step() {
             (all.late, all.broken, all.failed) =
                 (all.late + ends.late, all.broken + ends.broken, all.failed + ends.failed);
             all.accepted += ends.accepted;
+            all.accepted_of_model += ends.accepted_of_model;
         }
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -496,7 +576,7 @@ fn everything_that_must_hold_holds_after_every_step() {
     });
     let steps = (seeds.end - seeds.start) as f64 * STEPS as f64;
     let all = all.into_inner().expect("nobody panics here");
-    let is_rich = all.late > 0 && all.broken > 0 && all.failed > 0 && all.accepted > 0;
+    let is_rich = all.late > 0 && all.broken > 0 && all.failed > 0 && all.accepted > 0 && all.accepted_of_model > 0;
     assert!(is_rich || seeds.end - seeds.start < 200, "{all:?}: the simulation does not see what it should");
     println!("{steps} steps, {:.0} in a second", steps / start.elapsed().as_secs_f64());
 }

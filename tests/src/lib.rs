@@ -3,6 +3,7 @@
 //! `cargo xtask test` puts everything here in place and names it in the environment; without it the same files are
 //! looked for in the cache, and a test that lacks one fails with the command that brings it.
 
+pub mod answers;
 pub mod compare;
 pub mod reference;
 pub mod server;

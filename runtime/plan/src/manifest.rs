@@ -40,6 +40,8 @@ pub struct Manifest {
     pub knobs: Vec<Knob>,
     /// What the attention of each layer reads.
     pub attention: Vec<Attention>,
+    /// The programs that guess what the main one will say.
+    pub drafters: Vec<Drafter>,
     /// Each packed tensor.
     pub tensors: Vec<Tensor>,
 }
@@ -72,6 +74,28 @@ pub struct Attention {
     pub cache: String,
     /// What it reads of it and how it makes scores, with the reason.
     pub variant: String,
+}
+
+/// A program that guesses what the main one will say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Drafter {
+    /// The program's name (`draft`).
+    pub program: String,
+    /// The model's own name.
+    pub name: String,
+    /// Its architecture.
+    pub architecture: String,
+    /// How many numbers its checkpoint holds.
+    pub parameters: u64,
+    /// Most positions of a sequence.
+    pub max_context: u64,
+    /// Bytes of its packed weights; 0 where it reads those of the main program.
+    pub weights_bytes: u64,
+    /// Bytes of weights that a guess reads.
+    pub weights_bytes_per_token: u64,
+    /// What was compiled.
+    pub source: Source,
 }
 
 /// How a tensor is stored, and what that cost.

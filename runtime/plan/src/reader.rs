@@ -168,6 +168,14 @@ impl Plan {
         self.programs.iter().try_for_each(verify::check_program)?;
         self.head.sections.iter().try_for_each(|section| self.check_section(section))?;
         self.codes.iter().try_for_each(|code| self.check_code(code))?;
+        for code in self.codes("main") {
+            let lacks =
+                |program: &&Program| self.codes(&program.name).all(|other| other.object.target != code.object.target);
+            if let Some(program) = self.programs.iter().find(lacks) {
+                let why = format!("expected code for `{}`, which the main program has", code.object.target);
+                return Err(mismatch(&format!("program `{}`", program.name), why));
+            }
+        }
         for program in &self.programs {
             let (most, found) = (program.vocabulary as usize, self.tokenizer.as_ref().map_or(0, PackedTokenizer::len));
             if found > most {

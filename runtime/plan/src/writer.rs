@@ -49,7 +49,9 @@ impl<'a> PlanWriter<'a> {
 
     /// Demands a feature of whoever reads the plan.
     pub fn require(&mut self, feature: &str) {
-        self.features.push(feature.to_owned());
+        if !self.features.iter().any(|known| known == feature) {
+            self.features.push(feature.to_owned());
+        }
     }
 
     /// Adds a program, under its name.

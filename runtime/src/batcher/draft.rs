@@ -7,11 +7,20 @@ use super::{Batcher, Load, Sequence};
 use crate::{
     device::Step,
     error::Result,
-    speculate::{Ask, Drafter, Mode, Speculation, worth},
+    speculate::{
+        Drafter, Mode, Speculation,
+        worth::{self, Odds, Reach},
+    },
 };
 
 /// How many times longer guesses make a step of answers that prompts share, at most.
 const LONGEST: f64 = 2.0;
+/// Where guesses of a model are not to pay, they go on while they are right, with all before them, with this chance.
+const LEAST: f64 = 0.3;
+/// Tokens that a model may lack of an answer without thinking about what computing them takes.
+const NEAR: usize = 16;
+/// Tokens that an answer is expected to have still, at most, when a model begins to guess for it.
+const HORIZON: usize = 256;
 
 /// A guess that might join the step.
 pub(super) struct Candidate {
@@ -22,32 +31,66 @@ pub(super) struct Candidate {
 
 impl Batcher {
     /// Changes how tokens are guessed, while nothing runs.
-    pub(crate) fn set_speculation(&mut self, speculation: Speculation) {
-        self.ended.clear();
+    pub(crate) fn set_speculation(&mut self, speculation: Speculation, drafters: &mut [Box<dyn Drafter>]) {
+        self.forget_ended(drafters);
         self.options.speculation = speculation;
     }
 
-    /// Asks drafters about every answer that goes on with one token, the next one where those before had no guess. Comes
-    /// between [`Batcher::admit`] and [`Batcher::compose`].
-    pub fn draft(&mut self, drafters: &mut [Box<dyn Drafter>]) -> Result<()> {
+    fn forget_ended(&mut self, drafters: &mut [Box<dyn Drafter>]) {
         for key in self.ended.drain(..) {
             for drafter in drafters.iter_mut() {
                 drafter.forget(key);
             }
         }
-        let depth = self.options.speculation.depth;
+    }
+
+    /// Asks drafters about every answer that goes on with one token, the next one where those before had no guess, or none
+    /// as likely to be right. Comes between [`Batcher::admit`] and [`Batcher::compose`].
+    pub fn draft(&mut self, drafters: &mut [Box<dyn Drafter>]) -> Result<()> {
+        self.forget_ended(drafters);
+        let mode = self.options.speculation.mode;
         self.running.iter_mut().for_each(|sequence| sequence.guesses.clear());
-        for drafter in drafters {
-            let open = |sequence: &&mut Sequence| sequence.guesses.is_empty() && sequence.most_guesses() > 0;
+        for drafter in drafters.iter_mut().filter(|drafter| mode.takes(drafter.kind())) {
+            let reach = self.reach(drafter.as_ref());
+            let all = &self.guesses;
             let mut asks = Vec::new();
-            for sequence in self.running.iter_mut().filter(open) {
-                sequence.is_drafted = true;
-                let (key, most) = (sequence.key(), sequence.most_guesses().min(depth));
-                asks.push(Ask { key, tokens: &sequence.tokens, most, guesses: &mut sequence.guesses });
+            for sequence in &mut self.running {
+                let most = sequence.most_guesses().min(reach.depth);
+                let odds = Odds { own: &sequence.record, all };
+                let class = drafter.kind().class();
+                let is_better =
+                    |class| sequence.guesses.first().is_none_or(|guess| odds.of(guess) < odds.of_model(class));
+                let is_open = class.map_or(sequence.guesses.is_empty(), is_better);
+                if most > 0 && is_open && (mode != Mode::Auto || pays(sequence, drafter.as_ref(), &reach)) {
+                    asks.push(sequence.ask(all, most, reach.least));
+                }
             }
-            drafter.draft(&mut asks)?;
+            if !asks.is_empty() {
+                drafter.draft(&mut asks)?;
+            }
         }
         Ok(())
+    }
+
+    /// How far a drafter should guess for those that go on with one token.
+    fn reach(&self, drafter: &dyn Drafter) -> Reach {
+        let Speculation { mode, depth } = self.options.speculation;
+        let Some(class) = drafter.kind().class() else { return Reach { depth, least: 0.0, saved: 0.0 } };
+        if mode != Mode::Auto {
+            return Reach { depth, least: LEAST, saved: 0.0 };
+        }
+        let (mut count, mut chance, mut one) = (0, 0.0, Load::default());
+        for sequence in self.running.iter().filter(|sequence| sequence.most_guesses() > 0) {
+            count += 1;
+            chance += Odds { own: &sequence.record, all: &self.guesses }.of_model(class);
+            one = one.and(Load::of(sequence.computed, 1));
+        }
+        // Where it has never run, one guess tells how long it takes.
+        let Some(each) = drafter.seconds(one) else { return Reach { depth: 1, least: 0.0, saved: f64::INFINITY } };
+        let times = |n: usize| Load { tokens: one.tokens * n, attended: one.attended * n };
+        worth::best_reach(count, chance / f64::from(count.max(1) as u32), depth, each, |guesses| {
+            self.predictor.small_step(times(guesses + 1))
+        })
     }
 
     /// Chooses guesses for the answers that the step goes on with, the best first, of which at most `rows` find room.
@@ -105,8 +148,7 @@ impl Batcher {
             certain += 1;
             let mut chance = 1.0;
             for (depth, guess) in sequence.guesses.iter().enumerate() {
-                let elsewhere = self.guesses.chance(guess.class, guess.chance);
-                chance *= f64::from(sequence.record.chance(guess.class, elsewhere));
+                chance *= Odds { own: &sequence.record, all: &self.guesses }.of(guess);
                 candidates.push(Candidate { index, depth, chance });
             }
         }
@@ -132,4 +174,15 @@ impl Batcher {
             (seconds <= LONGEST * alone?).then_some(seconds)
         })
     }
+}
+
+/// Whether what a drafter will save for an answer is worth what it must compute first.
+fn pays(sequence: &Sequence, drafter: &dyn Drafter, reach: &Reach) -> bool {
+    let behind = drafter.behind(sequence.key(), sequence.tokens.len());
+    if behind <= NEAR {
+        return true;
+    }
+    let left = (sequence.limit - sequence.tokens.len()).min(HORIZON);
+    let first = sequence.tokens.len() - behind;
+    drafter.seconds(Load::of(first, behind)).is_none_or(|seconds| reach.saved * left as f64 > seconds)
 }

@@ -5,12 +5,15 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use super::{
     policy::Rank,
     request::{Event, FinishReason, Request, RequestId},
+    rule::Rule,
 };
 use crate::{
-    device::{Edit, Pick, Row, RowOutput, Step, StepToken},
+    device::{Pick, Row, RowOutput, Step, StepToken},
     kv::{BlockTable, Chain},
-    sample::NoiseKey,
-    speculate::{Guess, Key, Tally, worth::Record},
+    speculate::{
+        Ask, Guess, Key, Tally,
+        worth::{Odds, Record},
+    },
 };
 
 /// An answer in progress.
@@ -111,49 +114,26 @@ impl Sequence {
         }
         if self.samples() {
             self.row = Some(step.rows.len());
-            let mut generated = self.generated.clone();
+            let rule = self.rule();
             for right in 0..=self.drafted {
-                // As it will be when so many guesses were right.
-                let guessed = &self.guesses[..right];
-                if let Some(guess) = guessed.last().filter(|_| self.request.penalties.counts()) {
-                    *generated.entry(guess.token).or_insert(0) += 1;
-                }
-                let key = NoiseKey { seed: self.request.seed, choice: self.choice, position: (end + right) as u32 };
-                step.rows.push(Row {
-                    token: (first + self.in_step + right) as u32 - 1,
-                    pick: Pick::Sample(self.request.sampling, key),
-                    top: self.request.top_logprobs,
-                    edits: self.edits(guessed, &generated),
-                    logits: false,
-                });
+                step.rows.push(rule.row((first + self.in_step + right) as u32 - 1, &self.guesses[..right]));
             }
         }
     }
 
-    /// What bias, penalties and the least length do to the logits of the token behind some guesses, with which tokens were
-    /// generated so often.
-    fn edits(&self, guessed: &[Guess], generated: &BTreeMap<u32, u32>) -> Vec<Edit> {
-        let request = &self.request;
-        let mut edits: BTreeMap<u32, Edit> = BTreeMap::new();
-        let penalties = &request.penalties;
-        if penalties.repeats() {
-            for token in self.tokens.iter().copied().chain(guessed.iter().map(|guess| guess.token)) {
-                edits.insert(token, Edit { repetition: penalties.repetition, ..Edit::of(token) });
-            }
-        }
-        for (&token, &count) in generated {
-            let edit = edits.entry(token).or_insert(Edit::of(token));
-            edit.add -= penalties.presence + penalties.frequency * count as f32;
-        }
-        for &(token, bias) in &request.bias {
-            edits.entry(token).or_insert(Edit::of(token)).add += bias;
-        }
-        if self.tokens.len() + guessed.len() - request.tokens.len() < request.min_tokens {
-            for &token in &request.stop {
-                edits.entry(token).or_insert(Edit::of(token)).add = f32::NEG_INFINITY;
-            }
-        }
-        edits.into_values().collect()
+    /// How its next tokens are chosen.
+    fn rule(&self) -> Rule<'_> {
+        Rule { request: &self.request, choice: self.choice, tokens: &self.tokens, generated: &self.generated }
+    }
+
+    /// What a drafter is asked about it.
+    pub fn ask<'a>(&'a mut self, all: &'a Record, most: usize, least: f64) -> Ask<'a> {
+        let key = self.key();
+        let Sequence { request, choice, tokens, generated, record, guesses, is_drafted, .. } = self;
+        *is_drafted = true;
+        guesses.clear();
+        let rule = Rule { request, choice: *choice, tokens, generated };
+        Ask { key, rule, odds: Odds { own: record, all }, most, least, guesses }
     }
 
     /// Whether the logits of one of its rows, those behind guesses apart, were not finite.

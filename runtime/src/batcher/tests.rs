@@ -5,7 +5,7 @@ use lathe_plan::program::StepSize;
 use super::*;
 use crate::device::{Edit, GroupLimits, Pick, RowOutput, StepToken};
 use crate::sample::{NoiseKey, SampleParams};
-use crate::speculate::{Ask, Drafter, Guess, Key, Mode};
+use crate::speculate::{Ask, Drafter, Guess, Key, Kind, Mode};
 
 const NOW: Duration = Duration::from_secs(100);
 
@@ -169,9 +169,14 @@ struct Counting {
 }
 
 impl Drafter for Counting {
+    fn kind(&self) -> Kind {
+        Kind::Ngram
+    }
+
     fn draft(&mut self, asks: &mut [Ask<'_>]) -> Result<()> {
         for ask in asks {
-            let next = (1..=ask.most as u32).map(|n| ask.tokens[ask.tokens.len() - 1] + n);
+            let last = ask.rule.tokens[ask.rule.tokens.len() - 1];
+            let next = (1..=ask.most as u32).map(|n| last + n);
             ask.guesses.extend(next.map(|token| Guess { token, class: 0, chance: 0.5 }));
         }
         Ok(())

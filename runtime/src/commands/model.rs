@@ -6,7 +6,7 @@ use std::thread;
 use anyhow::anyhow;
 use lathe_plan::{LoadMode, Plan};
 use lathe_runtime::batcher::BatchOptions;
-use lathe_runtime::device::choice;
+use lathe_runtime::device::choice::About;
 use lathe_runtime::device::options::{DeviceChoice, DeviceOptions};
 use lathe_runtime::speculate::{Mode, Speculation, parse_depth};
 use lathe_runtime::tokenizer::Tokenizer;
@@ -47,7 +47,7 @@ pub struct MachineArgs {
 #[command(next_help_heading = "Speculation")]
 pub struct SpeculationArgs {
     /// Guess the tokens that follow and verify them in one step: auto (where it saves time), off, ngram (whenever
-    /// prompt or answer repeat themselves)
+    /// prompt or answer repeat themselves), draft (by the plan's draft model, always)
     #[arg(long, value_name = "MODE", default_value_t = Mode::Auto)]
     pub speculate: Mode,
     /// Most guesses for an answer in a step, from 1 to 64
@@ -149,12 +149,12 @@ impl Loaded {
             no_graphs: machine.no_graphs,
             ..DeviceOptions::default()
         };
-        let choice::Loaded { device, name, threads, warning } = choice::load(&plan, &load)?;
+        let prefill_chunk = machine.prefill_chunk;
+        let options = EngineOptions { device: load, prefill_chunk, batching, ..EngineOptions::default() };
+        let (engine, About { name, threads, warning }) = Engine::load_told(&plan, &options)?;
         if let Some(warning) = warning {
             eprintln!("warning: {warning}");
         }
-        let options = EngineOptions { prefill_chunk: machine.prefill_chunk, batching, ..EngineOptions::default() };
-        let engine = Engine::with_device(device, &options);
         let panicked = |_| anyhow!("building the tokenizer panicked; this is a bug in Lathe");
         let tokenizer = tokenizer.map(|thread| thread.join().map_err(panicked)).transpose()?.transpose()?;
         Ok(Loaded { plan, tokenizer, engine, device: name, threads })

@@ -1,20 +1,39 @@
-//! Which device runs a plan.
+//! Which device runs a plan, and what guesses tokens beside it.
 
 use lathe_plan::Plan;
 
 use super::{
-    Device,
+    Device, Limits,
     cpu::CpuDevice,
     cuda::{self, CudaDevice},
     fault,
     options::{DeviceChoice, DeviceOptions},
 };
-use crate::error::Result;
+use crate::{
+    engine::EngineOptions,
+    error::Result,
+    speculate::{Drafter, Mode, draft::DraftModel, ngram::Ngram},
+};
+
+/// The program that answers.
+const MAIN: &str = "main";
+/// The program of a draft model.
+const DRAFT: &str = "draft";
+
+/// Positions that a draft model's cache holds at most, unless told otherwise.
+const MOST_CACHED: usize = 16_384;
 
 /// A loaded device, and what to tell people of it.
 pub struct Loaded {
     /// The device.
     pub device: Box<dyn Device>,
+    /// What to tell.
+    pub about: About,
+}
+
+/// What to tell people of a device.
+#[derive(Clone, Debug)]
+pub struct About {
     /// `CPU`, or what the driver calls the GPU.
     pub name: String,
     /// Worker threads.
@@ -28,22 +47,43 @@ pub struct Loaded {
 /// # Errors
 /// When the plan has no code for the device, or the machine lacks it.
 pub fn load(plan: &Plan, options: &DeviceOptions) -> Result<Loaded> {
+    let Loaded { device, about } = load_program(plan, MAIN, options)?;
+    Ok(Loaded { device: fault::inject(device)?, about })
+}
+
+/// Loads what guesses tokens for a main program with these limits: n-grams, and a draft model where the plan has one and
+/// it is wanted.
+///
+/// # Errors
+/// When what is asked for is not in the plan or does not load.
+pub fn drafters(plan: &Plan, limits: &Limits, options: &EngineOptions) -> Result<Vec<Box<dyn Drafter>>> {
+    let mode = options.batching.speculation.mode;
+    let mut drafters: Vec<Box<dyn Drafter>> = vec![Box::new(Ngram::default())];
+    if matches!(mode, Mode::Auto | Mode::Draft) && plan.program(DRAFT).is_some() {
+        // The default share of the memory that is left is the target's. With fewer pages there are fewer guesses.
+        let held = limits.groups.iter().map(|group| group.pages as usize * group.page_tokens as usize).max();
+        let cache_tokens = options.device.cache_tokens.or(held.map(|held| held.min(MOST_CACHED)));
+        let device = DeviceOptions { cache_tokens, ..options.device.clone() };
+        let draft = load_program(plan, DRAFT, &device)?.device;
+        drafters.push(Box::new(DraftModel::new(draft, limits.vocabulary, &options.batching.cache)));
+    }
+    mode.check(&drafters)?;
+    Ok(drafters)
+}
+
+fn load_program(plan: &Plan, program: &str, options: &DeviceOptions) -> Result<Loaded> {
     let gpu = match options.choice {
         DeviceChoice::Cpu => None,
         DeviceChoice::Cuda(ordinal) => Some(ordinal),
         DeviceChoice::Auto => cuda::has_code(plan).then_some(0),
     };
     if let Some(ordinal) = gpu {
-        let device = CudaDevice::load(plan, ordinal, options)?;
+        let device = CudaDevice::load(plan, program, ordinal, options)?;
         // The thread that hands steps over and samples.
-        return Ok(Loaded {
-            name: device.name().to_owned(),
-            threads: 1,
-            warning: device.warning().map(str::to_owned),
-            device: fault::inject(Box::new(device))?,
-        });
+        let (name, warning) = (device.name().to_owned(), device.warning().map(str::to_owned));
+        return Ok(Loaded { device: Box::new(device), about: About { name, threads: 1, warning } });
     }
-    let device = CpuDevice::load(plan, options)?;
+    let device = CpuDevice::load_program(plan, program, options)?;
     let (threads, warning) = (device.workers(), device.warning().map(str::to_owned));
-    Ok(Loaded { name: "CPU".to_owned(), threads, warning, device: fault::inject(Box::new(device))? })
+    Ok(Loaded { device: Box::new(device), about: About { name: "CPU".to_owned(), threads, warning } })
 }

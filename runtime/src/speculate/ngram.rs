@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use super::{Ask, Drafter, Guess, Key};
+use super::{Ask, Drafter, Guess, Key, Kind};
 use crate::error::Result;
 
 /// Tokens by which places are found: the shortest suffix that counts.
@@ -21,11 +21,15 @@ const PLACES: usize = 64;
 pub struct Ngram(HashMap<Key, Index>);
 
 impl Drafter for Ngram {
+    fn kind(&self) -> Kind {
+        Kind::Ngram
+    }
+
     fn draft(&mut self, asks: &mut [Ask<'_>]) -> Result<()> {
         for ask in asks {
             let index = self.0.entry(ask.key).or_default();
-            index.extend(ask.tokens);
-            if let Some((place, length)) = index.longest(ask.tokens) {
+            index.extend(ask.rule.tokens);
+            if let Some((place, length)) = index.longest(ask.rule.tokens) {
                 continue_from(place, length, ask);
             }
         }
@@ -81,9 +85,9 @@ impl Index {
 fn continue_from(place: usize, length: usize, ask: &mut Ask<'_>) {
     for at in 0..ask.most {
         let behind = place + at;
-        let token = match ask.tokens.get(behind) {
+        let token = match ask.rule.tokens.get(behind) {
             Some(token) => *token,
-            None => ask.guesses[behind - ask.tokens.len()].token,
+            None => ask.guesses[behind - ask.rule.tokens.len()].token,
         };
         // A guess that is right makes the common suffix one longer.
         let suffix = (length + at).min(LONGEST);
@@ -94,12 +98,12 @@ fn continue_from(place: usize, length: usize, ask: &mut Ask<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{batcher::RequestId, sample::mix};
+    use crate::{batcher::RequestId, sample::mix, speculate::tests::Nothing};
 
     fn drafted(ngram: &mut Ngram, tokens: &[u32], most: usize) -> Vec<Guess> {
-        let key = (RequestId(0), 0);
         let mut guesses = Vec::new();
-        ngram.draft(&mut [Ask { key, tokens, most, guesses: &mut guesses }]).unwrap();
+        let nothing = Nothing::default();
+        ngram.draft(&mut [nothing.ask((RequestId(0), 0), tokens, most, &mut guesses)]).unwrap();
         guesses
     }
 
@@ -158,9 +162,10 @@ mod tests {
         let mut ngram = Ngram::default();
         let keys = [(RequestId(0), 0), (RequestId(0), 1)];
         let (mut first, mut second) = (Vec::new(), Vec::new());
+        let nothing = Nothing::default();
         let mut asks = [
-            Ask { key: keys[0], tokens: &[1, 2, 3, 1, 2], most: 1, guesses: &mut first },
-            Ask { key: keys[1], tokens: &[1, 2, 4, 1, 2], most: 1, guesses: &mut second },
+            nothing.ask(keys[0], &[1, 2, 3, 1, 2], 1, &mut first),
+            nothing.ask(keys[1], &[1, 2, 4, 1, 2], 1, &mut second),
         ];
         ngram.draft(&mut asks).unwrap();
         assert_eq!([first[0].token, second[0].token], [3, 4]);

@@ -5,8 +5,27 @@
 //! the product of theirs and its own. Guesses are taken from the likeliest on, as many as give the most expected tokens
 //! per predicted second.
 
+use super::Guess;
+
 /// How many classes of guesses there are.
 pub const CLASSES: usize = 32;
+
+/// The first class of a draft model's guesses.
+pub const DRAFT: usize = 17;
+/// Classes of a model's guesses, by how sure it was of them. The one behind them stands for all of its guesses together.
+const SURENESS: usize = 6;
+/// How likely a model's guess is taken to be right before one was verified.
+const UNKNOWN: f32 = 0.7;
+
+/// The class of a guess that a model sampled with this probability.
+pub fn class_of_model(first: usize, probability: f32) -> usize {
+    first + ((probability * SURENESS as f32) as usize).min(SURENESS - 1)
+}
+
+/// The class that stands for all guesses of the model that a guess of this class comes from.
+fn of_same_model(class: usize) -> Option<usize> {
+    (class >= DRAFT).then(|| class + SURENESS - (class - DRAFT) % (SURENESS + 1))
+}
 
 /// How much less an older guess weighs.
 const FADE: f32 = 0.94;
@@ -33,6 +52,12 @@ impl Default for Record {
 impl Record {
     /// Counts a guess whose turn came.
     pub fn learn(&mut self, class: usize, is_right: bool) {
+        for class in std::iter::once(class).chain(of_same_model(class)) {
+            self.count(class, is_right);
+        }
+    }
+
+    fn count(&mut self, class: usize, is_right: bool) {
         let (Some(tried), Some(right)) = (self.tried.get_mut(class), self.right.get_mut(class)) else { return };
         *tried = *tried * FADE + 1.0;
         *right = *right * FADE + f32::from(u8::from(is_right));
@@ -43,6 +68,61 @@ impl Record {
         let (tried, right) = self.tried.get(class).zip(self.right.get(class)).unwrap_or((&0.0, &0.0));
         (right + PRIOR * otherwise) / (tried + PRIOR)
     }
+}
+
+/// How often guesses were right: those of an answer, and those of all.
+#[derive(Clone, Copy, Debug)]
+pub struct Odds<'a> {
+    /// The answer's own.
+    pub own: &'a Record,
+    /// Of all answers.
+    pub all: &'a Record,
+}
+
+impl Odds<'_> {
+    /// How likely a guess is right when those before it are.
+    pub fn of(&self, guess: &Guess) -> f64 {
+        f64::from(self.own.chance(guess.class, self.all.chance(guess.class, guess.chance)))
+    }
+
+    /// How likely the next guess is right of the model that guesses of this class come from, before it is made.
+    pub fn of_model(&self, class: usize) -> f64 {
+        let class = of_same_model(class).unwrap_or(class);
+        f64::from(self.own.chance(class, self.all.chance(class, UNKNOWN)))
+    }
+}
+
+/// How far a model guesses.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reach {
+    /// The most guesses for an answer.
+    pub depth: usize,
+    /// The least chance that a guess is right, with all before it, to be worth its time.
+    pub least: f64,
+    /// Seconds that it saves for each token of an answer.
+    pub saved: f64,
+}
+
+/// How far a model that is right with this chance should guess for each of `count` answers that share its steps, at most
+/// `most` tokens. A step of its own takes `each` seconds, `time` predicts the step that verifies so many for each answer.
+pub fn best_reach(count: usize, chance: f64, most: usize, each: f64, time: impl Fn(usize) -> Option<f64>) -> Reach {
+    let mut best = Reach { depth: 0, least: 1.0, saved: 0.0 };
+    let Some(alone) = time(0).filter(|seconds| *seconds > 0.0) else { return best };
+    let weight = if count > 1 { SHARED } else { 1.0 };
+    let (mut tokens, mut right, mut best_rate) = (1.0, 1.0, MARGIN / alone);
+    for depth in 1..=most {
+        right *= chance;
+        tokens += right * weight;
+        let Some(step) = time(depth) else { continue };
+        let seconds = step + each * depth as f64;
+        if tokens / seconds > best_rate {
+            best_rate = tokens / seconds;
+            // What one more guess of each answer takes, in the time of a token.
+            let least = (each + (step - alone) / depth as f64) * best_rate / weight;
+            best = Reach { depth, least: least.min(1.0), saved: alone - seconds / tokens };
+        }
+    }
+    best
 }
 
 /// How many guesses to add to a step that gives `certain` tokens without any. `chances` are the guesses' in the order in
@@ -65,6 +145,33 @@ pub fn best_count(certain: usize, chances: &[f64], time: impl Fn(usize) -> Optio
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_models_guesses_are_counted_by_sureness_and_together() {
+        assert_eq!([0.0, 0.2, 0.99, 1.0].map(|p| class_of_model(DRAFT, p)), [17, 18, 22, 22]);
+        assert_eq!([16, 17, 22, 24, 29].map(of_same_model), [None, Some(23), Some(23), Some(30), Some(30)]);
+        let (mut own, all) = (Record::default(), Record::default());
+        let of_model = |own: &Record| Odds { own, all: &all }.of_model(DRAFT + 2);
+        assert!((of_model(&own) - f64::from(UNKNOWN)).abs() < 1e-6);
+        (0..60).for_each(|_| own.learn(DRAFT, true));
+        assert!(of_model(&own) > 0.9, "{}", of_model(&own));
+        let unsure = Guess { token: 0, class: DRAFT + 1, chance: 0.4 };
+        assert!((Odds { own: &own, all: &all }.of(&unsure) - 0.4).abs() < 1e-6, "classes are counted apart");
+    }
+
+    #[test]
+    fn a_model_guesses_as_far_as_that_gives_more_tokens_a_second() {
+        // A step of 10 ms and 1 ms more for each guess, of a model that takes 3 ms for each.
+        let reach = |count, chance, each| best_reach(count, chance, 8, each, |n| Some(0.010 + 0.001 * n as f64));
+        // By hand at 0.8: 1.8 tokens in 14 ms, 2.44 in 18, 2.95 in 22, 3.36 in 26: the second gives most.
+        assert_eq!(reach(1, 0.8, 0.003).depth, 2);
+        assert!((reach(1, 0.8, 0.003).least - 0.004 * 2.44 / 0.018).abs() < 1e-9);
+        assert!((reach(1, 0.8, 0.003).saved - (0.010 - 0.018 / 2.44)).abs() < 1e-9);
+        assert_eq!(reach(1, 0.3, 0.003).depth, 0);
+        assert_eq!(reach(1, 0.95, 0.0).depth, 8);
+        assert_eq!(reach(4, 0.5, 0.003).depth, 0, "beside others a guess must earn more");
+        assert_eq!(best_reach(1, 1.0, 8, 0.0, |_| None).depth, 0, "no time is known");
+    }
 
     #[test]
     fn what_was_counted_takes_the_place_of_an_estimate() {

@@ -4,26 +4,18 @@ use std::process::Command;
 
 use lathe_compiler::pass::Activations;
 use lathe_plan::Plan;
-use lathe_runtime::batcher::{BatchOptions, Event, Penalties, Request};
+use lathe_runtime::batcher::{BatchOptions, Penalties, Request};
 use lathe_runtime::device::options::DeviceOptions;
 use lathe_runtime::engine::{Engine, EngineOptions};
 use lathe_runtime::sample::SampleParams;
-use lathe_runtime::speculate::{Mode, Speculation, Tally};
+use lathe_runtime::speculate::{Mode, Speculation};
 use lathe_runtime::tokenizer::Control;
+use lathe_tests::answers::{Answer, Run};
 use lathe_tests::{Scratch, lathe_compile, smollm2};
 
 use super::{corpus, plan, plan_of_codes, plan_path, tokenizer};
 
-/// A request's tokens with the bits of their logprobs.
-type Answer = Vec<(u32, u32)>;
-
-/// What came of requests that ran together.
-struct Run {
-    answers: Vec<Answer>, // by request
-    speculation: Tally,
-}
-
-/// Runs requests together and gives each one's answer, that of several choices one after the other.
+/// Runs requests together on a machine whose memory is full of NaNs.
 fn answers(options: &EngineOptions, requests: &[Request]) -> Run {
     answers_of(&plan(Activations::Int8), options, requests)
 }
@@ -31,19 +23,7 @@ fn answers(options: &EngineOptions, requests: &[Request]) -> Run {
 fn answers_of(plan: &Plan, options: &EngineOptions, requests: &[Request]) -> Run {
     let device = DeviceOptions { poison: true, ..options.device.clone() };
     let mut engine = Engine::load(plan, &EngineOptions { device, ..options.clone() }).expect("the plan loads");
-    let ids: Vec<_> = requests.iter().map(|request| engine.submit(request.clone()).expect("it fits")).collect();
-    let mut choices: Vec<Vec<Answer>> =
-        requests.iter().map(|request| vec![Answer::new(); request.more as usize + 1]).collect();
-    while !engine.is_idle() {
-        for event in engine.step().expect("the step runs") {
-            if let Event::Token { request, choice, token, logprob, .. } = event {
-                let at = ids.iter().position(|id| id == request).expect("a request of ours");
-                choices[at][*choice as usize].push((*token, logprob.to_bits()));
-            }
-        }
-    }
-    let answers = choices.into_iter().map(|choices| choices.concat()).collect();
-    Run { answers, speculation: engine.counters().speculation }
+    lathe_tests::answers::answers(&mut engine, requests)
 }
 
 /// Prompts of ragged lengths, greedy and sampled.

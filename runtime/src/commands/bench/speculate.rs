@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{anyhow, ensure};
+use lathe_runtime::batcher::BatchOptions;
 use lathe_runtime::chat::{ChatTemplate, Message, Role};
 use lathe_runtime::speculate::{Mode, Speculation, Tally, parse_depth};
 use lathe_runtime::tokenizer::Control;
@@ -27,7 +28,7 @@ const DIVIDER: &str = "\n====\n";
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Speculation")]
 pub struct SpeculateArgs {
-    /// Compare answers with guesses of this kind (auto, ngram) and without, on the prompts of --prompts: -n tokens each,
+    /// Compare answers with guesses of this kind (auto, ngram, draft) and without, on the prompts of --prompts: -n tokens each,
     /// greedy unless there is a --temperature, -s of them side by side
     #[arg(long, value_name = "MODE", requires = "prompts")]
     speculate: Option<Mode>,
@@ -79,7 +80,10 @@ struct Run {
 
 /// Measures and prints.
 pub fn run(args: &Args, on: &MachineArgs) -> anyhow::Result<()> {
-    let mut model = Model::open(args.plan.as_deref().unwrap_or(Path::new("")), on)?;
+    let mode = args.speculate.speculate.unwrap_or_default();
+    let speculation = Speculation { mode, depth: args.speculate.spec_depth };
+    let batching = BatchOptions { speculation, ..BatchOptions::default() };
+    let mut model = Model::open_with(args.plan.as_deref().unwrap_or(Path::new("")), on, batching)?;
     let mut rows = Vec::new();
     for &sequences in &args.sequences {
         for path in &args.speculate.prompts {

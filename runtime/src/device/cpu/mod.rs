@@ -66,16 +66,20 @@ pub struct CpuDevice {
 impl CpuDevice {
     /// Loads a plan's main program.
     pub fn load(plan: &Plan, options: &DeviceOptions) -> Result<CpuDevice> {
-        CpuDevice::load_where(plan, options, features::has)
+        CpuDevice::load_program(plan, "main", options)
     }
 
-    /// Loads a plan's main program on a CPU of these features.
-    fn load_where(plan: &Plan, options: &DeviceOptions, has: impl Fn(&str) -> bool) -> Result<CpuDevice> {
-        let missing = |what: &str| Error::Plan(PlanError::Missing { what: what.to_owned() });
-        let program = plan.program("main").ok_or_else(|| missing("program `main`"))?;
+    /// Loads a program of a plan.
+    pub fn load_program(plan: &Plan, program: &str, options: &DeviceOptions) -> Result<CpuDevice> {
+        CpuDevice::load_where(plan, program, options, features::has)
+    }
+
+    /// Loads a program of a plan on a CPU of these features.
+    fn load_where(plan: &Plan, name: &str, options: &DeviceOptions, has: impl Fn(&str) -> bool) -> Result<CpuDevice> {
+        let missing = || Error::Plan(PlanError::Missing { what: format!("program `{name}`") });
+        let program = plan.program(name).ok_or_else(missing)?;
         // The target is checked before any code is mapped.
-        let codes: Vec<&Code> =
-            plan.codes("main").filter(|code| code.object.target.starts_with(TARGET_PREFIX)).collect();
+        let codes: Vec<&Code> = plan.codes(name).filter(|code| code.object.target.starts_with(TARGET_PREFIX)).collect();
         let code = features::choose(&codes, options.target.as_deref(), has)?;
         // What will not fit is refused before anything is allocated, and so is a number of threads that makes no sense.
         let workers = Cpus::here().workers(options.threads)?;
@@ -84,7 +88,7 @@ impl CpuDevice {
         needs.fit(left)?;
         let kernels = Kernels::map(&code.object, program.kernels.len())?;
         let readers = thread::available_parallelism().map_or(1, usize::from);
-        let weights = plan.load_weights("main", &code.layout, options.load, readers)?;
+        let weights = plan.load_weights(name, &code.layout, options.load, readers)?;
         CpuDevice::start(program, kernels, Box::new(weights), needs.cache_tokens(), options)
     }
 

@@ -402,7 +402,7 @@ fn a_cpu_runs_the_code_that_it_has_the_features_for() {
     let plan = two_targets();
     let load = |target: Option<&str>, features: &[&str]| {
         let options = DeviceOptions { poison: false, target: target.map(str::to_owned), ..options(1) };
-        CpuDevice::load_where(&plan, &options, |feature| features.contains(&feature))
+        CpuDevice::load_where(&plan, "main", &options, |feature| features.contains(&feature))
     };
     for (target, features) in [(None, &["avx2"][..]), (None, &["avx2", "avx512f"]), (Some("x86-64-v3"), &["avx2"])] {
         let mut device = load(target, features).unwrap();

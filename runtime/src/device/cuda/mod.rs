@@ -149,25 +149,25 @@ fn cache_tokens(context: &Context, program: &Program, options: &DeviceOptions) -
 }
 
 impl CudaDevice {
-    /// Loads a plan's main program onto the GPU of this number, in the driver's order.
-    pub fn load(plan: &Plan, ordinal: usize, options: &DeviceOptions) -> Result<CudaDevice> {
-        let missing = |what: &str| Error::Plan(PlanError::Missing { what: what.to_owned() });
-        let program = plan.program("main").ok_or_else(|| missing("program `main`"))?;
+    /// Loads a program of a plan onto the GPU of this number, in the driver's order.
+    pub fn load(plan: &Plan, name: &str, ordinal: usize, options: &DeviceOptions) -> Result<CudaDevice> {
+        let missing = || Error::Plan(PlanError::Missing { what: format!("program `{name}`") });
+        let program = plan.program(name).ok_or_else(missing)?;
         if !has_code(plan) {
             return Err(Error::NoPtx);
         }
         let context = Context::open(ordinal)?;
         // The target is checked before any code is handed to the driver.
-        let object = choose(plan.codes("main").map(|code| &code.object), context.capability)?;
-        let code = plan.codes("main").find(|code| std::ptr::eq(&raw const code.object, object));
+        let object = choose(plan.codes(name).map(|code| &code.object), context.capability)?;
+        let code = plan.codes(name).find(|code| std::ptr::eq(&raw const code.object, object));
         let layout = code.map_or("", |code| &code.layout);
         let (ptx, names) = names(object)?;
         if names.len() != program.kernels.len() {
             return Err(Error::Program("its code lacks kernels".into()));
         }
-        let (module, warning) = load_module(&context, plan.cubin("main", &object.target), object, ptx, &names)?;
+        let (module, warning) = load_module(&context, plan.cubin(name, &object.target), object, ptx, &names)?;
         let readers = std::thread::available_parallelism().map_or(1, usize::from);
-        let weights = plan.load_weights("main", layout, options.load, readers)?;
+        let weights = plan.load_weights(name, layout, options.load, readers)?;
         let limits = Limits::of(program, cache_tokens(&context, program, options)?);
         let pages: Vec<u32> = limits.groups.iter().map(|group| group.pages).collect();
         let mut machine = Machine::new(&context, program, module, &weights, &pages)?;
