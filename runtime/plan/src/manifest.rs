@@ -41,6 +41,7 @@ pub struct Manifest {
     /// What the attention of each layer reads.
     pub attention: Vec<Attention>,
     /// The programs that guess what the main one will say.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub drafters: Vec<Drafter>,
     /// Each packed tensor.
     pub tensors: Vec<Tensor>,
