@@ -38,6 +38,7 @@ Examples, for the kernels in tests/fixtures:
 
 What is counted goes to standard error: instructions of warps and of lanes by class, bytes by space, sectors of 32 bytes
 against the fewest possible (coalescing), passes lost to bank conflicts, branches at which lanes part.
+The device has 2 GiB of memory, which take three times as many of the host.
 
 Exit codes:
   0  the kernel ran
@@ -89,7 +90,7 @@ fn run(command: &arguments::Command) -> Result<(), Box<dyn Error>> {
     let ptx = std::fs::read_to_string(&command.file).map_err(|error| {
         format!("{} cannot be read: {error}; expected PTX text, such as `nvcc -ptx` writes", command.file)
     })?;
-    let device = Device::new(command.chip, 1 << 34);
+    let device = Device::new(command.chip, MEMORY);
     let module = Module::load(&ptx, &device)?;
     let Some(kernel) = &command.kernel else {
         for kernel in module.kernels() {
@@ -150,5 +151,7 @@ fn described(module: &Module, kernel: &str) -> String {
     )
 }
 
+/// Bytes of the device's memory: each takes three of the host.
+const MEMORY: u64 = 2 << 30;
 /// The chip when none is named.
 const DEFAULT_CHIP: Chip = Chip::Sm80;

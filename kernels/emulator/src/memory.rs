@@ -23,6 +23,12 @@ pub enum MemoryError {
         /// Free bytes.
         free: u64,
     },
+    /// The host has no room for what the emulator keeps of the allocation.
+    #[error("{requested} bytes were requested, which take three times as many of the host, and it has no room")]
+    Host {
+        /// Requested bytes.
+        requested: u64,
+    },
     /// The range is not within one allocation.
     #[error("{bytes} bytes at {address:#x} do not lie within one allocation of the device")]
     Unmapped {
@@ -42,7 +48,13 @@ pub(crate) struct Region {
     /// Per word: written bytes (bits 0 to 3), bytes of the last weak writer (4 to 7), its epoch (8 to 27), its CTA plus
     /// one (28 to 51), its launch (52 to 63).
     shadow: Box<[AtomicU64]>,
+    /// The generation of launches whose stamps the shadow may hold; none while no launch was.
+    generation: AtomicU32,
 }
+
+/// Launches after which a shadow forgets who wrote: half as many as its 12 bits tell apart, so that one that still runs
+/// meets no other of its number.
+const GENERATION: u32 = 1 << 11;
 
 /// The last weak writer of a word in this launch.
 #[derive(Clone, Copy, Debug)]
@@ -73,11 +85,28 @@ impl Stamp {
 }
 
 impl Region {
-    fn new(base: u64, bytes: u64) -> Region {
-        let count = bytes.div_ceil(4) as usize;
-        let words = std::iter::repeat_with(|| AtomicU32::new(0)).take(count).collect();
-        let shadow = std::iter::repeat_with(|| AtomicU64::new(0)).take(count).collect();
-        Region { base, bytes, words, shadow }
+    /// Nothing where the host has no room.
+    fn new(base: u64, bytes: u64) -> Option<Region> {
+        let count = usize::try_from(bytes.div_ceil(4)).ok()?;
+        let (mut words, mut shadow) = (Vec::new(), Vec::new());
+        words.try_reserve_exact(count).ok()?;
+        shadow.try_reserve_exact(count).ok()?;
+        words.resize_with(count, AtomicU32::default);
+        shadow.resize_with(count, AtomicU64::default);
+        let generation = AtomicU32::new(u32::MAX);
+        Some(Region { base, bytes, words: words.into(), shadow: shadow.into(), generation })
+    }
+
+    /// Forgets who wrote in launches whose numbers may come again.
+    fn begin(&self, launch: u32) {
+        let now = launch / GENERATION;
+        let before = self.generation.swap(now, Relaxed);
+        if before == now || before == u32::MAX {
+            return;
+        }
+        for shadow in self.shadow.iter().filter(|shadow| shadow.load(Relaxed) > 15) {
+            shadow.fetch_and(15, Relaxed);
+        }
     }
 
     /// Whether `bytes` bytes at an address lie within.
@@ -204,6 +233,7 @@ pub struct Memory {
     /// Next free address, and bytes in use.
     state: Mutex<(u64, u64)>,
     limit: u64,
+    launches: AtomicU32,
 }
 
 impl Memory {
@@ -215,7 +245,7 @@ impl Memory {
     /// The same for one of several devices, whose addresses differ.
     pub(crate) fn numbered(limit: u64, number: u32) -> Memory {
         let base = GLOBAL_BASE + (u64::from(number) << 44);
-        Memory { regions: RwLock::default(), state: Mutex::new((base, 0)), limit }
+        Memory { regions: RwLock::default(), state: Mutex::new((base, 0)), limit, launches: AtomicU32::new(1) }
     }
 
     /// Bytes that are free, and bytes in all.
@@ -226,7 +256,7 @@ impl Memory {
     /// Makes an allocation and gives its address, a multiple of 512. Its bytes count as never written.
     ///
     /// # Errors
-    /// When the device has no room for it.
+    /// When the device, or the host, has no room for it.
     pub fn alloc(&self, bytes: u64) -> Result<u64, MemoryError> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let free = self.limit - state.1;
@@ -234,9 +264,10 @@ impl Memory {
             return Err(MemoryError::Full { requested: bytes, free });
         }
         let base = state.0;
+        let Some(region) = Region::new(base, bytes) else { return Err(MemoryError::Host { requested: bytes }) };
         *state = (base + bytes.next_multiple_of(ALIGN) + ALIGN, state.1 + bytes);
         drop(state);
-        let region = Arc::new(Region::new(base, bytes));
+        let region = Arc::new(region);
         self.regions.write().unwrap_or_else(PoisonError::into_inner).insert(base, region);
         Ok(base)
     }
@@ -257,9 +288,14 @@ impl Memory {
         self.region(address, 1).ok().map(|region| (region.base, region.bytes))
     }
 
-    /// All allocations by address, for a launch.
-    pub(crate) fn snapshot(&self) -> Vec<Arc<Region>> {
-        self.regions.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    /// The number of a new launch, and all allocations by address for it.
+    pub(crate) fn begin(&self) -> (u32, Vec<Arc<Region>>) {
+        let launch = self.launches.fetch_add(1, Relaxed);
+        let regions: Vec<_> = self.regions.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        for region in &regions {
+            region.begin(launch);
+        }
+        (launch, regions)
     }
 
     fn region(&self, address: u64, bytes: u64) -> Result<Arc<Region>, MemoryError> {

@@ -171,7 +171,7 @@ impl Module {
     /// # Errors
     /// The first fault that a CTA runs into, or that the launch itself is.
     pub fn launch(&self, device: &Device, kernel: &str, launch: &Launch<'_>) -> Result<Counters, Fault> {
-        launch::launch(self.named(kernel)?, device.chip, device.memory.snapshot(), launch)
+        launch::launch(self.named(kernel)?, device, launch)
     }
 }
 

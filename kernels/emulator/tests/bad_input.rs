@@ -1,6 +1,8 @@
 //! Text that is no PTX, PTX that no chip runs, and launches that cannot be: each is an error that says where and why.
 
-use lathe_emulator::{Chip, Device, Fault, FaultKind, Launch, Module, ModuleError, Options};
+use std::fmt::Write as _;
+
+use lathe_emulator::{Chip, Device, Fault, FaultKind, Launch, MemoryError, Module, ModuleError, Options};
 
 const HEAD: &str = ".version 7.0\n.target sm_80\n.address_size 64\n";
 
@@ -60,6 +62,111 @@ fn unknown_instructions_and_names() {
 }
 
 #[test]
+fn what_ptxas_refuses_too() {
+    for (instruction, told) in [
+        ("fence.frobnicate.zz;", "no scope"),
+        ("fence.acq_rel.gpu.sys;", "`.sys`"),
+        ("membar;", "no scope"),
+        ("membar.everything;", "no scope"),
+        ("membar.cta.gl;", "`.gl`"),
+        ("prefetch.frob.L9 [%rd1];", "no level"),
+        ("prefetch.L1.L2 [%rd1];", "`.L2`"),
+        ("griddepcontrol.dance;", "sm_90"),
+        ("ld.release.gpu.global.u32 %r1, [%rd1];", "`.release`"),
+        ("st.acquire.gpu.global.u32 [%rd1], %r1;", "`.acquire`"),
+        ("red.acquire.gpu.global.add.u32 [%rd1], 1;", "`.acquire`"),
+        ("st.global.nc.u32 [%rd1], %r1;", "`.nc`"),
+        ("ld.nc.u32 %r1, [%rd1];", "`.nc`"),
+        ("ld.wt.global.u32 %r1, [%rd1];", "`.wt`"),
+        ("st.global.ca.u32 [%rd1], %r1;", "`.ca`"),
+        ("ld.relaxed.gpu.global.ca.u32 %r1, [%rd1];", "`.ca`"),
+        ("ld.volatile.gpu.global.u32 %r1, [%rd1];", "`.gpu`"),
+        ("ld.acquire.global.u32 %r1, [%rd1];", "needs a scope"),
+        ("ld.gpu.global.u32 %r1, [%rd1];", "`.gpu`"),
+        ("ld.acquire.cta.gpu.global.u32 %r1, [%rd1];", "`.gpu`"),
+        ("ld.global.ca.cg.u32 %r1, [%rd1];", "`.cg`"),
+        ("ld.global.v8.b64 {%rd1, %rd1, %rd1, %rd1, %rd1, %rd1, %rd1, %rd1}, [%rd1];", "32 bytes"),
+        ("activemask.b32 %r1, %r2, %r3;", "one result"),
+        ("ret %r1;", "takes 0 operands"),
+        ("exit %r1;", "takes 0 operands"),
+        ("trap %r1;", "takes 0 operands"),
+        ("nanosleep.u32 %r1, %r1;", "takes a time"),
+        ("pmevent 99999;", "0 to 15"),
+        ("cp.async.wait_group 3, 4;", "takes 1 operands"),
+        ("cp.async.commit_group 3;", "takes 0 operands"),
+        ("cp.async.ca.shared.global [%r1], [%rd1], 4, 99;", "more bytes than it copies"),
+        ("bar.sync 16;", "barriers 0 to 15"),
+        ("fma.rn.relu.f32 %f1, %f1, %f1, %f1;", "`.relu`"),
+        (".reg .b32 %r1;", "declared twice"),
+        (".reg .b32 %r<9>;", "declared twice"),
+        (".reg .b32 %x, %x;", "declared twice"),
+    ] {
+        let column =
+            if instruction.starts_with(".reg") { instruction.rfind('%').map_or(0, |at| at as u32 + 1) } else { 1 };
+        check_body(instruction, (7, column), told);
+    }
+    // What differs in one word is accepted.
+    let body = "membar.gl; fence.acq_rel.gpu; fence.gpu; prefetch.global.L2::evict_last [%rd1]; pmevent 3; nanosleep.u32 5;\n\
+        ld.acquire.gpu.global.u32 %r1, [%rd1]; ld.global.ca.nc.u32 %r1, [%rd1]; st.global.wt.u32 [%rd1], %r1;\n\
+        ld.volatile.global.u32 %r1, [%rd1]; red.release.cta.global.add.u32 [%rd1], 1; activemask.b32 %r1;\n\
+        { .reg .b32 %r<9>; .reg .b32 %r09, %r10; mov.u32 %r10, %r8; }";
+    let head = ".reg .b32 %r<4>; .reg .b64 %rd<4>;";
+    load(&format!("{HEAD}.visible .entry k(.param .u64 a)\n{{\n{head}\n{body}\nret;\n}}\n")).expect("sound PTX");
+}
+
+#[test]
+fn what_a_target_does_not_have() {
+    let on = |target: &str, instruction: &str| {
+        let chip = Chip::parse("sm_90").expect("a chip");
+        let head = format!(".version 8.0\n.target {target}\n.address_size 64\n.entry k() {{");
+        let declared = ".reg .b32 %r<4>; .reg .b16 %h<4>; .reg .f32 %f<4>; .reg .pred %p<4>;";
+        Module::load(&format!("{head}\n{declared}\n{instruction}\nret; }}"), &Device::new(chip, 1 << 20)).map(drop)
+    };
+    for (instruction, without, with) in [
+        ("elect.sync %r1|%p1, -1;", "sm_89", "sm_90"),
+        ("griddepcontrol.wait;", "sm_80", "sm_90"),
+        ("setmaxnreg.inc.sync.aligned.u32 40;", "sm_80", "sm_90a"),
+        ("cvt.rn.satfinite.e4m3x2.f32 %h1, %f1, %f2;", "sm_80", "sm_89"),
+        ("fence.acq_rel.cluster;", "sm_80", "sm_90"),
+        ("redux.sync.add.s32 %r1, %r2, -1;", "sm_75", "sm_80"),
+        ("cp.async.wait_all;", "sm_75", "sm_80"),
+    ] {
+        let error = on(without, instruction).expect_err(instruction).to_string();
+        assert!(error.contains("line 6") && error.contains("needs `.target"), "{error}");
+        on(with, instruction).unwrap_or_else(|error| panic!("{instruction}: {error}"));
+    }
+}
+
+#[test]
+fn definitions_that_are_there_twice() {
+    check(&format!("{HEAD}.entry k() {{ ret; }}\n.entry k() {{ ret; }}"), (5, 8), "`k` is defined twice");
+    check(&format!("{HEAD}.entry k(.param .u64 a, .param .u32 a) {{ ret; }}"), (4, 37), "`a` is there twice");
+    load(&format!("{HEAD}.func f;\n.func f {{ ret; }}\n.entry k() {{ ret; }}")).expect("declared, then defined");
+}
+
+#[test]
+fn blocks_that_no_device_has() {
+    for (directive, told) in [
+        (".maxntid 4294967295, 4294967295, 4294967295", "4294967295 threads in one direction"),
+        (".reqntid 4294967295, 4294967295, 4294967295", "4294967295 threads in one direction"),
+        (".maxntid 0", "0 threads in one direction"),
+        (".maxntid 32, 32, 2", "2048 threads"),
+        (".reqntid 1025", "1025 threads"),
+    ] {
+        check(&format!("{HEAD}.entry k()\n{directive} {{ ret; }}"), (5, 10), told);
+    }
+    let module = load(&format!("{HEAD}.entry k()\n.maxntid 32, 32, 1 {{ ret; }}")).expect("1024 threads");
+    assert_eq!(module.needs("k").map(|(_, _, threads)| threads), Some(1024));
+}
+
+#[test]
+fn more_memory_than_the_host_has() {
+    let device = Device::new(Chip::Sm80, u64::MAX);
+    assert_eq!(device.memory.alloc(1 << 62), Err(MemoryError::Host { requested: 1 << 62 }));
+    device.memory.alloc(256).expect("the device goes on");
+}
+
+#[test]
 fn what_later_chips_add_is_named() {
     for instruction in [
         "mbarrier.init.shared.b64 [%r1], 1;",
@@ -103,6 +210,11 @@ fn hostile_text_is_refused_in_bounded_time_and_space() {
     assert!(body(".shared .b8 s[1048577];").is_err(), "more shared memory than any chip has");
     assert!(body(".local .b8 s[1048577];").is_err(), "more local memory than a thread may have");
     assert!(load(&format!("{HEAD}.global .b8 g[4294967295];")).is_err(), "more than the device has");
+    let mut loops = String::from(".reg .b32 %r<4>; .reg .pred %p<2>;\n");
+    for i in 0..60_000 {
+        let _ = writeln!(loops, "L{i}: @%p0 bra M{i}; add.u32 %r1, %r1, 1; M{i}: add.u32 %r2, %r2, 1; @%p1 bra L{i};");
+    }
+    assert!(body(&(loops + "ret;")).is_ok(), "many loops, each of two blocks");
     let functions: String = (1..40)
         .flat_map(|i| {
             let (own, other) = (i.to_string(), (i - 1).to_string());

@@ -7,6 +7,7 @@
 //! | `LATHE_EMULATE_DRIVER` | the CUDA version of the driver, which bounds the PTX that it takes | `13.0` |
 //! | `LATHE_EMULATE_CHECKS` | `off`: unwritten memory and races are no faults | `on` |
 //! | `LATHE_EMULATE_THREADS` | host threads that execute CTAs; one makes their order the same each time | all |
+//! | `LATHE_EMULATE_STEPS` | the most instructions of warps of one kernel; past it, that has a fault | 2^40 |
 //! | `LATHE_EMULATE_LOSE` | `N`: a device is lost at its Nth kernel, counted from 1 | never |
 //! | `LATHE_EMULATE_LOG` | a file to which faults and the reasons of refused calls are appended | none |
 //! | `CUDA_VISIBLE_DEVICES` | which devices the program sees, in which order; empty hides all | all |
@@ -83,6 +84,9 @@ impl Settings {
         if let Some(threads) = number("LATHE_EMULATE_THREADS")? {
             launch.threads = threads.min(256) as usize;
         }
+        if let Some(steps) = number("LATHE_EMULATE_STEPS")? {
+            launch.step_limit = steps;
+        }
         Ok(Settings { chips, memory, version, launch, lose: number("LATHE_EMULATE_LOSE")? })
     }
 }
@@ -154,6 +158,7 @@ mod tests {
     fn sizes_and_versions_are_read() {
         assert_eq!(parse(&[("LATHE_EMULATE_MEMORY", "3M")]).expect("a size").memory, 3 << 20);
         assert_eq!(parse(&[("LATHE_EMULATE_DRIVER", "12.4")]).expect("a version").version, 12_040);
+        assert_eq!(parse(&[("LATHE_EMULATE_STEPS", "5000")]).expect("a number").launch.step_limit, 5000);
         assert_eq!(newest_ptx(10_020), (6, 5));
         assert_eq!(newest_ptx(12_040), (8, 4));
         assert_eq!(newest_ptx(13_000), (9, 0));
@@ -169,6 +174,7 @@ mod tests {
             ("LATHE_EMULATE_DRIVER", "9.0", "12.4"),
             ("LATHE_EMULATE_CHECKS", "no", "on or off"),
             ("LATHE_EMULATE_LOSE", "0", "from 1"),
+            ("LATHE_EMULATE_STEPS", "many", "from 1"),
         ] {
             let error = parse(&[(name, value)]).expect_err(value);
             assert!(error.contains(name) && error.contains(expected), "{error}");

@@ -233,6 +233,9 @@ impl Decoder<'_> {
         }
         let part = part.or_else(|| (name == "bfind" && mods.take("shiftamt")).then(|| "shiftamt".to_owned()));
         let Some(ty) = mods.find(Ty::parse) else { return Ok(false) };
+        if flags & RELU != 0 && !matches!(ty, Ty::F16 | Ty::F16x2 | Ty::Bf16 | Ty::Bf16x2) {
+            return wrong(i, "`.relu` is for f16 and bf16");
+        }
         let full = match &part {
             Some(part) => format!("{name}.{part}"),
             None => name.to_owned(),

@@ -40,6 +40,7 @@ impl<'a> Decoder<'a> {
                 }
             }
             "ret" | "exit" => {
+                Self::takes(0, i)?;
                 mods.take("uni");
                 if name == "ret" && !self.chain.is_empty() {
                     let from = self.push(Op::Bra { target: 0 }, guard, Class::Control, i.at)?;
@@ -49,9 +50,15 @@ impl<'a> Decoder<'a> {
                 }
             }
             "trap" => {
+                Self::takes(0, i)?;
                 self.push(Op::Trap("a trap instruction"), guard, Class::Control, i.at)?;
             }
             "brkpt" | "pmevent" => {
+                let operands = usize::from(name == "pmevent");
+                Self::takes(operands, i)?;
+                if operands == 1 && !matches!(i.operands[0], Operand::Int(0..=15)) && !mods.take("mask") {
+                    return Err(PtxError::new(i.at, "`pmevent` takes an event from 0 to 15"));
+                }
                 self.push(Op::Nop, guard, Class::Control, i.at)?;
             }
             "call" => {

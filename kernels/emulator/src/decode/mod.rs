@@ -14,7 +14,7 @@ mod order;
 mod special;
 mod system;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::counters::Class;
 use crate::exec::op::{Base, Inst, Kernel, Op, Param, Reg, Special};
@@ -55,6 +55,30 @@ struct Scope {
     symbols: HashMap<String, Symbol>,
     /// `.reg .b32 %r<10>`: prefix, type, count.
     ranges: Vec<(String, Ty, u32)>,
+    /// The ranges by prefix, and the single registers.
+    prefixes: HashMap<String, u32>,
+    singles: HashSet<String>,
+}
+
+impl Scope {
+    /// Declares a range of registers, or with a count of 0 a single one; false where one of its names is taken.
+    fn declare_registers(&mut self, name: &str, ty: Ty, count: u32) -> bool {
+        let digits = name.len() - name.trim_end_matches(|c: char| c.is_ascii_digit()).len();
+        let in_range = |at: usize| {
+            let count = self.prefixes.get(&name[..at]).copied().unwrap_or(0);
+            name[at..].parse::<u32>().is_ok_and(|number| number < count)
+        };
+        // A number that is written with more digits is no place in a range.
+        if count == 0 && (name.len() - digits.min(10)..name.len()).any(in_range) {
+            return false;
+        }
+        self.ranges.push((name.to_owned(), ty, count));
+        if count == 0 {
+            self.singles.insert(name.to_owned())
+        } else {
+            self.prefixes.insert(name.to_owned(), count).is_none()
+        }
+    }
 }
 
 /// Decodes every kernel of a module. `globals` gives the addresses of its variables in device memory.
@@ -71,6 +95,8 @@ pub(crate) fn kernels(tree: &Tree, globals: &HashMap<String, u64>) -> Result<Vec
 /// A jump whose label is not known yet, by its place in the code.
 struct Decoder<'a> {
     functions: &'a HashMap<&'a str, &'a Function>,
+    /// The module's target, 80 for `sm_80`.
+    target: u32,
     kernel: Kernel,
     scopes: Vec<Scope>,
     next_scope: usize,
@@ -117,6 +143,7 @@ impl<'a> Decoder<'a> {
         };
         let mut decoder = Decoder {
             functions,
+            target: tree.chip(),
             kernel,
             scopes: vec![],
             next_scope: 0,
@@ -249,11 +276,10 @@ impl<'a> Decoder<'a> {
                         self.tables.insert(name, labels.clone());
                     }
                 }
-                Statement::Registers { ty, name, count } => {
+                Statement::Registers { ty, name, count, at } => {
                     let scope = self.scopes.last_mut().expect("a scope is open");
-                    match count {
-                        Some(count) => scope.ranges.push((name.clone(), *ty, *count)),
-                        None => scope.ranges.push((name.clone(), *ty, 0)),
+                    if !scope.declare_registers(name, *ty, count.unwrap_or(0)) {
+                        return Err(PtxError::new(*at, format!("the register `{name}` is declared twice")));
                     }
                 }
                 Statement::Variable(variable) => {
@@ -492,6 +518,7 @@ impl<'a> Decoder<'a> {
         let name = parts.next().unwrap_or_default();
         let mut mods = Mods { list: parts.collect(), at: i.at, opcode: &i.opcode };
         Self::hopper(name, &mods, i)?;
+        mods.check_target(name, self.target)?;
         if self.control(name, &mut mods, i, guard)? || self.system(name, &mut mods, i, guard)? {
             return mods.finish();
         }

@@ -12,7 +12,42 @@ pub(super) struct Mods<'a> {
     pub(super) opcode: &'a str,
 }
 
+/// Opcodes, with the modifiers that make them so, and the first target that has them.
+const SINCE: &[(&str, &[&str], u32)] = &[
+    ("nanosleep", &[], 70),
+    ("match", &[], 70),
+    ("mma", &[], 70),
+    ("ldmatrix", &[], 75),
+    ("tanh", &[], 75),
+    ("cp", &["async"], 80),
+    ("redux", &[], 80),
+    ("cvt", &["e4m3x2", "e5m2x2"], 89),
+    ("mma", &["e4m3", "e5m2"], 89),
+    ("elect", &[], 90),
+    ("griddepcontrol", &[], 90),
+    ("setmaxnreg", &[], 90),
+    ("fence", &["cluster"], 90),
+    ("ld", &["cluster"], 90),
+    ("st", &["cluster"], 90),
+    ("atom", &["cluster"], 90),
+    ("red", &["cluster"], 90),
+];
+
 impl Mods<'_> {
+    /// Refuses what the module's target does not have.
+    pub(super) fn check_target(&self, name: &str, target: u32) -> Result<()> {
+        let is_listed = |(opcode, marks, _): &&(&str, &[&str], u32)| {
+            *opcode == name && (marks.is_empty() || self.list.iter().any(|found| marks.contains(found)))
+        };
+        match SINCE.iter().filter(is_listed).map(|(_, _, since)| *since).max() {
+            Some(since) if since > target => {
+                let message = format!("`{}` needs `.target sm_{since}` or a later one, not sm_{target}", self.opcode);
+                Err(PtxError::new(self.at, message))
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub(super) fn take(&mut self, name: &str) -> bool {
         let found = self.list.iter().position(|&known| known == name);
         found.map(|index| self.list.remove(index)).is_some()

@@ -22,7 +22,7 @@ pub(super) fn order(code: &mut Vec<Inst>) {
     let blocks = blocks(code);
     let nodes: Vec<usize> = (0..blocks.len()).collect();
     let mut placed = Vec::with_capacity(blocks.len());
-    arrange(&blocks, nodes, 0, None, &mut placed);
+    arrange(&mut Graph::new(&blocks), nodes, 0, None, &mut placed);
     let mut out: Vec<Inst> = Vec::with_capacity(code.len());
     let mut starts = vec![0u32; blocks.len()];
     for (index, &block) in placed.iter().enumerate() {
@@ -83,39 +83,64 @@ fn blocks(code: &[Inst]) -> Vec<Block> {
         .collect()
 }
 
+const NONE: usize = usize::MAX;
+
+/// The blocks with what a search among some of them needs, which is made once so that a small loop costs little.
+struct Graph<'a> {
+    blocks: &'a [Block],
+    /// Blocks that lead to each.
+    before: Vec<Vec<usize>>,
+    /// The search in which each block is looked for, and its numbers there.
+    inside: Vec<usize>,
+    number: Vec<usize>,
+    low: Vec<usize>,
+    on_stack: Vec<bool>,
+    searches: usize,
+}
+
+impl<'a> Graph<'a> {
+    fn new(blocks: &'a [Block]) -> Graph<'a> {
+        let count = blocks.len();
+        let mut before = vec![vec![]; count];
+        for (from, block) in blocks.iter().enumerate() {
+            block.next.iter().for_each(|&to: &usize| before[to].push(from));
+        }
+        let (inside, number, low) = (vec![0; count], vec![NONE; count], vec![0; count]);
+        Graph { blocks, before, inside, number, low, on_stack: vec![false; count], searches: 0 }
+    }
+}
+
 /// Appends the nodes in order. Edges to `head` are not followed: they close the loop that is being arranged.
-fn arrange(blocks: &[Block], nodes: Vec<usize>, depth: usize, head: Option<usize>, out: &mut Vec<usize>) {
+fn arrange(graph: &mut Graph<'_>, nodes: Vec<usize>, depth: usize, head: Option<usize>, out: &mut Vec<usize>) {
     if nodes.len() <= 1 || depth > MOST_NESTING {
         out.extend(nodes);
         return;
     }
-    for mut part in components(blocks, &nodes, head) {
+    for mut part in components(graph, &nodes, head) {
         if part.len() == 1 {
             out.push(part[0]);
             continue;
         }
         // The head is where the loop is entered; the lowest block in source order is one.
         part.sort_unstable();
-        let entered = part.iter().copied().find(|&node| {
-            (0..blocks.len()).any(|from| blocks[from].next.contains(&node) && part.binary_search(&from).is_err())
-        });
+        let is_outside = |from: &usize| part.binary_search(from).is_err();
+        let entered = part.iter().copied().find(|&node| graph.before[node].iter().any(is_outside));
         let own = entered.unwrap_or(part[0]);
         part.retain(|&node| node != own);
         part.insert(0, own);
-        arrange(blocks, part, depth + 1, Some(own), out);
+        arrange(graph, part, depth + 1, Some(own), out);
     }
 }
 
 /// Strongly connected parts of some nodes, each before those that it leads to (Tarjan's algorithm with its own stack).
 /// What the first node reaches comes first; what it does not reach is never run, or by a jump back only.
-fn components(blocks: &[Block], nodes: &[usize], head: Option<usize>) -> Vec<Vec<usize>> {
-    const NONE: usize = usize::MAX;
-    let mut inside = vec![false; blocks.len()];
+fn components(graph: &mut Graph<'_>, nodes: &[usize], head: Option<usize>) -> Vec<Vec<usize>> {
+    graph.searches += 1;
+    let Graph { blocks, inside, number, low, on_stack, searches, .. } = graph;
     for &node in nodes {
-        inside[node] = true;
+        (inside[node], number[node]) = (*searches, NONE);
     }
-    let (mut number, mut low) = (vec![NONE; blocks.len()], vec![0; blocks.len()]);
-    let (mut open, mut on_stack) = (Vec::new(), vec![false; blocks.len()]);
+    let mut open = Vec::new();
     let (mut count, mut out) = (0, Vec::<Vec<usize>>::new());
     for &root in nodes {
         if number[root] != NONE {
@@ -134,7 +159,7 @@ fn components(blocks: &[Block], nodes: &[usize], head: Option<usize>) -> Vec<Vec
             let next = blocks[node].next.get(*edge).copied();
             *edge += 1;
             match next {
-                Some(next) if !inside[next] || Some(next) == head => {}
+                Some(next) if inside[next] != *searches || Some(next) == head => {}
                 Some(next) if number[next] == NONE => work.push((next, 0)),
                 Some(next) => {
                     if on_stack[next] {

@@ -351,6 +351,9 @@ impl Decoder<'_> {
                 [id, count] => (id, Some(count)),
                 _ => return wrong(i, "takes a barrier and a count"),
             };
+            if matches!(id, Operand::Int(16..)) {
+                return wrong(i, "a CTA has barriers 0 to 15");
+            }
             let id = self.source32(id, Ty::U32, i.at)?;
             let count = count.map(|count| self.source32(count, Ty::U32, i.at)).transpose()?;
             return Ok(Op::Bar(Bar { kind, is_aligned, id, count, d: Reg::None, source: 0, negated: false }));
@@ -371,13 +374,16 @@ impl Decoder<'_> {
     /// `cp.async` in its three forms.
     fn copy(&mut self, mods: &mut Mods<'_>, i: &Instruction, guard: Guard) -> Result<()> {
         if mods.take("commit_group") {
+            Self::takes(0, i)?;
             return self.push(Op::CpCommit, guard, Class::Sync, i.at).map(drop);
         }
         if mods.take("wait_all") {
+            Self::takes(0, i)?;
             self.push(Op::CpCommit, guard, Class::Sync, i.at)?;
             return self.push(Op::CpWait(0), guard, Class::Sync, i.at).map(drop);
         }
         if mods.take("wait_group") {
+            Self::takes(1, i)?;
             let Some(Operand::Int(left)) = i.operands.first() else { return wrong(i, "takes a number of groups") };
             return self.push(Op::CpWait(*left as u32), guard, Class::Sync, i.at).map(drop);
         }
@@ -390,6 +396,7 @@ impl Decoder<'_> {
         let to = Box::new(self.access(to, Space::Shared, bytes as u32, i)?);
         let from = Box::new(self.access(from, Space::Global, bytes as u32, i)?);
         let source_bytes = match rest.first() {
+            Some(Operand::Int(source)) if *source > bytes => return wrong(i, "reads more bytes than it copies"),
             Some(source) => Some(self.source32(source, Ty::U32, i.at)?),
             None => None,
         };

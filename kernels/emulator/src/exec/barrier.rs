@@ -120,8 +120,10 @@ impl Cta<'_> {
         } else {
             barrier.waiters.push(Waiter { warp: warp.index, lanes, kind: bar.kind, d: bar.d });
         }
-        let threads = self.arrived(id, Some(warp));
-        if let Some(count) = self.barriers[id as usize].count.filter(|&count| threads > count) {
+        if let Some(count) = self.barriers[id as usize].count
+            && self.arrived(id, Some(warp)) > count
+        {
+            let threads = self.arrived(id, Some(warp));
             return Err(wrong(format!("{threads} threads arrive at barrier {id}, which awaits {count}")));
         }
         if self.is_complete(id, Some(warp)) {

@@ -37,20 +37,23 @@ impl Cta<'_> {
     ) -> Result<(), Wrong> {
         let values = warp.regs.r32[a as usize];
         let (by, clamps) = (warp.regs.r32[b as usize], warp.regs.r32[c as usize]);
-        let (mut out, mut valid, mut read) = (values, 0, 0u32);
+        let (mut out, mut valid) = (values, 0);
         for lane in Warp::lanes(mask) {
             if let Some(from) = source(kind, lane as u32, by[lane], clamps[lane]) {
                 out[lane] = values[from as usize];
                 valid |= 1 << lane;
-                read |= 1 << from;
             }
         }
-        if read & !mask != 0 {
-            let message = format!(
-                "lanes {:#010x} are read, whose values are undefined: only lanes {mask:#010x} execute it together",
-                read & !mask
-            );
-            return Err(Wrong { kind: FaultKind::Divergent, lanes: mask, message });
+        if mask != u32::MAX {
+            let from = |lane: usize| source(kind, lane as u32, by[lane], clamps[lane]);
+            let read = Warp::lanes(mask).filter_map(from).fold(0, |set, lane| set | 1u32 << lane);
+            if read & !mask != 0 {
+                let message = format!(
+                    "lanes {:#010x} are read, whose values are undefined: only lanes {mask:#010x} execute it together",
+                    read & !mask
+                );
+                return Err(Wrong { kind: FaultKind::Divergent, lanes: mask, message });
+            }
         }
         warp.regs.put32(d, &out, mask);
         if let Some(p) = p {

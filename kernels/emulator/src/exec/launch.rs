@@ -12,6 +12,7 @@ use crate::chip::Chip;
 use crate::counters::Counters;
 use crate::fault::{Fault, FaultKind};
 use crate::memory::Region;
+use crate::module::Device;
 
 /// How a kernel is launched.
 #[derive(Clone, Debug)]
@@ -108,17 +109,12 @@ struct Pool {
     done: AtomicU32,
 }
 
-static LAUNCHES: AtomicU32 = AtomicU32::new(1);
-
 /// Runs a kernel to its end.
-pub(crate) fn launch(
-    kernel: &Kernel,
-    chip: Chip,
-    regions: Vec<Arc<Region>>,
-    launch: &Launch<'_>,
-) -> Result<Counters, Fault> {
+pub(crate) fn launch(kernel: &Kernel, device: &Device, launch: &Launch<'_>) -> Result<Counters, Fault> {
+    let chip = device.chip;
     // The sizes are checked before anything is computed from them.
     check(kernel, chip, launch)?;
+    let (number, regions) = device.memory.begin();
     let total = launch.grid.iter().map(|&n| u64::from(n)).product::<u64>();
     let grid = Grid {
         kernel,
@@ -129,7 +125,7 @@ pub(crate) fn launch(
         regions,
         shared_bytes: kernel.shared_bytes + u64::from(launch.shared_bytes),
         dynamic_shared: launch.shared_bytes,
-        launch: LAUNCHES.fetch_add(1, SeqCst),
+        launch: number,
         checks: launch.options.checks,
         orders_some: kernel.orders_some(),
         wide_atomics: Mutex::new(()),

@@ -3,6 +3,7 @@
 pub(crate) mod lex;
 pub(crate) mod parse;
 pub(crate) mod tree;
+mod variable;
 
 /// What is wrong with a PTX text, and where.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,14 +1,14 @@
 //! Tokens to the tree of a module. It reads what nvcc, Triton and LLVM write; whatever else it meets is an error with
 //! line and column. Nesting is kept flat, so that no text makes it recurse without bound.
 
+use std::collections::HashSet;
+
 use super::lex::{Placed, Token, tokens};
-use super::tree::{Function, Instruction, Operand, Space, Statement, Tree, Ty, Variable};
+use super::tree::{Function, Instruction, Operand, Space, Statement, Tree};
 use super::{Position, PtxError};
 
-/// The most bytes of one variable: more than any device holds in a module.
-const MOST_BYTES: u64 = 1 << 32;
-/// The most bytes of initial contents.
-const MOST_INIT: usize = 1 << 26;
+/// The most threads of a block.
+const MOST_THREADS: u32 = 1024;
 /// The most registers that one declaration names.
 const MOST_REGISTERS: u64 = 1 << 16;
 
@@ -17,34 +17,27 @@ pub(crate) fn parse(text: &str) -> Result<Tree, PtxError> {
     Parser { tokens: tokens(text)?, at: 0 }.module()
 }
 
-struct Parser<'a> {
+pub(super) struct Parser<'a> {
     tokens: Vec<Placed<'a>>,
-    at: usize,
-}
-
-/// What precedes the name of a variable.
-struct Shape {
-    ty: Ty,
-    align: u32,
-    lanes: u64,
+    pub(super) at: usize,
 }
 
 impl<'a> Parser<'a> {
-    fn peek(&self) -> Token<'a> {
+    pub(super) fn peek(&self) -> Token<'a> {
         self.tokens[self.at.min(self.tokens.len() - 1)].0
     }
 
-    fn place(&self) -> Position {
+    pub(super) fn place(&self) -> Position {
         self.tokens[self.at.min(self.tokens.len() - 1)].1
     }
 
-    fn next(&mut self) -> Token<'a> {
+    pub(super) fn next(&mut self) -> Token<'a> {
         let token = self.peek();
         self.at += 1;
         token
     }
 
-    fn wrong<T>(&self, expected: &str) -> Result<T, PtxError> {
+    pub(super) fn wrong<T>(&self, expected: &str) -> Result<T, PtxError> {
         let found = match self.peek() {
             Token::Word(word) => format!("`{word}`"),
             Token::Int(value) => format!("the number {value}"),
@@ -56,23 +49,23 @@ impl<'a> Parser<'a> {
         Err(PtxError::new(self.place(), format!("expected {expected}, found {found}")))
     }
 
-    fn takes(&mut self, c: char) -> bool {
+    pub(super) fn takes(&mut self, c: char) -> bool {
         let found = self.peek() == Token::Punct(c);
         self.at += usize::from(found);
         found
     }
 
-    fn takes_word(&mut self, word: &str) -> bool {
+    pub(super) fn takes_word(&mut self, word: &str) -> bool {
         let found = self.peek() == Token::Word(word);
         self.at += usize::from(found);
         found
     }
 
-    fn punct(&mut self, c: char) -> Result<(), PtxError> {
+    pub(super) fn punct(&mut self, c: char) -> Result<(), PtxError> {
         if self.takes(c) { Ok(()) } else { self.wrong(&format!("`{c}`")) }
     }
 
-    fn word(&mut self, what: &str) -> Result<&'a str, PtxError> {
+    pub(super) fn word(&mut self, what: &str) -> Result<&'a str, PtxError> {
         match self.peek() {
             Token::Word(word) => {
                 self.at += 1;
@@ -82,7 +75,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn int(&mut self, what: &str) -> Result<u64, PtxError> {
+    pub(super) fn int(&mut self, what: &str) -> Result<u64, PtxError> {
         match self.peek() {
             Token::Int(value) => {
                 self.at += 1;
@@ -104,7 +97,7 @@ impl<'a> Parser<'a> {
                 }
                 Token::Word(".target") => {
                     self.at += 1;
-                    tree.target = self.word("a target such as sm_80")?.to_owned();
+                    self.word("a target such as sm_80")?.clone_into(&mut tree.target);
                     while self.takes(',') {
                         self.word("a target option")?;
                     }
@@ -121,6 +114,10 @@ impl<'a> Parser<'a> {
                 Token::Word(_) => self.declaration(&mut tree)?,
                 _ => return self.wrong("a directive"),
             }
+        }
+        let mut defined = HashSet::new();
+        if let Some(twice) = tree.functions.iter().find(|f| f.body.is_some() && !defined.insert(f.name.as_str())) {
+            return Err(PtxError::new(twice.at, format!("the function `{}` is defined twice", twice.name)));
         }
         if tree.version == (0, 0) {
             return Err(PtxError::new(Position { line: 1, column: 1 }, "`.version` is missing"));
@@ -149,7 +146,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Skips through a closing character.
-    fn skip_to(&mut self, close: char) -> Result<(), PtxError> {
+    pub(super) fn skip_to(&mut self, close: char) -> Result<(), PtxError> {
         while !self.takes(close) {
             if self.next() == Token::End {
                 return self.wrong(&format!("`{close}`"));
@@ -230,180 +227,29 @@ impl<'a> Parser<'a> {
         }
     }
 
+    /// The size of a block.
     fn dims(&mut self) -> Result<[u32; 3], PtxError> {
-        let mut dims = [1; 3];
+        let (start, mut dims) = (self.place(), [1; 3]);
         for (index, dim) in dims.iter_mut().enumerate() {
             if index > 0 && !self.takes(',') {
                 break;
             }
             let place = self.place();
-            *dim = u32::try_from(self.int("a size")?).map_err(|_| PtxError::new(place, "a size past 2^32"))?;
+            let size = self.int("a size")?;
+            // So bounded, the product of three has room.
+            *dim = u32::try_from(size).ok().filter(|size| (1..=MOST_THREADS).contains(size)).ok_or_else(|| {
+                PtxError::new(
+                    place,
+                    format!("a block of {size} threads in one direction; 1 to {MOST_THREADS} are possible"),
+                )
+            })?;
+        }
+        let threads: u64 = dims.iter().map(|&dim| u64::from(dim)).product();
+        if threads > u64::from(MOST_THREADS) {
+            let message = format!("a block of {threads} threads; {MOST_THREADS} are the most");
+            return Err(PtxError::new(start, message));
         }
         Ok(dims)
-    }
-
-    /// Parameters after the opening parenthesis.
-    fn params(&mut self) -> Result<Vec<Variable>, PtxError> {
-        let mut out = Vec::new();
-        while !self.takes(')') {
-            if !out.is_empty() {
-                self.punct(',')?;
-            }
-            if !self.takes_word(".param") {
-                return self.wrong("`.param`");
-            }
-            let shape = self.shape()?;
-            out.push(self.variable(Space::Param, &shape, false)?);
-        }
-        Ok(out)
-    }
-
-    /// Alignment, vector and type, and what else may precede a name.
-    fn shape(&mut self) -> Result<Shape, PtxError> {
-        let (mut ty, mut align, mut lanes) = (None, None, 1);
-        loop {
-            let place = self.place();
-            match self.peek() {
-                Token::Word(".align") => {
-                    self.at += 1;
-                    let value = self.int("an alignment")?;
-                    if !value.is_power_of_two() || value > 1 << 12 {
-                        return Err(PtxError::new(place, format!("the alignment {value} is no power of two to 4096")));
-                    }
-                    // `.ptr .align` describes what is pointed at; only the first one is the parameter's own.
-                    if ty.is_none() {
-                        align = Some(value as u32);
-                    }
-                }
-                Token::Word(".v2") => {
-                    self.at += 1;
-                    lanes = 2;
-                }
-                Token::Word(".v4") => {
-                    self.at += 1;
-                    lanes = 4;
-                }
-                Token::Word(".ptr" | ".global" | ".shared" | ".const" | ".local" | ".attribute") => {
-                    self.at += 1;
-                    if self.takes('(') {
-                        self.skip_to(')')?;
-                    }
-                }
-                Token::Word(word) if word.starts_with('.') => {
-                    let Some(found) = Ty::parse(&word[1..]) else { return self.wrong("a type") };
-                    self.at += 1;
-                    ty = Some(found);
-                }
-                _ => break,
-            }
-        }
-        let Some(ty) = ty else { return self.wrong("a type") };
-        let natural = ty.bytes() * lanes as u32;
-        Ok(Shape { ty, align: align.unwrap_or(natural), lanes })
-    }
-
-    /// One name with its dimensions and initial contents.
-    fn variable(&mut self, space: Space, shape: &Shape, is_extern: bool) -> Result<Variable, PtxError> {
-        let at = self.place();
-        let name = self.word("a name")?.to_owned();
-        let element = u64::from(shape.ty.bytes()) * shape.lanes;
-        let (mut bytes, mut open) = (element, false);
-        while self.takes('[') {
-            if self.takes(']') {
-                open = true;
-                continue;
-            }
-            let count = self.int("a length")?;
-            bytes = bytes
-                .checked_mul(count)
-                .filter(|&bytes| bytes <= MOST_BYTES)
-                .ok_or_else(|| PtxError::new(at, format!("`{name}` is larger than {MOST_BYTES} bytes")))?;
-            self.punct(']')?;
-        }
-        let (mut init, mut references) = (Vec::new(), Vec::new());
-        if self.takes('=') {
-            self.initial(shape.ty, &mut init, &mut references)?;
-            if open {
-                bytes = init.len() as u64;
-            }
-            if init.len() as u64 > bytes {
-                return Err(PtxError::new(at, format!("`{name}` has {bytes} bytes and is given {}", init.len())));
-            }
-        } else if open {
-            bytes = 0;
-        }
-        Ok(Variable { name, at, space, bytes, align: shape.align.max(1), init, references, is_extern })
-    }
-
-    /// Initial contents: a scalar, or lists whose nesting does not matter for the bytes.
-    fn initial(
-        &mut self,
-        ty: Ty,
-        init: &mut Vec<u8>,
-        references: &mut Vec<(usize, String, i64)>,
-    ) -> Result<(), PtxError> {
-        let (mut depth, width) = (0, ty.bytes() as usize);
-        loop {
-            let place = self.place();
-            if init.len() > MOST_INIT {
-                return Err(PtxError::new(place, format!("more than {MOST_INIT} bytes of initial contents")));
-            }
-            match self.next() {
-                Token::Punct('{') => depth += 1,
-                Token::Punct('}') if depth > 0 => depth -= 1,
-                Token::Punct(',') if depth > 0 => continue,
-                Token::Punct('-') => {
-                    let value = self.int("a number")?.wrapping_neg();
-                    init.extend(&value.to_le_bytes()[..width.min(8)]);
-                }
-                Token::Int(value) => init.extend(&value.to_le_bytes()[..width.min(8)]),
-                Token::Single(bits) => init.extend(&bits.to_le_bytes()[..width.min(4)]),
-                Token::Double(bits) if ty == Ty::F32 => {
-                    init.extend((f64::from_bits(bits) as f32).to_le_bytes());
-                }
-                Token::Double(bits) => init.extend(&bits.to_le_bytes()[..width.min(8)]),
-                Token::Word("generic") => {
-                    self.punct('(')?;
-                    let name = self.word("a variable")?.to_owned();
-                    references.push((init.len(), name, 0));
-                    init.extend(&[0; 8][..width.min(8)]);
-                    self.punct(')')?;
-                    self.addend(references)?;
-                }
-                Token::Word(name) => {
-                    references.push((init.len(), name.to_owned(), 0));
-                    init.extend(&[0; 8][..width.min(8)]);
-                    self.addend(references)?;
-                }
-                _ => {
-                    self.at -= 1;
-                    return self.wrong("an initial value");
-                }
-            }
-            if depth == 0 {
-                return Ok(());
-            }
-        }
-    }
-
-    fn addend(&mut self, references: &mut [(usize, String, i64)]) -> Result<(), PtxError> {
-        if self.takes('+') {
-            let value = self.int("an offset")? as i64;
-            if let Some(last) = references.last_mut() {
-                last.2 = value;
-            }
-        }
-        Ok(())
-    }
-
-    fn variables(&mut self, space: Space, is_extern: bool) -> Result<Vec<Variable>, PtxError> {
-        let shape = self.shape()?;
-        let mut out = vec![self.variable(space, &shape, is_extern)?];
-        while self.takes(',') {
-            out.push(self.variable(space, &shape, is_extern)?);
-        }
-        self.punct(';')?;
-        Ok(out)
     }
 
     /// The statements of a body after its opening brace, through the closing one.
@@ -480,7 +326,7 @@ impl<'a> Parser<'a> {
             } else {
                 None
             };
-            out.push(Statement::Registers { ty: shape.ty, name, count });
+            out.push(Statement::Registers { ty: shape.ty, name, count, at });
             if !self.takes(',') {
                 break;
             }

@@ -171,6 +171,7 @@ pub(crate) enum Statement {
         ty: Ty,
         name: String,
         count: Option<u32>,
+        at: Position,
     },
     /// The labels of a `.branchtargets`, whose own label precedes it.
     Targets(Vec<String>),
@@ -202,4 +203,11 @@ pub(crate) struct Tree {
     pub(crate) target: String,
     pub(crate) variables: Vec<Variable>,
     pub(crate) functions: Vec<Function>,
+}
+
+impl Tree {
+    /// The number of its target, 80 for `sm_80`.
+    pub(crate) fn chip(&self) -> u32 {
+        self.target.trim_start_matches("sm_").trim_end_matches(['a', 'f']).parse().unwrap_or(0)
+    }
 }

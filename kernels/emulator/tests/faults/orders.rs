@@ -1,8 +1,9 @@
 //! What orders threads besides barriers: releases, acquires and fences with their scopes, and what strong accesses race with.
 
 use lathe_emulator::FaultKind::{GlobalRace, SharedRace};
+use lathe_emulator::{Chip, Device, Launch, Module, Options};
 
-use super::{check, run, run_on};
+use super::{HEAD, check, run, run_on};
 
 /// CTA 0 writes a word and raises a flag; CTA 1 waits for the flag in line 14 and reads the word in line 15.
 fn relay(raise: &str, wait: &str, then: &str) -> String {
@@ -131,6 +132,29 @@ fn atomics_race_with_plain_accesses() {
     run(&format!("{initialized} {volatile}"), 1, 64).expect("strong accesses do not race");
     // Lanes of one warp are ordered by `bar.warp.sync`.
     run(&format!("{initialized} bar.warp.sync -1; {read}"), 1, 32).expect("one warp");
+}
+
+#[test]
+fn many_launches_are_told_apart() {
+    // CTA 1 of one launch writes; CTA 0 of a later one reads, which is no race however many lie between.
+    let device = Device::new(Chip::Sm80, 1 << 20);
+    let ptx = |body: &str| format!("{HEAD}{body}\nret;\n}}\n");
+    let write = "setp.ne.u32 %p1, %r2, 1; @%p1 bra E; st.global.u32 [%rd1], %r1; E:";
+    let read = "setp.ne.u32 %p1, %r2, 0; @%p1 bra E; ld.global.u32 %r5, [%rd1]; E:";
+    let [write, nothing, read] = [write, "", read].map(|body| Module::load(&ptx(body), &device).expect("sound PTX"));
+    let p = device.memory.alloc(256).expect("room");
+    let params = [p.to_le_bytes(); 2].concat();
+    let run = |module: &Module, grid: u32| {
+        let options = Options { threads: 1, ..Options::default() };
+        let launch = Launch { grid: [grid, 1, 1], block: [1; 3], shared_bytes: 0, params: &params, options };
+        module.launch(&device, "k", &launch).unwrap_or_else(|fault| panic!("{fault}"));
+    };
+    run(&write, 2);
+    // The number of a launch is kept in 12 bits.
+    for _ in 0..4095 {
+        run(&nothing, 1);
+    }
+    run(&read, 2);
 }
 
 #[test]
