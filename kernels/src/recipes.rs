@@ -10,10 +10,10 @@ use crate::spec::{Activation, KernelSpec, PARTS, Tile};
 pub fn recipe(spec: &KernelSpec) -> Option<Recipe> {
     match spec {
         KernelSpec::Rows { norm: Some(_), .. } | KernelSpec::HeadNorm { .. } => Some(Recipe::LaneTree),
-        KernelSpec::Linear { scheme, tile: Tile::Mma { .. }, .. } => {
+        KernelSpec::Linear { scheme, tile: Tile::Mma { .. } | Tile::Staged { .. }, .. } => {
             Some(Recipe::Parts { scheme: *scheme, parts: PARTS })
         }
-        KernelSpec::Linear { act: Activation::F32, .. } => Some(Recipe::Sequential),
+        KernelSpec::Linear { act: Activation::F32 | Activation::Bf16, .. } => Some(Recipe::Sequential),
         KernelSpec::Linear { act: Activation::Int8, scheme, .. } => Some(Recipe::Groups { scheme: *scheme }),
         KernelSpec::Attention { dtype: DType::Int8, .. } => Some(Recipe::CodeSplits { tokens: ATTENTION_SPLIT }),
         KernelSpec::Attention { .. } | KernelSpec::AttentionSplits { .. } | KernelSpec::AttentionMerge { .. } => {

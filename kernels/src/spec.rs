@@ -8,12 +8,13 @@
 //! K (32 columns, or 256 with super-blocks; 32 where there is no weight),
 //! `T` tokens, `S` sequences, `B` pages per sequence in the block table, `D` head size.
 
+mod grid;
 mod page;
 mod print;
 
+pub use grid::{Grid, PARTS, Warps};
 use lathe_ir::ops::glu::Function;
 use lathe_ir::ops::rotary::Scaling;
-use lathe_ir::recipe::ATTENTION_SPLIT;
 use lathe_ir::scheme::Scheme;
 use lathe_ir::types::DType;
 
@@ -38,6 +39,19 @@ pub enum Activation {
     F32,
     /// Quantized records in groups of 32, `[M, G · 44 bytes]`.
     Int8,
+    /// bf16, `[M, K]`, for the tensor cores of a GPU.
+    Bf16,
+}
+
+impl Activation {
+    /// Bytes of 32 columns of a row.
+    pub fn group_bytes(self) -> usize {
+        match self {
+            Activation::F32 => 4 * GROUP,
+            Activation::Int8 => ACT_GROUP_BYTES,
+            Activation::Bf16 => 2 * GROUP,
+        }
+    }
 }
 
 /// How a linear kernel walks its matrix. Every tile follows the same recipe and gives the same bits.
@@ -59,6 +73,14 @@ pub enum Tile {
         /// Rows of activations per block of threads, a multiple of 8.
         tokens: usize,
     },
+    /// For many rows on tensor cores: a block of threads brings pieces of weights and activations to shared memory, where
+    /// its warps, each with a part of the results, find them.
+    Staged {
+        /// Blocks of 16 weight rows per block of threads: whole strips.
+        blocks: usize,
+        /// Rows of activations per block of threads.
+        tokens: usize,
+    },
 }
 
 impl Tile {
@@ -67,20 +89,6 @@ impl Tile {
         if matches!(self, Tile::Unpack { .. }) { UNPACK_PARTS } else { 1 }
     }
 }
-
-/// How blocks of GPU threads cover a launch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Grid {
-    /// Threads of a block.
-    pub threads: u32,
-    /// Units that a block has threads for.
-    pub units: u32,
-    /// Rows, by the kernel's first parameter, that a block takes; 0 where it takes all of them.
-    pub rows: u32,
-}
-
-/// Columns of a product on tensor cores are cut into this many parts, one for each warp of a block.
-pub const PARTS: usize = 8;
 
 /// A norm of a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -173,8 +181,8 @@ pub enum KernelSpec {
         /// Scheme of the table.
         scheme: Scheme,
     },
-    /// Row by row: gather, then a norm, then a residual, then quantization, each optional. Params M, T (rows of the
-    /// input), G. Units: rows.
+    /// Row by row: gather, then a norm, then a residual, each optional, in the form in which a product reads it. Params M,
+    /// T (rows of the input), G. Units: rows.
     Rows {
         /// Whether row `m` of the result comes from row `rows[m]`.
         gather: bool,
@@ -182,8 +190,8 @@ pub enum KernelSpec {
         norm: Option<Norm>,
         /// Whether a residual is added after the norm. Operand: residual.
         add: bool,
-        /// Whether the result is quantized to records of int8.
-        quantize: bool,
+        /// The form of the result.
+        form: Activation,
     },
     /// Cosines and sines of each token's rotary angles. Params T. Units: tokens.
     Rotary {
@@ -396,22 +404,6 @@ impl KernelSpec {
         head.unwrap_or(STRIP_ROWS / BLOCK_ROWS)
     }
 
-    /// How blocks of GPU threads cover a launch: eight units of 16 threads each, or one unit by all of their threads.
-    pub fn grid(&self) -> Grid {
-        let whole = |threads| Grid { threads, units: 1, rows: 0 };
-        match self {
-            KernelSpec::Linear { tile: Tile::Mma { tokens }, .. } => {
-                Grid { threads: 32 * PARTS as u32, units: 1, rows: *tokens as u32 }
-            }
-            KernelSpec::Rows { .. } | KernelSpec::Embed { .. } => whole(128),
-            // A team of 16 threads for each page of a split.
-            KernelSpec::Attention { .. } | KernelSpec::AttentionSplits { .. } => {
-                whole((ATTENTION_SPLIT / PAGE_TOKENS * BLOCK_ROWS) as u32)
-            }
-            _ => Grid { threads: 128, units: 128 / BLOCK_ROWS as u32, rows: 0 },
-        }
-    }
-
     /// Consecutive tokens that a CPU's attention kernel takes together where it can, for `group` heads each: as many as
     /// make 16 rows of queries, at most 4.
     pub fn attention_tokens(group: usize) -> usize {
@@ -419,15 +411,6 @@ impl KernelSpec {
             0..=4 => 4,
             5..=8 => 2,
             _ => 1,
-        }
-    }
-
-    /// Blocks that a multiprocessor must have registers for, where the assembler's own guess leaves too few to a thread.
-    pub fn blocks_at_once(&self) -> Option<u32> {
-        match self {
-            KernelSpec::Attention { group, head_dim, .. } if group * head_dim >= 1024 => Some(1),
-            KernelSpec::AttentionSplits { .. } => Some(1),
-            _ => None,
         }
     }
 
@@ -456,14 +439,13 @@ impl KernelSpec {
 
     /// The operands, in order.
     pub fn operands(&self) -> Vec<Operand> {
-        let act_bytes = |act: Activation| if act == Activation::Int8 { ACT_GROUP_BYTES } else { 4 * GROUP };
         match self {
             KernelSpec::Embed { scheme } => vec![
                 read("tokens", 4, &[0]),
                 read("table", span_bytes(*scheme), &[1, 2]),
                 write("out", 4 * scheme.span(), &[0, 2]),
             ],
-            KernelSpec::Rows { gather, norm, add, quantize } => {
+            KernelSpec::Rows { gather, norm, add, form } => {
                 let mut operands = vec![read("x", 4 * GROUP, &[1, 2])];
                 if *gather {
                     operands.push(read("rows", 4, &[0]));
@@ -477,14 +459,14 @@ impl KernelSpec {
                 if *add {
                     operands.push(read("residual", 4 * GROUP, &[0, 2]));
                 }
-                operands.push(write("out", if *quantize { ACT_GROUP_BYTES } else { 4 * GROUP }, &[0, 2]));
+                operands.push(write("out", form.group_bytes(), &[0, 2]));
                 operands
             }
             KernelSpec::Rotary { dim, .. } => {
                 vec![read("positions", 4, &[0]), write("out", 4 * rotary_columns(*dim), &[0])]
             }
             KernelSpec::Linear { scheme, act, tile, epilogue } => {
-                let x_bytes = act_bytes(*act) * (scheme.span() / GROUP);
+                let x_bytes = act.group_bytes() * (scheme.span() / GROUP);
                 let mut operands = vec![read("x", x_bytes, &[0, 2]), read("w", span_bytes(*scheme), &[1, 2])];
                 for stage in epilogue {
                     stage.operands(&mut operands);
@@ -571,7 +553,7 @@ impl KernelSpec {
     /// Bytes per row and group of 32 of weights unpacked to scratch: f32 elements, or bytes with f32 scales and minima.
     pub fn unpacked_group_bytes(scheme: Scheme, act: Activation) -> usize {
         match act {
-            Activation::F32 => 4 * GROUP,
+            Activation::F32 | Activation::Bf16 => 4 * GROUP,
             Activation::Int8 => GROUP + 4 * (GROUP / scheme.group * scheme.parameters()),
         }
     }
@@ -580,7 +562,7 @@ impl KernelSpec {
     fn linear_scratch(scheme: Scheme, act: Activation, tile: Tile, epilogue: &[Stage]) -> Operand {
         let rows = Self::strip_blocks(epilogue) * BLOCK_ROWS;
         let bytes = match tile {
-            Tile::Stream { .. } | Tile::Mma { .. } => 0,
+            Tile::Stream { .. } | Tile::Mma { .. } | Tile::Staged { .. } => 0,
             Tile::Unpack { .. } => rows * Self::unpacked_group_bytes(scheme, act) * (scheme.span() / GROUP),
         };
         operand("scratch", Access::ReadWrite, bytes, &[2])

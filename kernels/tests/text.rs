@@ -38,8 +38,8 @@ fn portable() -> Vec<KernelSpec> {
     };
     let mut specs = vec![
         KernelSpec::Embed { scheme: Scheme::INT8 },
-        KernelSpec::Rows { gather: true, norm: Some(Norm::Rms { eps: 1e-5 }), add: false, quantize: true },
-        KernelSpec::Rows { gather: false, norm: Some(Norm::Rms { eps: 1e-5 }), add: true, quantize: false },
+        KernelSpec::Rows { gather: true, norm: Some(Norm::Rms { eps: 1e-5 }), add: false, form: Activation::Int8 },
+        KernelSpec::Rows { gather: false, norm: Some(Norm::Rms { eps: 1e-5 }), add: true, form: Activation::F32 },
         rotary(64, Scaling::None),
         rotary(20, Scaling::Dynamic { factor: 2.0, original: 4096 }),
         rotary(96, longrope),
@@ -47,7 +47,7 @@ fn portable() -> Vec<KernelSpec> {
         KernelSpec::Rope { head_dim: 80, dim: 20 },
         KernelSpec::Rope { head_dim: 80, dim: 80 },
         KernelSpec::HeadNorm { head_dim: 128, eps: 1e-6 },
-        KernelSpec::Rows { gather: false, norm: Some(Norm::Layer { eps: 1e-5 }), add: false, quantize: true },
+        KernelSpec::Rows { gather: false, norm: Some(Norm::Layer { eps: 1e-5 }), add: false, form: Activation::Int8 },
         KernelSpec::Append { head_dim: 64, dtype: DType::F16 },
         attention(3, 64, None, None),
         attention(4, 256, Some(512), Some(50.0)),
@@ -75,6 +75,10 @@ fn portable() -> Vec<KernelSpec> {
 /// The kernels for tensor cores.
 fn tensor() -> Vec<KernelSpec> {
     let mma = |scheme, tokens, epilogue| linear(scheme, Activation::Int8, Tile::Mma { tokens }, epilogue);
+    let staged = |scheme: Scheme, blocks, tokens, epilogue| {
+        let act = if scheme.is_integer() { Activation::Int8 } else { Activation::Bf16 };
+        linear(scheme, act, Tile::Staged { blocks, tokens }, epilogue)
+    };
     let qkv = |head_dim| {
         vec![
             Stage::HeadNorm { head_dim, first: 9, heads: 3, eps: 1e-6 },
@@ -94,6 +98,16 @@ fn tensor() -> Vec<KernelSpec> {
         mma(Scheme::INT8, 8, vec![]),
         linear(Scheme::BF16, Activation::F32, Tile::Mma { tokens: 8 }, qkv(128)),
         linear(Scheme::BF16, Activation::F32, Tile::Mma { tokens: 32 }, vec![Stage::Glu(Function::Silu)]),
+        staged(Scheme::BF16, 8, 128, qkv(128)),
+        staged(Scheme::BF16, 16, 64, qkv(256)),
+        staged(Scheme::BF16, 5, 128, qkv(80)),
+        staged(Scheme::BF16, 2, 64, vec![Stage::Glu(Function::Silu)]),
+        staged(Scheme::INT8, 8, 128, qkv(64)),
+        staged(Scheme::INT4, 8, 128, vec![Stage::Add]),
+        staged(Scheme::IQ4, 8, 128, vec![Stage::Glu(Function::Silu)]),
+        staged(Scheme::INT4_SUPER, 8, 128, vec![]),
+        staged(Scheme::INT6_SUPER, 8, 128, vec![Stage::Add]),
+        staged(Scheme::INT8, 4, 64, vec![]),
     ]
 }
 
@@ -103,7 +117,8 @@ fn target(name: &str) -> &'static Target {
 
 #[test]
 fn llvm_ir_of_small_kernels() {
-    let norm = KernelSpec::Rows { gather: false, norm: Some(Norm::Rms { eps: 1e-5 }), add: false, quantize: false };
+    let norm =
+        KernelSpec::Rows { gather: false, norm: Some(Norm::Rms { eps: 1e-5 }), add: false, form: Activation::F32 };
     let product = |tile| linear(Scheme::INT8, Activation::Int8, tile, vec![Stage::Add]);
     let (lanes, mma) = (product(Tile::Stream { tokens: 2 }), product(Tile::Mma { tokens: 8 }));
     for (machine, product) in [("x86-64-v4+vnni+bf16", lanes), ("sm_80", mma)] {
@@ -192,7 +207,7 @@ fn cpu_kernels() -> Vec<KernelSpec> {
         .collect();
     specs.extend([
         KernelSpec::Embed { scheme: Scheme::INT8 },
-        KernelSpec::Rows { gather: true, norm: Some(Norm::Rms { eps: 1e-5 }), add: false, quantize: true },
+        KernelSpec::Rows { gather: true, norm: Some(Norm::Rms { eps: 1e-5 }), add: false, form: Activation::Int8 },
         KernelSpec::Rotary { dim: 64, theta: 1e5, scaling: Scaling::None },
     ]);
     for dtype in [DType::F16, DType::Int8] {

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use lathe_ir::types::Dim;
-use lathe_kernels::spec::{Access, GROUP, KernelSpec, MapOp, Norm, Operand, Stage, page_bytes, span_bytes};
+use lathe_kernels::spec::{Access, Activation, GROUP, KernelSpec, MapOp, Norm, Operand, Stage, page_bytes, span_bytes};
 
 use super::{Buffer, Schedule, plus, product, times};
 
@@ -93,8 +93,9 @@ pub fn flops(kernel: &KernelSpec, params: &[Dim]) -> Dim {
     match kernel {
         KernelSpec::Embed { scheme } => times(rows, 2 * scheme.span() * param(2).c),
         // The norm; largest, scale, round.
-        KernelSpec::Rows { norm, add, quantize, .. } => {
-            let per_element = norm.map_or(0, norm_flops) + usize::from(*add) + if *quantize { 3 } else { 0 };
+        KernelSpec::Rows { norm, add, form, .. } => {
+            let per_element =
+                norm.map_or(0, norm_flops) + usize::from(*add) + if *form == Activation::Int8 { 3 } else { 0 };
             times(rows, per_element * GROUP * param(2).c)
         }
         KernelSpec::Rotary { dim, .. } => times(rows, 2 * dim),

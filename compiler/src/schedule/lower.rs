@@ -17,7 +17,7 @@ use lathe_ir::ops::rotary::Rotary;
 use lathe_ir::scheme::Scheme;
 use lathe_ir::types::{CacheType, DType, Dim, Elem, StepSize, Type};
 use lathe_kernels::packing::packed_bytes;
-use lathe_kernels::spec::{Activation, BLOCK_ROWS, GROUP, KernelSpec, MapOp, Norm, STRIP_ROWS, Stage};
+use lathe_kernels::spec::{Activation, BLOCK_ROWS, GROUP, KernelSpec, MapOp, Norm, STRIP_ROWS, Stage, Tile};
 use lathe_kernels::targets::Machine;
 
 use super::{
@@ -205,7 +205,7 @@ impl Lowering<'_> {
             let inputs = &self.graph.node(inputs[0].node).inputs;
             let operands = inputs.iter().map(|&value| self.buffer(value)).collect::<Result<Vec<_>, _>>()?;
             let label = format!("{} and quantize", norm.name());
-            let out = self.rows(&label, &[norm.clone(), op.clone()], inputs[0], &operands)?;
+            let out = self.rows(&label, &[norm.clone(), op.clone()], inputs[0], &operands, Activation::F32)?;
             self.values.insert(result(0), out);
             return Ok(());
         }
@@ -227,7 +227,7 @@ impl Lowering<'_> {
                 self.launch("embed", KernelSpec::Embed { scheme }, &operands, params, rows, Share::Even)?
             }
             Op::RmsNorm(_) | Op::LayerNorm(_) | Op::NormAdd(_) | Op::Quantize(_) | Op::Gather(_) => {
-                self.rows(op.name(), std::slice::from_ref(op), inputs[0], &operands)?
+                self.rows(op.name(), std::slice::from_ref(op), inputs[0], &operands, Activation::F32)?
             }
             Op::Rotary(Rotary { dim, theta, scaling }) => {
                 let kernel = KernelSpec::Rotary { dim: *dim, theta: *theta, scaling: scaling.clone() };
@@ -295,19 +295,14 @@ impl Lowering<'_> {
         let (n, k) = self.shape(inputs[1]);
         let extra = |at: usize| linear.extra_slots()[at].clone();
 
-        let mut x = operands[0];
-        let mut rows = self.shape(inputs[0]).0;
-        let mut quantized = matches!(self.graph.ty(inputs[0]).elem(), Some(Elem::Act { .. }));
-        if !linear.prologue.is_empty() {
-            let stages = (0..linear.prologue.len()).flat_map(extra).map(|slot| operands[slot]);
-            let prologue_operands: Vec<Buffer> = std::iter::once(x).chain(stages).collect();
-            x = self.rows(&format!("{label} prologue"), &linear.prologue, inputs[0], &prologue_operands)?;
-            rows = if linear.prologue.iter().any(|op| matches!(op, Op::Gather(_))) { Dim::R } else { rows };
-            quantized |= linear.prologue.iter().any(|op| matches!(op, Op::Quantize(_)));
-        }
+        let is_gathered = linear.prologue.iter().any(|op| matches!(op, Op::Gather(_)));
+        let rows = if is_gathered { Dim::R } else { self.shape(inputs[0]).0 };
+        let is_quantized = matches!(self.graph.ty(inputs[0]).elem(), Some(Elem::Act { .. }))
+            || linear.prologue.iter().any(|op| matches!(op, Op::Quantize(_)));
+        let mut act = if is_quantized { Activation::Int8 } else { Activation::F32 };
 
         let mut epilogue = Vec::new();
-        let mut buffers = vec![x, operands[1]];
+        let mut buffers = vec![operands[0], operands[1]];
         let mut appended = None;
         for (at, op) in linear.epilogue.iter().enumerate() {
             let slots = extra(linear.prologue.len() + at);
@@ -330,12 +325,21 @@ impl Lowering<'_> {
             self.padded.insert(Value { node: id, result: 0 }, n);
         }
         check_multiple(label, "rows", n.c, strip_rows)?;
-        let act = if quantized { Activation::Int8 } else { Activation::F32 };
+        let tile = tile([rows, n], KernelSpec::strip_blocks(&epilogue), scheme, act, self.max, self.machine);
+        if act == Activation::F32 && matches!(tile, Tile::Staged { .. }) {
+            act = Activation::Bf16;
+        }
+        // Rows are brought into the form that the product takes in a launch of their own.
+        if !linear.prologue.is_empty() || act == Activation::Bf16 {
+            let stages = (0..linear.prologue.len()).flat_map(extra).map(|slot| operands[slot]);
+            let operands: Vec<Buffer> = std::iter::once(operands[0]).chain(stages).collect();
+            let label = format!("{label} prologue");
+            buffers[0] = self.rows(&label, &linear.prologue, inputs[0], &operands, act)?;
+        }
         let mut params = vec![rows, n, spans(k, scheme.span())];
         if appended.is_some() {
             params.extend([Dim::S, self.pages]);
         }
-        let tile = tile(rows, strip_rows, scheme, act, self.max, self.machine);
         let kernel = KernelSpec::Linear { scheme, act, tile, epilogue };
         let units = Dim::of(n.c / strip_rows * tile.parts());
         let out = self.launch(label, kernel, &buffers, params, units, Share::Even)?;
@@ -382,8 +386,16 @@ impl Lowering<'_> {
         })
     }
 
-    /// A launch of gather, norm and quantization, each at most once and in this order.
-    fn rows(&mut self, label: &str, ops: &[Op], x: Value, operands: &[Buffer]) -> Result<Buffer, ScheduleError> {
+    /// A launch of gather, norm and quantization, each at most once and in this order; what is not quantized is left in the
+    /// form `float`.
+    fn rows(
+        &mut self,
+        label: &str,
+        ops: &[Op],
+        x: Value,
+        operands: &[Buffer],
+        float: Activation,
+    ) -> Result<Buffer, ScheduleError> {
         let (mut gather, mut norm, mut add, mut quantize) = (false, None, false, false);
         for op in ops {
             match op {
@@ -403,7 +415,8 @@ impl Lowering<'_> {
         let (source_rows, k) = self.shape(x);
         check_multiple(label, "columns", k.c, GROUP)?;
         let rows = if gather { Dim::R } else { source_rows };
-        let kernel = KernelSpec::Rows { gather, norm, add, quantize };
+        let form = if quantize { Activation::Int8 } else { float };
+        let kernel = KernelSpec::Rows { gather, norm, add, form };
         self.launch(label, kernel, operands, vec![rows, source_rows, spans(k, GROUP)], rows, Share::Even)
     }
 

@@ -13,7 +13,7 @@ pub mod print;
 use lathe_ir::graph::{Graph, NodeId, StepInput, Weight};
 use lathe_ir::scheme::Scheme;
 use lathe_ir::types::{CacheType, Dim, StepSize, Type};
-use lathe_kernels::spec::{Access, Activation, GROUP, KernelSpec, PAGE_TOKENS, Tile};
+use lathe_kernels::spec::{Access, Activation, BLOCK_ROWS, GROUP, KernelSpec, PAGE_TOKENS, Tile, Warps};
 use lathe_kernels::targets::Machine;
 
 /// Rows of activations that a streaming kernel multiplies by each decoded weight: four rows of accumulators fit the 32
@@ -26,6 +26,10 @@ pub const UNPACK_ROWS: usize = 4;
 const MMA_FEW_ROWS: usize = 8;
 /// Sums of a warp of GPU threads for many rows: half of a thread's registers hold its share.
 const MMA_SUMS: usize = 32 * 32;
+/// Weight rows and rows of activations of the tiles for many rows, from the one that reads least on.
+const STAGED_TILES: [[usize; 2]; 4] = [[128, 128], [64, 128], [64, 64], [32, 64]];
+/// About as many multiprocessors as a large chip has: 108 to 148.
+const MULTIPROCESSORS: usize = 128;
 /// The largest step of the small bucket: a decode step of a small batch, which lives on reading each weight once.
 pub const DECODE: StepSize = StepSize { tokens: 16, sequences: 16, rows: 16 };
 /// The largest step of the middle bucket: a decode step of a large batch, where most weights are still decoded faster than
@@ -257,10 +261,10 @@ pub fn build(graph: &Graph, max_context: usize, machine: Machine) -> Result<Sche
     Ok(Schedule { name: graph.name.clone(), weights, caches, groups, max_context, buckets })
 }
 
-/// The tile for a product over at most `rows` rows of activations with strips of `strip` rows of weights. Rows whose
-/// logits are wanted are few even where tokens are many. A GPU has no kernel over unpacked strips: a strip would take
-/// more than its shared memory; its tensor cores take what is quantized, and bf16.
-fn tile(rows: Dim, strip: usize, scheme: Scheme, act: Activation, max: StepSize, machine: Machine) -> Tile {
+/// The tile for a product over at most `rows` rows of activations and `n` rows of weights in strips of `strip` blocks. Rows
+/// whose logits are wanted are few even where tokens are many. A GPU's tensor cores take what is quantized, and bf16; the
+/// operands of large steps come by shared memory.
+fn tile([rows, n]: [Dim; 2], strip: usize, scheme: Scheme, act: Activation, max: StepSize, machine: Machine) -> Tile {
     let most = match (machine, act) {
         (Machine::X86, Activation::Int8) if scheme.group == GROUP => STREAM_MAX_ROWS,
         _ => FEW_ROWS,
@@ -269,10 +273,27 @@ fn tile(rows: Dim, strip: usize, scheme: Scheme, act: Activation, max: StepSize,
     match (machine, act) {
         (Machine::Nvptx, Activation::F32) if scheme != Scheme::BF16 => Tile::Stream { tokens: STREAM_ROWS },
         (Machine::Nvptx, _) if few => Tile::Mma { tokens: MMA_FEW_ROWS },
-        (Machine::Nvptx, _) => Tile::Mma { tokens: (MMA_SUMS / strip).max(MMA_FEW_ROWS) },
+        (Machine::Nvptx, _) => {
+            let staged = if rows.eval(max) > GPU_BATCH.tokens { staged(strip, n.c) } else { None };
+            staged.unwrap_or(Tile::Mma { tokens: (MMA_SUMS / BLOCK_ROWS / strip).max(MMA_FEW_ROWS) })
+        }
         (Machine::X86, _) if few => Tile::Stream { tokens: STREAM_ROWS },
         (Machine::X86, _) => Tile::Unpack { tokens: UNPACK_ROWS },
     }
+}
+
+/// The largest tile that leaves every multiprocessor something to do in a prompt of some hundred tokens, for a product
+/// with `n` rows of weights in strips of `strip` blocks; or the smallest one that there is.
+fn staged(strip: usize, n: usize) -> Option<Tile> {
+    let tiles = STAGED_TILES.into_iter().filter_map(|[rows, tokens]| {
+        let blocks = strip * (rows / BLOCK_ROWS / strip).max(1);
+        Warps::of(blocks, tokens).map(|_| [blocks, tokens])
+    });
+    let fills = |&[blocks, tokens]: &[usize; 2]| {
+        n.div_ceil(blocks * BLOCK_ROWS) * PREFILL.tokens.div_ceil(tokens) >= MULTIPROCESSORS
+    };
+    let [blocks, tokens] = tiles.clone().find(fills).or_else(|| tiles.last())?;
+    Some(Tile::Staged { blocks, tokens })
 }
 
 fn pages(max_context: usize) -> usize {

@@ -39,6 +39,8 @@ impl<'c> Builder<'c> {
         and: IntValue build_and;
         /// Bitwise or.
         or: IntValue build_or;
+        /// Bitwise exclusive or.
+        xor: IntValue build_xor;
         /// Shift left.
         shl: IntValue build_left_shift;
         /// f32 or f64 sum.

@@ -90,7 +90,7 @@ impl<'c> Builder<'c> {
     }
 
     /// The four results of a product.
-    fn four(&self, results: Val<'c>) -> [Val<'c>; 4] {
+    pub(super) fn four(&self, results: Val<'c>) -> [Val<'c>; 4] {
         let BasicValueEnum::StructValue(results) = results.0 else { unreachable!("mma gives four sums") };
         [0, 1, 2, 3].map(|i| Val(ok(self.llvm.build_extract_value(results, i, ""))))
     }

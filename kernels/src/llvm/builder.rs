@@ -159,8 +159,8 @@ impl<'c> Builder<'c> {
             let lanes = self.int(LANES as i64);
             self.lane = Some(self.urem(tid, lanes));
             let grid = spec.grid();
-            self.teams = if grid.units == 1 { grid.threads as usize / LANES } else { 1 };
-            self.units = if grid.units == 1 {
+            self.teams = if grid.is_shared() { grid.threads as usize / LANES } else { 1 };
+            self.units = if grid.is_shared() {
                 let threads = grid.threads.to_string();
                 let attribute = self.context.create_string_attribute("nvvm.reqntid", &threads);
                 function.add_attribute(AttributeLoc::Function, attribute);
@@ -168,7 +168,11 @@ impl<'c> Builder<'c> {
                     let attribute = self.context.create_string_attribute("nvvm.minctasm", &blocks.to_string());
                     function.add_attribute(AttributeLoc::Function, attribute);
                 }
-                Some((cta, end, ncta))
+                let units = |blocks: Val<'c>| match grid.units {
+                    1 => blocks,
+                    units => self.mul(blocks, self.int(i64::from(units))),
+                };
+                Some((units(cta), end, units(ncta)))
             } else {
                 let ntid = self.special("ntid.x");
                 let first = self.udiv(self.add(self.mul(cta, ntid), tid), lanes);
@@ -206,7 +210,8 @@ impl<'c> Builder<'c> {
         self.params[i]
     }
 
-    /// Runs `body` for every unit of this worker or thread group.
+    /// Runs `body` for every unit of this worker or thread group; where a block of threads shares several, for the first
+    /// of them.
     pub fn for_units(&self, body: impl FnOnce(Val<'c>)) {
         let (begin, end, step) = self.units.expect("a kernel is open");
         self.for_range(begin, end, step, body);

@@ -34,7 +34,7 @@ impl<'c> Builder<'c> {
         Val(value)
     }
 
-    fn aligned_store(&self, pointer: PointerValue<'c>, value: Val<'c>, align: usize) {
+    pub(super) fn aligned_store(&self, pointer: PointerValue<'c>, value: Val<'c>, align: usize) {
         let store = ok(self.llvm.build_store(pointer, value.0));
         store.set_alignment(align as u32).expect("alignments are powers of two");
     }

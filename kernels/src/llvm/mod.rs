@@ -13,4 +13,5 @@ pub mod link;
 pub mod machine;
 pub mod math;
 pub mod memory;
+pub mod staging;
 pub mod tiles;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use lathe_ir::ops::rotary::Scaling;
 
-use super::{Activation, KernelSpec, MapOp, Norm, Stage, Tile};
+use super::{Activation, BLOCK_ROWS, KernelSpec, MapOp, Norm, Stage, Tile};
 
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -45,7 +45,7 @@ impl fmt::Display for KernelSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             KernelSpec::Embed { scheme } => write!(f, "embed[{scheme}]"),
-            KernelSpec::Rows { gather, norm, add, quantize } => {
+            KernelSpec::Rows { gather, norm, add, form } => {
                 let mut parts = Vec::new();
                 if *gather {
                     parts.push("gather".to_string());
@@ -58,8 +58,10 @@ impl fmt::Display for KernelSpec {
                 if *add {
                     parts.push("add".to_string());
                 }
-                if *quantize {
-                    parts.push("quantize(int8 g32)".to_string());
+                match form {
+                    Activation::F32 => {}
+                    Activation::Int8 => parts.push("quantize(int8 g32)".to_string()),
+                    Activation::Bf16 => parts.push("bf16".to_string()),
                 }
                 write!(f, "rows[{}]", parts.join(", "))
             }
@@ -68,11 +70,16 @@ impl fmt::Display for KernelSpec {
                 write!(f, "rotary[{dim}, theta={theta}, {}]", scaling.to_attributes())
             }
             KernelSpec::Linear { scheme, act, tile, epilogue } => {
-                let act = if *act == Activation::Int8 { "int8" } else { "f32" };
+                let act = match act {
+                    Activation::F32 => "f32",
+                    Activation::Int8 => "int8",
+                    Activation::Bf16 => "bf16",
+                };
                 let tile = match tile {
                     Tile::Stream { tokens } => format!("stream {tokens}"),
                     Tile::Unpack { tokens } => format!("unpack {tokens}"),
                     Tile::Mma { tokens } => format!("mma {tokens}"),
+                    Tile::Staged { blocks, tokens } => format!("staged {}x{tokens}", blocks * BLOCK_ROWS),
                 };
                 write!(f, "linear[{scheme} x {act}, {tile}")?;
                 for stage in epilogue {

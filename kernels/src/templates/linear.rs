@@ -22,7 +22,7 @@ use crate::llvm::builder::{Builder, Kind, LANES, Val};
 use crate::llvm::dot::Dot;
 use crate::llvm::memory::Var;
 use crate::llvm::tiles::TILE_ROWS;
-use crate::spec::{ACT_GROUP_BYTES, Activation, GROUP, KernelSpec, Stage, Tile};
+use crate::spec::{Activation, GROUP, KernelSpec, Stage, Tile};
 
 /// Index of the first epilogue operand: after x and w.
 const FIRST_STAGE_OPERAND: usize = 2;
@@ -33,7 +33,9 @@ pub fn linear(b: &Builder<'_>, scheme: Scheme, act: Activation, tile: Tile, epil
     let tiles = kernel.begin_tiles(tile);
     let registers = b.target.tile;
     let tokens = match tile {
-        Tile::Stream { tokens } | Tile::Mma { tokens } => tokens.min(registers.stream_rows),
+        Tile::Stream { tokens } | Tile::Mma { tokens } | Tile::Staged { tokens, .. } => {
+            tokens.min(registers.stream_rows)
+        }
         Tile::Unpack { tokens } => tokens.min(registers.unpack_rows),
     };
     let at_once = if tiles.is_some() { TILE_ROWS } else { tokens };
@@ -41,7 +43,7 @@ pub fn linear(b: &Builder<'_>, scheme: Scheme, act: Activation, tile: Tile, epil
         let block = b.mul(strip, b.int(kernel.blocks as i64));
         let weights = b.element(b.operand(1), b.mul(block, b.param(2)), block_span_bytes(scheme));
         let weights = match tile {
-            Tile::Stream { .. } | Tile::Mma { .. } => weights,
+            Tile::Stream { .. } | Tile::Mma { .. } | Tile::Staged { .. } => weights,
             Tile::Unpack { .. } => kernel.unpack(weights),
         };
         // As many rows at once as fit, then what is left by fewer. The first one is a multiple of all of these numbers.
@@ -149,7 +151,7 @@ impl<'c> Linear<'_, 'c> {
                 let g = self.group_index(span, index);
                 match self.act {
                     Activation::Int8 => self.add_codes(&loaded, &rows, g, &sums),
-                    Activation::F32 => self.add_values(&loaded, &rows, g, &sums),
+                    Activation::F32 | Activation::Bf16 => self.add_values(&loaded, &rows, g, &sums),
                 }
             });
         });
@@ -159,8 +161,7 @@ impl<'c> Linear<'_, 'c> {
     /// Where the activations of row `row + i` begin.
     fn row(&self, row: Val<'c>, i: usize) -> PointerValue<'c> {
         let b = self.b;
-        let record = if self.act == Activation::Int8 { ACT_GROUP_BYTES } else { 4 * GROUP };
-        b.element(b.operand(0), b.mul(b.add(row, b.int(i as i64)), self.groups()), record)
+        b.element(b.operand(0), b.mul(b.add(row, b.int(i as i64)), self.groups()), self.act.group_bytes())
     }
 
     /// How many times 32 columns a row has.
@@ -294,7 +295,7 @@ impl<'c> Linear<'_, 'c> {
         let Place { block, span, index } = place;
         let span = b.add(b.mul(b.param(2), b.int(block as i64)), span);
         match tile {
-            Tile::Stream { .. } | Tile::Mma { .. } => self.decode(weights, span, index),
+            Tile::Stream { .. } | Tile::Mma { .. } | Tile::Staged { .. } => self.decode(weights, span, index),
             Tile::Unpack { .. } => self.load_unpacked(self.unpacked(weights, span, index)),
         }
     }
@@ -306,7 +307,7 @@ impl<'c> Linear<'_, 'c> {
         let columns = Columns { b, scheme, span, index, row: None };
         match self.act {
             Activation::Int8 => Group::Codes { quads: columns.quads(), parameters: columns.parameters() },
-            Activation::F32 => Group::Values(columns.values()),
+            Activation::F32 | Activation::Bf16 => Group::Values(columns.values()),
         }
     }
 
@@ -328,7 +329,7 @@ impl<'c> Linear<'_, 'c> {
                 let mins = rest.take(parts * (self.scheme.parameters() - 1)).collect();
                 Group::Codes { quads, parameters: Parameters { scales, mins } }
             }
-            Activation::F32 => Group::Values((0..GROUP).map(|k| line(Kind::F32, k)).collect()),
+            Activation::F32 | Activation::Bf16 => Group::Values((0..GROUP).map(|k| line(Kind::F32, k)).collect()),
         }
     }
 

@@ -11,10 +11,11 @@
 //! which for 4-bit codes lie in one word.
 
 mod floats;
+pub(super) mod scaled;
 
 use inkwell::IntPredicate;
 use inkwell::values::PointerValue;
-use lathe_ir::scheme::{Scheme, Zero};
+use lathe_ir::scheme::Scheme;
 
 use super::decode::{Columns, Parameters, block_span_bytes, span_groups};
 use super::stages::{Strip, finish};
@@ -22,6 +23,7 @@ use crate::llvm::block::WARP;
 use crate::llvm::builder::{Builder, Kind, LANES, Val};
 use crate::llvm::memory::Var;
 use crate::spec::{ACT_GROUP_BYTES, BLOCK_ROWS, GROUP, KernelSpec, PARTS, Stage};
+use scaled::{Activations, Fragment, accumulate, activations, parts, wants_scaled_sums};
 
 /// Index of the first epilogue operand: after x and w.
 const FIRST_STAGE_OPERAND: usize = 2;
@@ -32,8 +34,6 @@ const TILE_ROWS: usize = 8;
 const UNROLL: usize = 2;
 /// Most bytes of shared memory for the sums of all runs; where they take more, runs are added one after the other.
 const MOST_SHARED: usize = 32 * 1024;
-/// 1.5 · 2²³: added to an integer below 2²² in magnitude, its bits are those of the sum as an f32.
-const MAGIC: f32 = 12_582_912.0;
 
 /// Operands: x, w, those of the stages, out, scratch (unused). Params: M, N, G and those of the stages.
 pub fn linear(b: &Builder<'_>, scheme: Scheme, tokens: usize, epilogue: &[Stage]) {
@@ -166,7 +166,7 @@ impl<'b, 'c> Product<'b, 'c> {
             let activations = self.activations(rows, group);
             for (parts, sums) in fragments.iter().zip(sums) {
                 for (weights, activations) in parts.iter().zip(&activations) {
-                    self.accumulate(weights, activations, sums);
+                    accumulate(b, weights, activations, sums);
                 }
             }
         }
@@ -182,17 +182,13 @@ impl<'b, 'c> Product<'b, 'c> {
         vec![b.add(self.column, b.int((part * self.scheme.group / 4) as i64))]
     }
 
-    fn parts(&self) -> usize {
-        GROUP / self.scheme.group
-    }
-
     /// 32 columns of a block of weights, as this thread holds them: one fragment for each group of the scheme.
     fn weights(&self, span: PointerValue<'c>, index: Val<'c>) -> Vec<Fragment<'c>> {
         let b = self.b;
         let rows = [self.row, b.add(self.row, b.int(8))];
         let columns = rows.map(|row| Columns { b, scheme: self.scheme, span, index, row: Some(row) });
         let parameters: Vec<Parameters<'c>> = columns.iter().map(Columns::parameters).collect();
-        (0..self.parts())
+        (0..parts(self.scheme))
             .map(|part| {
                 let quads = self.quads(part);
                 let words = quads.iter().flat_map(|&quad| columns.iter().map(move |columns| columns.quad(quad)));
@@ -211,56 +207,11 @@ impl<'b, 'c> Product<'b, 'c> {
         let field = |row: PointerValue<'c>, bytes: usize| b.element(b.element(row, self.groups, bytes), group, 4);
         let codes = b.element(rows.codes, group, GROUP);
         let scales = rows.results.map(|row| b.load(Kind::F32, field(row, GROUP)));
-        let words: Vec<Vec<Val<'c>>> = (0..self.parts())
-            .map(|part| self.quads(part).into_iter().map(|quad| b.load(Kind::I32, b.element(codes, quad, 4))).collect())
-            .collect();
-        let whole = || rows.results.map(|row| b.load(Kind::I32, field(row, GROUP + 8)));
-        let sums: Vec<[Val<'c>; 2]> = match (self.parts(), self.scheme.zero) {
-            (1, Zero::Symmetric) => vec![whole()],
-            (1, Zero::Min) => vec![],
-            _ => {
-                // The sums of the first half are its products with ones; the second half has what is left.
-                let ones = [b.int32(0x0101_0101); 2];
-                let [first, second, ..] = b.mma(&ones, &words[0], [b.int32(0); 4]);
-                let [whole_first, whole_second] = whole();
-                vec![[first, second], [b.sub(whole_first, first), b.sub(whole_second, second)]]
-            }
-        };
-        words
-            .into_iter()
-            .enumerate()
-            .map(|(part, words)| {
-                let magic = b.int32(MAGIC.to_bits() as i32);
-                let zero = b.int32(-i32::from(self.scheme.zero_level()));
-                let (starts, weighted) = match self.scheme.zero {
-                    Zero::Symmetric => (sums[part].map(|sum| b.add(magic, b.mul(sum, zero))), None),
-                    Zero::Min => {
-                        let weighted = match sums.get(part) {
-                            Some(sums) => [0, 1].map(|i| b.fmul(scales[i], b.to_float(sums[i], Kind::F32))),
-                            None => rows.results.map(|row| b.load(Kind::F32, field(row, GROUP + 4))),
-                        };
-                        ([magic; 2], Some(weighted))
-                    }
-                };
-                Activations { words, scales, starts, weighted }
-            })
-            .collect()
-    }
-
-    /// `sum = fma(f32(dot) · scale, x scale, sum)`, then with minima `sum = fma(min, x scale · x sum, sum)`.
-    fn accumulate(&self, weights: &Fragment<'c>, activations: &Activations<'c>, sums: &[Var<'c>; 4]) {
-        let b = self.b;
-        let [start, other] = activations.starts;
-        let dots = b.mma(&weights.words, &activations.words, [start, other, start, other]);
-        for (i, (dot, &sum)) in dots.into_iter().zip(sums).enumerate() {
-            let (row, column) = (i / 2, i % 2);
-            let dot = b.fsub(b.bitcast(dot, Kind::F32), b.float(MAGIC));
-            let mut value = b.fma(b.fmul(dot, weights.scales[row]), activations.scales[column], b.get(sum));
-            if let (Some(&min), Some(weighted)) = (weights.mins.get(row), activations.weighted) {
-                value = b.fma(min, weighted[column], value);
-            }
-            b.set(sum, value);
-        }
+        let word = |quad: Val<'c>| b.load(Kind::I32, b.element(codes, quad, 4));
+        let words = (0..parts(self.scheme)).map(|part| self.quads(part).into_iter().map(word).collect()).collect();
+        let (kind, at) = if wants_scaled_sums(self.scheme) { (Kind::F32, GROUP + 4) } else { (Kind::I32, GROUP + 8) };
+        let sums = rows.results.map(|row| b.load(kind, field(row, at)));
+        activations(b, self.scheme, words, scales, sums)
     }
 
     /// Brings the sums of all runs to shared memory.
@@ -316,20 +267,4 @@ impl<'b, 'c> Product<'b, 'c> {
             body(b.add(self.first_row, token), values.collect());
         });
     }
-}
-
-/// A group's weights in a thread: words of both its rows, their scales and minima.
-struct Fragment<'c> {
-    words: Vec<Val<'c>>,
-    scales: Vec<Val<'c>>,
-    mins: Vec<Val<'c>>,
-}
-
-/// A group's activations in a thread: words of one row, and of the rows of both its columns of results the scales, where
-/// dot products begin, and the scaled sums if the weights have minima.
-struct Activations<'c> {
-    words: Vec<Val<'c>>,
-    scales: [Val<'c>; 2],
-    starts: [Val<'c>; 2],
-    weighted: Option<[Val<'c>; 2]>,
 }

@@ -8,6 +8,7 @@ mod decode;
 mod embed;
 mod linear;
 mod linear_mma;
+mod linear_staged;
 mod map;
 mod rotary;
 mod rows;
@@ -22,9 +23,17 @@ use crate::spec::{Activation, KernelSpec, Tile};
 /// Why a spec has no generator on the builder's target, or `None` when it has one.
 pub fn missing(spec: &KernelSpec, vector: bool) -> Option<&'static str> {
     match spec {
-        KernelSpec::Linear { tile: Tile::Mma { .. }, .. } if vector => Some("CPUs have no tensor cores"),
+        KernelSpec::Linear { tile: Tile::Mma { .. } | Tile::Staged { .. }, .. } if vector => {
+            Some("CPUs have no tensor cores")
+        }
+        KernelSpec::Rows { form: Activation::Bf16, .. } if vector => Some("products on CPUs take f32 or int8"),
         KernelSpec::Linear { tile: Tile::Mma { .. }, act: Activation::F32, scheme, .. } if *scheme != Scheme::BF16 => {
             Some("on tensor cores, integer weights meet activations quantized to int8, and floats are bf16")
+        }
+        KernelSpec::Linear { tile: Tile::Staged { .. }, act, scheme, .. }
+            if !matches!((act, scheme.is_integer()), (Activation::Int8, true) | (Activation::Bf16, false)) =>
+        {
+            Some("from shared memory, integer weights meet activations quantized to int8, and floats are bf16")
         }
         KernelSpec::AttentionSplits { .. } | KernelSpec::AttentionMerge { .. } if vector => {
             Some("CPUs give a worker all splits of a head")
@@ -45,12 +54,15 @@ pub fn generate(b: &mut Builder<'_>, symbol: &str, spec: &KernelSpec) {
     b.begin(symbol, spec);
     match spec {
         KernelSpec::Embed { scheme } => embed::embed(b, *scheme),
-        KernelSpec::Rows { gather, norm, add, quantize } => {
-            rows::rows(b, rows::Steps { gather: *gather, norm: *norm, add: *add, quantize: *quantize });
+        KernelSpec::Rows { gather, norm, add, form } => {
+            rows::rows(b, rows::Steps { gather: *gather, norm: *norm, add: *add, form: *form });
         }
         KernelSpec::Rotary { dim, theta, scaling } => rotary::rotary(b, *dim, *theta, scaling),
         KernelSpec::Linear { scheme, tile: Tile::Mma { tokens }, epilogue, .. } => {
             linear_mma::linear(b, *scheme, *tokens, epilogue);
+        }
+        KernelSpec::Linear { scheme, tile: Tile::Staged { blocks, tokens }, epilogue, .. } => {
+            linear_staged::linear(b, *scheme, [*blocks, *tokens], epilogue);
         }
         KernelSpec::Linear { scheme, act, tile, epilogue } => linear::linear(b, *scheme, *act, *tile, epilogue),
         KernelSpec::Attention { group, head_dim, dtype, scale, window, softcap } => {

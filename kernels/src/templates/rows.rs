@@ -1,15 +1,15 @@
-//! Row kernels: gather, norm, residual and quantization of activation rows, in one pass over each row.
+//! Row kernels: gather, norm, residual and final form of activation rows, in one pass over each row.
 //!
 //! A root-mean-square norm sums squares by the lane tree: `y = x · (1 / sqrt(Σx²/K + eps)) · w`. A layer norm first sums
 //! the row by the lane tree, then the squares of `x − mean`: `y = (x − mean) · (1 / sqrt(…/K + eps)) · w + bias`, the last
-//! two by one fused multiply-add. Quantization takes groups of 32:
+//! two by one fused multiply-add. The result is f32, or rounded to bf16, or quantized. Quantization takes groups of 32:
 //! scale = max|y| / 127, code = y / scale rounded to even, and stores scale · Σcode and Σcode beside the codes.
 
 use inkwell::values::PointerValue;
 use inkwell::{FloatPredicate, IntPredicate};
 
 use crate::llvm::builder::{Builder, Kind, LANES, Val};
-use crate::spec::{ACT_GROUP_BYTES, GROUP, Norm};
+use crate::spec::{ACT_GROUP_BYTES, Activation, GROUP, Norm};
 
 /// The largest magnitude of a code.
 const MAX_CODE: f32 = 127.0;
@@ -26,12 +26,12 @@ pub struct Steps {
     pub norm: Option<Norm>,
     /// Whether a residual is added.
     pub add: bool,
-    /// Whether it is quantized.
-    pub quantize: bool,
+    /// The form of the result.
+    pub form: Activation,
 }
 
 /// Operands: x, rows if gathering, norm weight if norming, its bias of a layer norm, residual if adding, out. Params: M, T, G.
-pub fn rows<'c>(b: &Builder<'c>, Steps { gather, norm, add, quantize }: Steps) {
+pub fn rows<'c>(b: &Builder<'c>, Steps { gather, norm, add, form }: Steps) {
     let mut operands = (0..).map(|i| b.operand(i));
     let mut next = || operands.next().expect("the range has no end");
     let x = next();
@@ -75,16 +75,25 @@ pub fn rows<'c>(b: &Builder<'c>, Steps { gather, norm, add, quantize }: Steps) {
                 (0..2).for_each(|line| b.prefetch(b.offset(next, b.int((line * 4 * LANES) as i64))));
             }
             let halves = [half(0), half(1)];
-            if quantize {
-                store_group(b, b.element(out, row_base, ACT_GROUP_BYTES), g, groups, halves);
-            } else {
-                let out = b.element(out, b.add(row_base, g), 4 * GROUP);
-                for (i, value) in halves.into_iter().enumerate() {
-                    b.store_lanes(Kind::F32, b.offset(out, b.int((i * 4 * LANES) as i64)), value);
+            let group = || b.element(out, b.add(row_base, g), form.group_bytes());
+            match form {
+                Activation::Int8 => store_group(b, b.element(out, row_base, ACT_GROUP_BYTES), g, groups, halves),
+                Activation::F32 => store_halves(b, Kind::F32, group(), halves),
+                Activation::Bf16 => {
+                    let zero = b.float(0.0);
+                    let rounded = halves.map(|value| b.trunc(b.to_bf16_pair(value, zero), Kind::I16));
+                    store_halves(b, Kind::I16, group(), rounded);
                 }
             }
         });
     });
+}
+
+/// Stores a group of 32 elements.
+fn store_halves<'c>(b: &Builder<'c>, kind: Kind, out: PointerValue<'c>, halves: [Val<'c>; 2]) {
+    for (i, value) in halves.into_iter().enumerate() {
+        b.store_lanes(kind, b.offset(out, b.int((i * kind.bytes() * LANES) as i64)), value);
+    }
 }
 
 fn mean<'c>(b: &Builder<'c>, x: PointerValue<'c>, groups: Val<'c>) -> Val<'c> {

@@ -35,8 +35,9 @@ pub fn run(spec: &KernelSpec, operands: &[Vec<u8>], params: &[i64], units: i64) 
     }
     // Fewer threads than most tests have work for, so that the kernels' own loops run too.
     let options = Options::default();
-    let Grid { threads, units: per_block, rows } = spec.grid();
-    let threads = if per_block == 1 { threads } else { 64 };
+    let grid = spec.grid();
+    let Grid { threads, rows, .. } = grid;
+    let threads = if grid.is_shared() { threads } else { 64 };
     let row_blocks = if rows == 0 { 1 } else { (params[0] as u32).div_ceil(rows) };
     let launch =
         Launch { grid: [3, row_blocks, 1], block: [threads, 1, 1], shared_bytes: 0, params: &arguments, options };

@@ -15,7 +15,7 @@ use lathe_ir::ops;
 use lathe_ir::ops::glu::Function;
 use lathe_ir::scheme::Scheme;
 use lathe_ir::types::{CacheType, DType};
-use lathe_kernels::spec::{CodePage, KernelSpec, MapOp, Norm, PAGE_TOKENS, page_bytes};
+use lathe_kernels::spec::{Activation, CodePage, KernelSpec, MapOp, Norm, PAGE_TOKENS, page_bytes};
 use machine::Buffer::{Data as Bytes, Output};
 use machine::run;
 
@@ -75,7 +75,8 @@ fn rows_gather_norm_add_and_quantize() {
             buffers.push(Bytes(f32_bytes(&residual)));
         }
         buffers.push(Output);
-        let spec = KernelSpec::Rows { gather, norm, add, quantize };
+        let form = if quantize { Activation::Int8 } else { Activation::F32 };
+        let spec = KernelSpec::Rows { gather, norm, add, form };
         let params = [rows.len() as i64, tokens as i64, k as i64 / 32];
         let found = run(&spec, buffers, &params, rows.len() as i64, 2).pop().unwrap();
         if quantize {
@@ -109,7 +110,7 @@ fn check_records(spec: &KernelSpec, found: &[u8], expected: &Tensor, k: usize) {
 
 #[test]
 fn a_row_of_zeros_quantizes_to_zeros() {
-    let spec = KernelSpec::Rows { gather: false, norm: None, add: false, quantize: true };
+    let spec = KernelSpec::Rows { gather: false, norm: None, add: false, form: Activation::Int8 };
     let found = run(&spec, vec![Bytes(f32_bytes(&[0.0; 64])), Output], &[1, 1, 2], 1, 1).pop().unwrap();
     assert_eq!(found, vec![0; 88]);
 }

@@ -1,0 +1,87 @@
+//! How blocks of GPU threads cover a launch, and how the warps of a block share a tile.
+
+use lathe_ir::recipe::ATTENTION_SPLIT;
+
+use super::{BLOCK_ROWS, KernelSpec, PAGE_TOKENS, Tile};
+
+/// Columns of a product on tensor cores are cut into this many parts, one for each warp of a block. (Blocks that take many
+/// rows have as many warps, each of which takes all parts.)
+pub const PARTS: usize = 8;
+
+/// How blocks of GPU threads cover a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grid {
+    /// Threads of a block.
+    pub threads: u32,
+    /// Units that a block takes at once.
+    pub units: u32,
+    /// Rows, by the kernel's first parameter, that a block takes; 0 where it takes all of them.
+    pub rows: u32,
+}
+
+impl Grid {
+    /// Whether all threads of a block share its units, instead of 16 threads having one each.
+    pub fn is_shared(self) -> bool {
+        self.units as usize * BLOCK_ROWS != self.threads as usize
+    }
+}
+
+/// How the [`PARTS`] warps of a block share the results of [`Tile::Staged`]: a grid of them, each with a rectangle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Warps {
+    /// Warps along the weight rows.
+    pub down: usize,
+    /// Warps along the rows of activations.
+    pub across: usize,
+    /// Blocks of 16 weight rows of a warp.
+    pub blocks: usize,
+    /// Tiles of eight rows of activations of a warp.
+    pub tiles: usize,
+}
+
+impl Warps {
+    /// Most sums of a thread: as many totals lie beside them, and together they are half of its registers.
+    const MOST_SUMS: usize = 64;
+
+    /// The warps of a tile of `blocks` blocks of weight rows and `tokens` rows of activations; none where they cannot share
+    /// it evenly, in pairs of tiles, or it takes too many registers.
+    pub fn of(blocks: usize, tokens: usize) -> Option<Warps> {
+        let down = if blocks.is_multiple_of(2) { 2 } else { 1 };
+        let across = PARTS / down;
+        let warps = Warps { down, across, blocks: blocks / down, tiles: tokens / (8 * across) };
+        let is_even = tokens.is_multiple_of(16 * across);
+        (is_even && warps.tiles > 0 && 4 * warps.blocks * warps.tiles <= Self::MOST_SUMS).then_some(warps)
+    }
+}
+
+impl KernelSpec {
+    /// How blocks of GPU threads cover a launch: eight units of 16 threads each, or some units by all of their threads.
+    pub fn grid(&self) -> Grid {
+        let whole = |threads| Grid { threads, units: 1, rows: 0 };
+        match self {
+            KernelSpec::Linear { tile: Tile::Mma { tokens }, .. } => {
+                Grid { threads: 32 * PARTS as u32, units: 1, rows: *tokens as u32 }
+            }
+            KernelSpec::Linear { tile: Tile::Staged { blocks, tokens }, epilogue, .. } => Grid {
+                threads: 32 * PARTS as u32,
+                units: (blocks / Self::strip_blocks(epilogue)) as u32,
+                rows: *tokens as u32,
+            },
+            KernelSpec::Rows { .. } | KernelSpec::Embed { .. } => whole(128),
+            // A team of 16 threads for each page of a split.
+            KernelSpec::Attention { .. } | KernelSpec::AttentionSplits { .. } => {
+                whole((ATTENTION_SPLIT / PAGE_TOKENS * BLOCK_ROWS) as u32)
+            }
+            _ => Grid { threads: 128, units: 128 / BLOCK_ROWS as u32, rows: 0 },
+        }
+    }
+
+    /// Blocks that a multiprocessor must have registers for, where the assembler's own guess leaves too few to a thread.
+    pub fn blocks_at_once(&self) -> Option<u32> {
+        match self {
+            KernelSpec::Attention { group, head_dim, .. } if group * head_dim >= 1024 => Some(1),
+            KernelSpec::AttentionSplits { .. } | KernelSpec::Linear { tile: Tile::Staged { .. }, .. } => Some(1),
+            _ => None,
+        }
+    }
+}
