@@ -27,7 +27,9 @@ const MMA_FEW_ROWS: usize = 8;
 /// Sums of a warp of GPU threads for many rows: half of a thread's registers hold its share.
 const MMA_SUMS: usize = 32 * 32;
 /// Weight rows and rows of activations of the tiles for many rows, from the one that reads least on.
-const STAGED_TILES: [[usize; 2]; 4] = [[128, 128], [64, 128], [64, 64], [32, 64]];
+const STAGED_FLOATS: [[usize; 2]; 4] = [[128, 128], [64, 128], [64, 64], [32, 64]];
+/// The same for codes, whose scales take registers, too.
+const STAGED_CODES: [[usize; 2]; 4] = [[128, 64], [64, 128], [64, 64], [32, 64]];
 /// About as many multiprocessors as a large chip has: 108 to 148.
 const MULTIPROCESSORS: usize = 128;
 /// The largest step of the small bucket: a decode step of a small batch, which lives on reading each weight once.
@@ -274,7 +276,7 @@ fn tile([rows, n]: [Dim; 2], strip: usize, scheme: Scheme, act: Activation, max:
         (Machine::Nvptx, Activation::F32) if scheme != Scheme::BF16 => Tile::Stream { tokens: STREAM_ROWS },
         (Machine::Nvptx, _) if few => Tile::Mma { tokens: MMA_FEW_ROWS },
         (Machine::Nvptx, _) => {
-            let staged = if rows.eval(max) > GPU_BATCH.tokens { staged(strip, n.c) } else { None };
+            let staged = if rows.eval(max) > GPU_BATCH.tokens { staged(strip, n.c, act) } else { None };
             staged.unwrap_or(Tile::Mma { tokens: (MMA_SUMS / BLOCK_ROWS / strip).max(MMA_FEW_ROWS) })
         }
         (Machine::X86, _) if few => Tile::Stream { tokens: STREAM_ROWS },
@@ -284,8 +286,9 @@ fn tile([rows, n]: [Dim; 2], strip: usize, scheme: Scheme, act: Activation, max:
 
 /// The largest tile that leaves every multiprocessor something to do in a prompt of some hundred tokens, for a product
 /// with `n` rows of weights in strips of `strip` blocks; or the smallest one that there is.
-fn staged(strip: usize, n: usize) -> Option<Tile> {
-    let tiles = STAGED_TILES.into_iter().filter_map(|[rows, tokens]| {
+fn staged(strip: usize, n: usize, act: Activation) -> Option<Tile> {
+    let tiles = if act == Activation::Int8 { STAGED_CODES } else { STAGED_FLOATS };
+    let tiles = tiles.into_iter().filter_map(|[rows, tokens]| {
         let blocks = strip * (rows / BLOCK_ROWS / strip).max(1);
         Warps::of(blocks, tokens).map(|_| [blocks, tokens])
     });

@@ -89,6 +89,34 @@ impl<'c> Builder<'c> {
         self.four(self.intrinsic("llvm.nvvm.mma.m16n8k16.row.col.bf16", &[], &arguments))
     }
 
+    /// Two f32 rounded to f16, the first in the low half of a word; NVPTX only.
+    pub fn to_f16_pair(&self, low: Val<'c>, high: Val<'c>) -> Val<'c> {
+        self.bitcast(self.intrinsic("llvm.nvvm.ff2f16x2.rn", &[], &[high, low]), Kind::I32)
+    }
+
+    /// As [`Builder::mma_bf16`] with f16.
+    pub fn mma_f16(&self, rows: &[Val<'c>; 4], columns: &[Val<'c>; 2], sums: [Val<'c>; 4]) -> [Val<'c>; 4] {
+        let pair = self.context.f16_type().vec_type(2);
+        let halves = |word: &Val<'c>| Val(ok(self.llvm.build_bit_cast(word.0, pair, "")));
+        let arguments: Vec<Val<'c>> = rows.iter().chain(columns).map(halves).chain(sums).collect();
+        self.four(self.intrinsic("llvm.nvvm.mma.m16n8k16.row.col.f32.f32", &[], &arguments))
+    }
+
+    /// A word with a bit for each thread of the warp, set where its condition holds; all of them are here.
+    pub fn ballot(&self, condition: Val<'c>) -> Val<'c> {
+        self.intrinsic("llvm.nvvm.vote.ballot.sync", &[], &[self.int32(-1), condition])
+    }
+
+    /// The least of the signed words of a warp's threads; all of them are here.
+    pub fn warp_min(&self, value: Val<'c>) -> Val<'c> {
+        self.intrinsic("llvm.nvvm.redux.sync.min", &[], &[value, self.int32(-1)])
+    }
+
+    /// The largest of the signed words of a warp's threads; all of them are here.
+    pub fn warp_max(&self, value: Val<'c>) -> Val<'c> {
+        self.intrinsic("llvm.nvvm.redux.sync.max", &[], &[value, self.int32(-1)])
+    }
+
     /// The four results of a product.
     pub(super) fn four(&self, results: Val<'c>) -> [Val<'c>; 4] {
         let BasicValueEnum::StructValue(results) = results.0 else { unreachable!("mma gives four sums") };

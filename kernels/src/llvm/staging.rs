@@ -12,6 +12,11 @@ impl<'c> Builder<'c> {
         self.effect("llvm.nvvm.cp.async.cg.shared.global.16", &[Val(to.into()), Val(from.into())]);
     }
 
+    /// As [`Builder::copy_16`] where `bytes`, an i32, is 16; where it is 0, nothing is read and zeros come.
+    pub fn copy_16_or_zeros(&self, to: PointerValue<'c>, from: PointerValue<'c>, bytes: Val<'c>) {
+        self.effect("llvm.nvvm.cp.async.cg.shared.global.16.s", &[Val(to.into()), Val(from.into()), bytes]);
+    }
+
     /// Begins a copy of four bytes, from and to multiples of four.
     pub fn copy_4(&self, to: PointerValue<'c>, from: PointerValue<'c>) {
         self.effect("llvm.nvvm.cp.async.ca.shared.global.4", &[Val(to.into()), Val(from.into())]);
@@ -31,6 +36,12 @@ impl<'c> Builder<'c> {
     /// `i`; lane `4 r + w` gets word `w` of row `r` of each.
     pub fn load_matrices(&self, row: PointerValue<'c>) -> [Val<'c>; 4] {
         let name = "llvm.nvvm.ldmatrix.sync.aligned.m8n8.x4.b16";
+        self.four(self.intrinsic(name, &[row.get_type().into()], &[Val(row.into())]))
+    }
+
+    /// As [`Builder::load_matrices`], each turned: lane `4 c + w` gets elements `c` of rows `2 w` and `2 w + 1`.
+    pub fn load_transposed(&self, row: PointerValue<'c>) -> [Val<'c>; 4] {
+        let name = "llvm.nvvm.ldmatrix.sync.aligned.m8n8.x4.trans.b16";
         self.four(self.intrinsic(name, &[row.get_type().into()], &[Val(row.into())]))
     }
 

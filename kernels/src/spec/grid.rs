@@ -1,6 +1,7 @@
 //! How blocks of GPU threads cover a launch, and how the warps of a block share a tile.
 
 use lathe_ir::recipe::ATTENTION_SPLIT;
+use lathe_ir::types::DType;
 
 use super::{BLOCK_ROWS, KernelSpec, PAGE_TOKENS, Tile};
 
@@ -54,6 +55,17 @@ impl Warps {
     }
 }
 
+/// Threads of a block that attends on tensor cores.
+const ATTENTION_THREADS: u32 = 128;
+/// Rows, query heads of tokens, of such a block.
+const ATTENTION_ROWS: usize = 64;
+
+/// Tokens that a block of GPU threads takes where it attends on tensor cores; none where heads or the cache's type do not
+/// suit them: a token's query heads of a key/value head are rows of one product, whose sums stay in registers.
+pub fn attention_rows(group: usize, head_dim: usize, dtype: DType) -> Option<usize> {
+    (dtype == DType::F16 && group <= 16 && head_dim <= 128).then_some(ATTENTION_ROWS / group)
+}
+
 impl KernelSpec {
     /// How blocks of GPU threads cover a launch: eight units of 16 threads each, or some units by all of their threads.
     pub fn grid(&self) -> Grid {
@@ -68,6 +80,17 @@ impl KernelSpec {
                 rows: *tokens as u32,
             },
             KernelSpec::Rows { .. } | KernelSpec::Embed { .. } => whole(128),
+            KernelSpec::Attention { group, head_dim, dtype, .. }
+                if attention_rows(*group, *head_dim, *dtype).is_some() =>
+            {
+                let rows = attention_rows(*group, *head_dim, *dtype).unwrap_or(0);
+                Grid { threads: ATTENTION_THREADS, units: 1, rows: rows as u32 }
+            }
+            KernelSpec::AttentionSplits { group, head_dim, dtype, .. }
+                if attention_rows(*group, *head_dim, *dtype).is_some() =>
+            {
+                whole(ATTENTION_THREADS)
+            }
             // A team of 16 threads for each page of a split.
             KernelSpec::Attention { .. } | KernelSpec::AttentionSplits { .. } => {
                 whole((ATTENTION_SPLIT / PAGE_TOKENS * BLOCK_ROWS) as u32)

@@ -3,6 +3,7 @@
 mod append;
 mod attention;
 mod attention_block;
+mod attention_mma;
 mod attention_split;
 mod decode;
 mod embed;
@@ -18,7 +19,7 @@ use lathe_ir::scheme::Scheme;
 use lathe_ir::types::DType;
 
 use crate::llvm::builder::Builder;
-use crate::spec::{Activation, KernelSpec, Tile};
+use crate::spec::{Activation, KernelSpec, Tile, attention_rows};
 
 /// Why a spec has no generator on the builder's target, or `None` when it has one.
 pub fn missing(spec: &KernelSpec, vector: bool) -> Option<&'static str> {
@@ -71,13 +72,19 @@ pub fn generate(b: &mut Builder<'_>, symbol: &str, spec: &KernelSpec) {
                 attention::attention(b, *group, *head_dim, *dtype, scores);
             } else {
                 let shape = attention_block::Shape { group: *group, head_dim: *head_dim, dtype: *dtype };
-                attention_block::attention(b, shape, scores);
+                match attention_rows(*group, *head_dim, *dtype) {
+                    Some(_) => attention_mma::attention(b, shape, scores),
+                    None => attention_block::attention(b, shape, scores),
+                }
             }
         }
         KernelSpec::AttentionSplits { group, head_dim, dtype, scale, window, softcap } => {
             let shape = attention_block::Shape { group: *group, head_dim: *head_dim, dtype: *dtype };
             let scores = attention::Scores { scale: *scale, window: *window, softcap: *softcap };
-            attention_split::splits(b, shape, scores);
+            match attention_rows(*group, *head_dim, *dtype) {
+                Some(_) => attention_mma::splits(b, shape, scores),
+                None => attention_split::splits(b, shape, scores),
+            }
         }
         KernelSpec::AttentionMerge { group, head_dim, window } => {
             attention_split::merge(b, *group, *head_dim, *window);

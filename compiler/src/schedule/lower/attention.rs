@@ -36,7 +36,9 @@ impl Lowering<'_> {
         let many = rows.eval(self.max) > GPU_BATCH.tokens;
         if self.machine == Machine::X86 || many || splits == 1 || bytes > MOST_PARTIAL_BYTES {
             let kernel = KernelSpec::Attention { group, head_dim, dtype, scale, window, softcap };
-            let units = times(rows, kv_heads);
+            // Where a block of GPU threads takes several tokens, their number is no matter of units.
+            let by_rows = self.machine == Machine::Nvptx && kernel.grid().rows > 0;
+            let units = if by_rows { Dim::of(kv_heads) } else { times(rows, kv_heads) };
             // A token's work grows with its position, so workers take units as they get free: one by one where they are
             // few, which are of different sequences anyway, else the tokens that the kernel takes together.
             let grain = if self.max.tokens > BATCH.tokens { KernelSpec::attention_tokens(group) } else { 1 };
