@@ -50,6 +50,8 @@ fn portable() -> Vec<KernelSpec> {
         KernelSpec::Rows { gather: false, norm: Some(Norm::Layer { eps: 1e-5 }), add: false, form: Activation::Int8 },
         KernelSpec::Append { head_dim: 64, dtype: DType::F16 },
         attention(3, 64, None, None),
+        attention(4, 128, None, None),
+        attention(16, 112, Some(512), Some(50.0)),
         attention(4, 256, Some(512), Some(50.0)),
         KernelSpec::AppendQkv { head_dim: 64, dtype: DType::F32 },
         linear(Scheme::INT4, Activation::Int8, stream, qkv),

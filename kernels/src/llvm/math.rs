@@ -125,16 +125,21 @@ impl<'c> Builder<'c> {
             );
             return self.recast(found, Kind::I32);
         }
-        // Two 64-bit words hold the table; a byte is shifted out of one of them.
-        let half = |entries: &[u8]| self.int(entries.iter().rev().fold(0, |word, &entry| word << 8 | i64::from(entry)));
-        let (low, high) = (half(&table[..8]), half(&table[8..]));
-        let entry = |i: i32| {
-            let index = self.and(self.lshr(indices, self.int32(8 * i)), self.int32(0xf));
-            let in_low = self.icmp(IntPredicate::ULT, index, self.int32(8));
-            let shift = self.zext(self.shl(self.and(index, self.int32(7)), self.int32(3)), Kind::I64);
-            let byte = self.and(self.lshr(self.select(in_low, low, high), shift), self.int(0xff));
-            self.shl(self.trunc(byte, Kind::I32), self.int32(8 * i))
+        // Eight bytes are looked up at once, by three bits of a nibble for each (PTX ISA, `prmt`; its fourth bit asks for
+        // copies of the sign): so in both halves of the table, and the fourth bit of each index chooses.
+        let word = |at: usize| {
+            let bytes = [0, 1, 2, 3].map(|i| table[at + i]);
+            self.int32(i32::from_le_bytes(bytes))
         };
-        (1..4).fold(entry(0), |word, i| self.or(word, entry(i)))
+        let mask = |value: Val<'c>, mask: u32| self.and(value, self.int32(mask as i32));
+        let permute =
+            |low: Val<'c>, high: Val<'c>, by: Val<'c>| self.intrinsic("llvm.nvvm.prmt", &[], &[low, high, by]);
+        // Nibbles of two bytes, then of four, side by side.
+        let pairs = mask(self.or(indices, self.lshr(indices, self.int32(4))), 0x00ff_00ff);
+        let nibbles = self.or(pairs, self.lshr(pairs, self.int32(8)));
+        let within = mask(nibbles, 0x7777);
+        let (low, high) = (permute(word(0), word(4), within), permute(word(8), word(12), within));
+        let chosen = self.or(self.lshr(mask(nibbles, 0x8888), self.int32(1)), self.int32(0x3210));
+        permute(low, high, chosen)
     }
 }

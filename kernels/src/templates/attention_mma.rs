@@ -15,6 +15,9 @@
 //! block without a token that is seen leaves all as it was. Values behind the last token of all rows are zeros in shared
 //! memory, whatever the page holds there. So a row's bits do not depend on what is computed beside it.
 
+mod copies;
+mod total;
+
 use inkwell::IntPredicate;
 use inkwell::values::PointerValue;
 use lathe_ir::recipe::ATTENTION_SPLIT;
@@ -24,7 +27,8 @@ use super::attention_block::{Shape, beginning};
 use crate::llvm::block::WARP;
 use crate::llvm::builder::{Builder, Kind, LANES, Val};
 use crate::llvm::memory::Var;
-use crate::spec::{PAGE_TOKENS, attention_rows, page_bytes, partial_floats};
+use crate::spec::{PAGE_TOKENS, attention_rows, partial_floats};
+use total::{Total, combined};
 
 /// Warps of a block of threads.
 const WARPS: usize = 4;
@@ -243,25 +247,52 @@ impl<'b, 'c> Kernel<'b, 'c> {
         let seen = [b.zext(b.warp_min(least), Kind::I64), b.zext(b.warp_max(most), Kind::I64)];
         let history = self.history(b.add(first, begin), head, seen);
 
-        let (total, state) = (self.start(), self.start());
+        // Where this thread's elements of its rows go, and whether they are rows of these tokens.
+        let outs = self.row_numbers().map(|row| {
+            let (token, query_head) = self.place(row);
+            let inside = b.and(b.icmp(IntPredicate::SGE, token, begin), b.icmp(IntPredicate::SLT, token, end));
+            let pair = b.add(b.mul(b.add(first, token), b.param(1)), head);
+            let number = b.add(b.mul(pair, b.int(self.shape.group as i64)), query_head);
+            (inside, b.element(b.operand(5), number, 4 * self.shape.head_dim))
+        });
+        let state = self.start();
+        let total = Total::new(self);
+        let of_rows = |body: &dyn Fn(usize, PointerValue<'c>)| {
+            for (row, &(inside, out)) in outs.iter().enumerate() {
+                b.when(inside, || body(row, out));
+            }
+        };
+        let zero = b.float(0.0);
+        if total.values.is_none() {
+            of_rows(&|row, out| self.each_pair(&state.values, row, out, |at, _| b.store_pair(at, [zero; 2])));
+        }
         let split_tokens = b.int(ATTENTION_SPLIT as i64);
         let splits = [b.udiv(history.first, split_tokens), b.add(b.udiv(history.last, split_tokens), b.int(1))];
         b.for_range(splits[0], splits[1], b.int(1), |split| {
             self.reset(&state);
             self.add_split(&rows, &history, split, &state);
-            self.merge(&total, &state);
+            let shares = [0, 1].map(|row| total.merge(self, &state, row));
+            if total.values.is_none() {
+                of_rows(&|row, out| {
+                    self.each_pair(&state.values, row, out, |at, values| {
+                        let old: [Val<'c>; 2] = b.load_together(Kind::F32, at);
+                        b.store_pair(at, [0, 1].map(|i| combined(b, old[i], values[i], shares[row])));
+                    });
+                });
+            }
         });
-        for (i, row) in self.row_numbers().into_iter().enumerate() {
-            let (token, query_head) = self.place(row);
-            let inside = b.and(b.icmp(IntPredicate::SGE, token, begin), b.icmp(IntPredicate::SLT, token, end));
-            b.when(inside, || {
-                let pair = b.add(b.mul(b.add(first, token), b.param(1)), head);
-                let number = b.add(b.mul(pair, b.int(self.shape.group as i64)), query_head);
-                let out = b.element(b.operand(5), number, 4 * self.shape.head_dim);
-                let sum = b.get(total.sum[i]);
-                self.store_values(&total, i, out, |value| b.fdiv(value, sum));
-            });
-        }
+        of_rows(&|row, out| {
+            let sum = b.get(total.sum[row]);
+            match &total.values {
+                Some(values) => self.each_pair(values, row, out, |at, values| {
+                    b.store_pair(at, values.map(|value| b.fdiv(value, sum)));
+                }),
+                None => self.each_pair(&state.values, row, out, |at, _| {
+                    let values: [Val<'c>; 2] = b.load_together(Kind::F32, at);
+                    b.store_pair(at, values.map(|value| b.fdiv(value, sum)));
+                }),
+            }
+        });
     }
 
     /// This thread's rows among those of its warp, or of all warps.
@@ -367,55 +398,6 @@ impl<'b, 'c> Kernel<'b, 'c> {
     fn across_row(&self, value: Val<'c>, combine: impl Fn(Val<'c>, Val<'c>) -> Val<'c>) -> Val<'c> {
         let b = self.b;
         [1, 2].into_iter().fold(value, |value, distance| combine(value, b.butterfly(value, distance)))
-    }
-
-    /// Where a warp's page of a block lies in the cache, and how many of its bytes count: all or none.
-    fn page(&self, history: &History<'c>, block: Val<'c>) -> (PointerValue<'c>, Val<'c>) {
-        let b = self.b;
-        let page_tokens = b.int(PAGE_TOKENS as i64);
-        let page = b.add(b.mul(block, b.int(PAGES as i64)), self.warp);
-        let (first, last) = (b.udiv(history.first, page_tokens), b.udiv(history.last, page_tokens));
-        let counts = b.and(b.icmp(IntPredicate::SGE, page, first), b.icmp(IntPredicate::SLE, page, last));
-        let page = b.overloaded("llvm.smax", &[b.overloaded("llvm.smin", &[page, last]), first]);
-        let number = b.load_index(history.table, page);
-        let bytes = page_bytes(1, self.shape.head_dim, self.shape.dtype);
-        let at = b.element(b.operand(4), b.add(b.mul(number, b.param(1)), history.head), bytes);
-        (at, b.select(counts, b.int32(COPY as i32), b.int32(0)))
-    }
-
-    /// Begins the copies of the keys of a block, a page by each warp. Halves of every second four elements change places:
-    /// eight elements of eight tokens then lie in different banks.
-    fn bring_keys(&self, history: &History<'c>, block: Val<'c>) {
-        let b = self.b;
-        let (page, bytes) = self.page(history, block);
-        let own = b.mul(self.lane, b.int(COPY as i64));
-        let turned = b.mul(b.urem(b.udiv(self.lane, b.int(8)), b.int(2)), b.int(COPY as i64));
-        let to = b.element(self.keys, self.warp, KEY * self.shape.head_dim);
-        let (to, from) = (b.offset(to, b.xor(own, turned)), b.offset(page, own));
-        for turn in 0..self.pairs() {
-            let at = b.int((turn * WARP * COPY) as i64);
-            b.copy_16_or_zeros(b.offset(to, at), b.offset(from, at), bytes);
-        }
-        b.commit_copies();
-    }
-
-    /// Begins the copies of the values of a block, a page by each warp; behind the last token there are zeros.
-    fn bring_values(&self, history: &History<'c>, block: Val<'c>) {
-        let b = self.b;
-        let (page, bytes) = self.page(history, block);
-        let per_token = b.int((2 * self.shape.head_dim / COPY) as i64);
-        let first = b.mul(b.add(b.mul(block, b.int(PAGES as i64)), self.warp), b.int(PAGE_TOKENS as i64));
-        let page = b.offset(page, b.int((KEY * self.shape.head_dim) as i64));
-        let to = b.element(self.values, self.warp, PAGE_TOKENS * self.value_bytes());
-        for turn in 0..self.pairs() {
-            let piece = b.add(self.lane, b.int((turn * WARP) as i64));
-            let token = b.udiv(piece, per_token);
-            let counts = b.icmp(IntPredicate::SLE, b.add(first, token), history.last);
-            let bytes = b.select(counts, bytes, b.int32(0));
-            let to = b.element(to, b.add(piece, token), COPY);
-            b.copy_16_or_zeros(to, b.element(page, piece, COPY), bytes);
-        }
-        b.commit_copies();
     }
 
     /// The pages of a block that this thread scores: all, or its warp's.
@@ -564,35 +546,22 @@ impl<'b, 'c> Kernel<'b, 'c> {
         });
     }
 
-    /// Merges a finished split into the total.
-    fn merge(&self, total: &State<'c>, split: &State<'c>) {
-        let b = self.b;
-        for row in 0..2 {
-            let (old, other) = (b.get(total.max[row]), b.get(split.max[row]));
-            let new = b.fmax(old, other);
-            let shift = self.finite(new);
-            let (keep, take) = (b.exp(b.fsub(old, shift)), b.exp(b.fsub(other, shift)));
-            let combine = |total: Var<'c>, split: Var<'c>| {
-                b.set(total, b.fma(b.get(split), take, b.fmul(b.get(total), keep)));
-            };
-            combine(total.sum[row], split.sum[row]);
-            for (total, split) in total.values.iter().zip(&split.values) {
-                let of_row = |values: &[Var<'c>; 8]| [0, 1, 4, 5].map(|i| values[i + 2 * row]);
-                of_row(total).into_iter().zip(of_row(split)).for_each(|(total, split)| combine(total, split));
-            }
-            b.set(total.max[row], new);
-        }
-    }
-
-    /// Stores this thread's elements of a row, as `finish` makes them.
-    fn store_values(&self, state: &State<'c>, row: usize, out: PointerValue<'c>, finish: impl Fn(Val<'c>) -> Val<'c>) {
+    /// Runs `body` with every two neighbouring elements of a row that this thread has, and where they lie
+    /// in `out`.
+    fn each_pair(
+        &self,
+        values: &[[Var<'c>; 8]],
+        row: usize,
+        out: PointerValue<'c>,
+        body: impl Fn(PointerValue<'c>, [Val<'c>; 2]),
+    ) {
         let b = self.b;
         let own = b.element(out, self.column, 8);
         self.each_own_pair(|index, pair| {
             let own = b.element(own, pair, 4 * STEP);
             for tile in 0..2 {
-                let values = [0, 1].map(|column| finish(b.get(state.values[index][4 * tile + 2 * row + column])));
-                b.store_pair(b.offset(own, b.int(4 * 8 * tile as i64)), values);
+                let pair = [0, 1].map(|column| b.get(values[index][4 * tile + 2 * row + column]));
+                body(b.offset(own, b.int(4 * 8 * tile as i64)), pair);
             }
         });
     }
@@ -605,7 +574,7 @@ impl<'b, 'c> Kernel<'b, 'c> {
             b.when(b.icmp(IntPredicate::SLT, row, b.int(self.shape.group as i64)), || {
                 let number = b.add(b.mul(record, b.int(self.shape.group as i64)), row);
                 let base = b.element(b.operand(5), number, 4 * partial_floats(head_dim));
-                self.store_values(state, i, base, |value| value);
+                self.each_pair(&state.values, i, base, |at, values| b.store_pair(at, values));
                 b.when(b.icmp(IntPredicate::EQ, self.warp, b.int(0)), || {
                     let lanes = b.element(b.offset(base, b.int(4 * head_dim as i64)), self.column, LANES);
                     let is_first = b.icmp(IntPredicate::EQ, self.column, b.int(0));

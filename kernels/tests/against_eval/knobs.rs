@@ -208,6 +208,7 @@ fn attention_with_windows_and_bounded_scores() {
         (DType::F16, 2, 64, Some(16), None),
         (DType::F32, 1, 80, Some(37), Some(3.0)),
         (DType::F32, 1, 48, Some(300), None),
+        (DType::F16, 2, 112, Some(300), None),
         (DType::F16, 4, 256, Some(512), Some(50.0)),
         (DType::F32, 3, 16, None, Some(0.5)),
         (DType::Int8, 2, 64, Some(1), None),
