@@ -288,14 +288,14 @@ fn tile([rows, n]: [Dim; 2], strip: usize, scheme: Scheme, act: Activation, max:
 /// with `n` rows of weights in strips of `strip` blocks; or the smallest one that there is.
 fn staged(strip: usize, n: usize, act: Activation) -> Option<Tile> {
     let tiles = if act == Activation::Int8 { STAGED_CODES } else { STAGED_FLOATS };
-    let tiles = tiles.into_iter().filter_map(|[rows, tokens]| {
+    let mut tiles = tiles.into_iter().filter_map(|[rows, tokens]| {
         let blocks = strip * (rows / BLOCK_ROWS / strip).max(1);
         Warps::of(blocks, tokens).map(|_| [blocks, tokens])
     });
     let fills = |&[blocks, tokens]: &[usize; 2]| {
         n.div_ceil(blocks * BLOCK_ROWS) * PREFILL.tokens.div_ceil(tokens) >= MULTIPROCESSORS
     };
-    let [blocks, tokens] = tiles.clone().find(fills).or_else(|| tiles.last())?;
+    let [blocks, tokens] = tiles.clone().find(fills).or_else(|| tiles.next_back())?;
     Some(Tile::Staged { blocks, tokens })
 }
 

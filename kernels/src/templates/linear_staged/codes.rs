@@ -131,12 +131,12 @@ impl<'c> Staged<'_, 'c> {
             let [block, quad, row] = place(self, piece);
             let (g, h) = (b.udiv(row, b.int(2)), b.urem(row, b.int(2)));
             // Quads 2 t and 2 t + 1 of one product of 32 columns, or t and 4 + t of two of 16.
-            let (t, j) = match parts(self.scheme) {
-                1 => (b.udiv(quad, b.int(2)), b.urem(quad, b.int(2))),
-                _ => (b.urem(quad, b.int(4)), b.udiv(quad, b.int(4))),
+            let (t, j) = if parts(self.scheme) == 1 {
+                (b.udiv(quad, b.int(2)), b.urem(quad, b.int(2)))
+            } else {
+                (b.urem(quad, b.int(4)), b.udiv(quad, b.int(4)))
             };
-            let thread = b.add(b.mul(t, b.int(8)), g);
-            let word = b.add(b.mul(b.add(b.mul(thread, b.int(2)), j), b.int(2)), h);
+            let word = b.add(b.mul(b.add(b.mul(slot_of(self, g, t), b.int(2)), j), b.int(2)), h);
             let at = b.add(b.mul(block, b.int(BLOCK_QUADS as i64)), word);
             b.plain_store(Kind::I32, b.element(to, at, 4), unpacked.quads[turn]);
         });
@@ -171,8 +171,7 @@ impl<'c> Staged<'_, 'c> {
     fn code_fragments(&self, from: PointerValue<'c>, block: usize) -> Vec<Fragment<'c>> {
         let b = self.b;
         let block = b.add(b.mul(self.place[0], b.int(self.warps.blocks as i64)), b.int(block as i64));
-        let thread = b.add(b.mul(self.column, b.int(8)), self.row);
-        let own = b.element(b.element(from, block, 4 * BLOCK_QUADS), thread, 16);
+        let own = b.element(b.element(from, block, 4 * BLOCK_QUADS), slot_of(self, self.row, self.column), 16);
         let words: [Val<'c>; 4] = b.load_together(Kind::I32, own);
         let own = b.element(b.element(from, block, 4 * BLOCK_ROWS), self.row, 8);
         let parameters: Vec<[Val<'c>; 2]> = (0..self.parameter_count())
@@ -197,15 +196,12 @@ impl<'c> Staged<'_, 'c> {
         let fields = self.fields();
         let field = |at: usize| b.offset(from, b.int(at as i64));
         let codes = b.element(field(fields.codes), b.add(first, self.row), GROUP);
-        let words = match parts(self.scheme) {
-            1 => {
-                let words: [Val<'c>; 2] = b.load_together(Kind::I32, b.element(codes, self.column, 8));
-                vec![words.to_vec()]
-            }
-            _ => {
-                let own = b.element(codes, self.column, 4);
-                [0, GROUP / 2].map(|at| vec![b.load(Kind::I32, b.offset(own, b.int(at as i64)))]).to_vec()
-            }
+        let words = if parts(self.scheme) == 1 {
+            let words: [Val<'c>; 2] = b.load_together(Kind::I32, b.element(codes, self.column, 8));
+            vec![words.to_vec()]
+        } else {
+            let own = b.element(codes, self.column, 4);
+            [0, GROUP / 2].map(|at| vec![b.load(Kind::I32, b.offset(own, b.int(at as i64)))]).to_vec()
         };
         let pair = |kind: Kind, at: usize| -> [Val<'c>; 2] {
             b.load_together(kind, b.element(b.element(field(at), first, 4), self.column, 8))
@@ -221,4 +217,11 @@ fn place<'c>(kernel: &Staged<'_, 'c>, piece: Val<'c>) -> [Val<'c>; 3] {
     let rows = b.int(BLOCK_ROWS as i64);
     let within = b.urem(piece, b.int(BLOCK_QUADS as i64));
     [b.udiv(piece, b.int(BLOCK_QUADS as i64)), b.udiv(within, rows), b.urem(within, rows)]
+}
+
+/// Where the words of a fragment's thread with row `g` and columns `t` lie in a block: eight threads that follow each other
+/// read from different banks, and those of a `t` write to different ones.
+fn slot_of<'c>(kernel: &Staged<'_, 'c>, g: Val<'c>, t: Val<'c>) -> Val<'c> {
+    let b = kernel.b;
+    b.add(b.mul(t, b.int(8)), b.xor(g, b.mul(t, b.int(2))))
 }

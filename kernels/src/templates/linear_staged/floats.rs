@@ -56,7 +56,9 @@ impl<'c> Staged<'_, 'c> {
         let copies = [self.weight_copies(first), self.row_copies()];
         let bring = |group: Val<'c>, slot: Val<'c>| {
             b.when(b.icmp(IntPredicate::SLT, group, self.groups), || {
-                copies.iter().for_each(|copies| self.bring(copies, group, slot));
+                for copies in &copies {
+                    self.bring(copies, group, slot);
+                }
             });
             b.commit_copies();
         };
