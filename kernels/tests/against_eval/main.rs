@@ -7,7 +7,7 @@ mod linear;
 pub(crate) mod machine;
 mod tiles;
 
-use data::{F32_BOUND, Random, assert_close, attention_bound, f32_bytes, floats, i32_bytes, weight};
+use data::{F32_BOUND, Random, assert_close, f32_bytes, floats, i32_bytes, weight};
 use half::f16;
 use lathe_ir::eval::{CacheState, Data, EvalContext, Tensor};
 use lathe_ir::op::Op;
