@@ -125,8 +125,27 @@ impl<'c> Builder<'c> {
             );
             return self.recast(found, Kind::I32);
         }
-        // Eight bytes are looked up at once, by three bits of a nibble for each (PTX ISA, `prmt`; its fourth bit asks for
-        // copies of the sign): so in both halves of the table, and the fourth bit of each index chooses.
+        if self.is_vector() { self.look_up_by_shifts(table, indices) } else { self.look_up_by_permutes(table, indices) }
+    }
+
+    /// The same for one value of a CPU: two 64-bit words hold the table, and a byte is shifted out of one of them.
+    fn look_up_by_shifts(&self, table: &[u8; 16], indices: Val<'c>) -> Val<'c> {
+        let half = |entries: &[u8]| self.int(entries.iter().rev().fold(0, |word, &entry| word << 8 | i64::from(entry)));
+        let (low, high) = (half(&table[..8]), half(&table[8..]));
+        let entry = |i: i32| {
+            let index = self.and(self.lshr(indices, self.int32(8 * i)), self.int32(0xf));
+            let in_low = self.icmp(IntPredicate::ULT, index, self.int32(8));
+            let shift = self.zext(self.shl(self.and(index, self.int32(7)), self.int32(3)), Kind::I64);
+            let byte = self.and(self.lshr(self.select(in_low, low, high), shift), self.int(0xff));
+            self.shl(self.trunc(byte, Kind::I32), self.int32(8 * i))
+        };
+        (1..4).fold(entry(0), |word, i| self.or(word, entry(i)))
+    }
+
+    /// The same for a thread of a GPU. Eight bytes are looked up at once, by three bits of a nibble for each (PTX ISA,
+    /// `prmt`; its fourth bit asks for copies of the sign): so in both halves of the table, and the fourth bit of each index
+    /// chooses.
+    fn look_up_by_permutes(&self, table: &[u8; 16], indices: Val<'c>) -> Val<'c> {
         let word = |at: usize| {
             let bytes = [0, 1, 2, 3].map(|i| table[at + i]);
             self.int32(i32::from_le_bytes(bytes))
