@@ -9,6 +9,7 @@ pub mod generation;
 pub mod hub;
 pub mod json;
 pub mod safetensors;
+mod spelling;
 pub mod tokenizer;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -166,10 +167,27 @@ pub(crate) fn read_config(object: &Map<String, Value>) -> Result<(Layout, ModelC
     };
     let layout = families::find_hf(architecture)?;
     let config = (layout.config)(&metadata)?;
-    config.check()?;
+    config.check().map_err(|error| spelling::respell(error, &metadata))?;
+    check_type(&metadata, &layout)?;
     metadata.skip(INFORMATIVE);
     metadata.finish()?;
     Ok((layout, config))
+}
+
+/// Refuses a `model_type` that is another family's than the architecture's. One that no family has changes nothing.
+fn check_type(metadata: &Metadata, layout: &Layout) -> Result<(), ModelError> {
+    let plain = |architecture: &str| {
+        let name = architecture.strip_suffix("ForCausalLM").or(architecture.strip_suffix("LMHeadModel"));
+        name.unwrap_or(architecture).to_lowercase()
+    };
+    let own = plain(layout.architecture);
+    let Some(stated) = metadata.optional_text("model_type")? else { return Ok(()) };
+    let stated = stated.strip_suffix("_text").unwrap_or(stated);
+    let is_known = |family: &families::Family| family.hf.is_some_and(|layout| plain(layout.architecture) == stated);
+    if stated != own && families::FAMILIES.iter().any(is_known) {
+        return metadata.contradicts("model_type", format!("'{own}', as architectures says {}", layout.architecture));
+    }
+    Ok(())
 }
 
 /// The tensors: of one file, or of those that the index names.

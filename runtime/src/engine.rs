@@ -178,7 +178,7 @@ impl Engine {
         self.batcher.counters()
     }
 
-    /// The time of the last step that ran.
+    /// The time of the last call of [`Engine::step`], if the device ran.
     pub fn last_step(&self) -> Option<StepTime> {
         self.last
     }
@@ -191,6 +191,7 @@ impl Engine {
     /// Takes one step for all requests and returns what happened. When the step fails, all requests have ended.
     pub fn step(&mut self) -> Result<&[Event]> {
         self.events.clear();
+        self.last = None;
         let begin = self.is_recording.then(Instant::now);
         self.batcher.admit(self.now(), &mut self.events);
         self.draft()?;

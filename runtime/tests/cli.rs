@@ -241,19 +241,26 @@ fn bad_plans_and_unsuitable_machines_have_code_3() {
         let stderr = check(&folder, &["run", plan, "-p", "x"], "", 3, "");
         assert!(stderr.starts_with("error: ") && stderr.lines().count() == 1 && stderr.contains(hint), "{stderr}");
     };
+    let damaged = |plan: &str, hint: &str| {
+        refused(plan, hint);
+        for args in [&["inspect", plan][..], &["serve", plan, "--port", "0"], &["doctor", plan], &["run", plan]] {
+            let stderr = check(&folder, args, "", 3, "");
+            assert!(stderr.contains(&format!("error: {plan}: ")), "{args:?}: {stderr}");
+        }
+    };
     refused("model.plan", "a_feature_of_no_cpu");
     let stderr = check(&folder, &["run", "model.plan", "-p", "x", "--cpu", "z80"], "", 3, "");
     assert!(stderr.contains("no code for `z80`, only for x86-64;"), "{stderr}");
     let mut bytes = fs::read(folder.join("model.plan")).expect("it was written");
     fs::write(folder.join("cut.plan"), &bytes[..bytes.len() - 1]).expect("the folder is writable");
-    refused("cut.plan", "cut off");
+    damaged("cut.plan", "cut off");
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(folder.join("flipped.plan"), &bytes).expect("the folder is writable");
-    refused("flipped.plan", "damaged");
+    damaged("flipped.plan", "damaged");
     fs::write(folder.join("model.gguf"), "GGUF and more than eight bytes").expect("the folder is writable");
-    refused("model.gguf", "GGUF");
-    let stderr = check(&folder, &["run", "none.plan", "-p", "x"], "", 1, "");
+    damaged("model.gguf", "GGUF");
+    let stderr = check(&folder, &["run", "none.plan", "-p", "x"], "", 3, "");
     assert!(stderr.contains("none.plan"), "{stderr}");
 }
 

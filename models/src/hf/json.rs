@@ -16,6 +16,8 @@ use crate::sniff;
 /// # Errors
 /// When the bytes are no JSON object, or a key occurs twice in one.
 pub fn object(bytes: &[u8], expected: &'static str) -> Result<Map<String, Value>, ModelError> {
+    // Some editors begin a text with a byte order mark.
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     if !bytes.trim_ascii_start().starts_with(b"{") {
         return Err(sniff::unexpected(expected, bytes));
     }

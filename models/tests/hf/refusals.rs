@@ -353,6 +353,16 @@ fn a_tokenizer_that_contradicts_itself_is_refused() {
 }
 
 #[test]
+fn knobs_that_contradict_are_named_as_in_the_file() {
+    knob("num_key_value_heads", 3, &["'num_key_value_heads'", "a divisor of the 4 query heads", "3"]);
+    knob("rope_theta", -1.5, &["'rope_theta'", "a positive number"]);
+    knob("rms_norm_eps", 0, &["'rms_norm_eps'", "a positive number"]);
+    knob("head_dim", 33, &["'head_dim'", "an even number"]);
+    knob("num_hidden_layers", 5000, &["'num_hidden_layers'", "at most 1024"]);
+    knob("model_type", "qwen2", &["'llama', as architectures says LlamaForCausalLM", "qwen2"]);
+}
+
+#[test]
 fn no_flipped_bit_of_a_text_makes_the_reader_panic() {
     let mut directory = directory("BF16").sharded(|_| {});
     directory.files.insert("generation_config.json", br#"{"eos_token_id": [0, 2]}"#.to_vec());

@@ -191,6 +191,16 @@ fn how_to_sample_comes_from_the_generation_settings() {
 }
 
 #[test]
+fn a_byte_order_mark_and_a_type_of_one_s_own_change_nothing() {
+    let mut directory = directory("BF16");
+    directory.config["model_type"] = "my_llama".into();
+    let marked = |value: &Value| [b"\xef\xbb\xbf", value.to_string().as_bytes()].concat();
+    directory.files.insert("config.json", marked(&directory.config));
+    directory.files.insert("tokenizer_config.json", marked(&directory.tokenizer_config));
+    assert_eq!(directory.open().unwrap().config.layers, 2);
+}
+
+#[test]
 fn special_tokens_may_stand_in_a_file_of_their_own() {
     let mut directory = directory("BF16");
     directory.files.insert("special_tokens_map.json", directory.tokenizer_config.to_string().into_bytes());

@@ -12,7 +12,7 @@ Exit codes:
   0    success
   1    failure
   2    wrong usage
-  3    the plan is damaged, or not for this machine or version
+  3    the plan cannot be read, is damaged, or is not for this machine or version
   130  interrupted
 
 Examples:
@@ -68,7 +68,10 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
         return 0;
     }
-    let unsuitable = |error: &PlanError| !matches!(error, PlanError::Io { .. });
+    let unsuitable = |error: &PlanError| match error {
+        PlanError::Io { action, .. } => *action == "open",
+        _ => true,
+    };
     match (error.downcast_ref::<Error>(), error.downcast_ref::<PlanError>()) {
         (Some(Error::Plan(plan)), _) | (_, Some(plan)) if unsuitable(plan) => 3,
         (Some(error), _) if is_unsuitable(error) => 3,

@@ -6,10 +6,9 @@ mod text;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use lathe_plan::Plan;
-
 use self::story::Story;
 use super::failure::Usage;
+use super::model::{in_plan, open_plan};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -41,9 +40,10 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let plan = Plan::open(&args.plan)?;
+    let plan = open_plan(&args.plan)?;
     if args.verify {
-        plan.verify_weights(std::thread::available_parallelism().map_or(1, usize::from))?;
+        let verified = plan.verify_weights(std::thread::available_parallelism().map_or(1, usize::from));
+        verified.map_err(|error| in_plan(&args.plan, error.into()))?;
         eprintln!("all weights match their digests");
     }
     let mut out = io::stdout().lock();

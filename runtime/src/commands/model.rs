@@ -4,13 +4,13 @@ use std::path::Path;
 use std::thread;
 
 use anyhow::anyhow;
-use lathe_plan::{LoadMode, Plan};
+use lathe_plan::{LoadMode, Plan, PlanError};
 use lathe_runtime::batcher::BatchOptions;
 use lathe_runtime::device::choice::About;
 use lathe_runtime::device::options::{DeviceChoice, DeviceOptions};
 use lathe_runtime::speculate::{Mode, Speculation, parse_depth};
 use lathe_runtime::tokenizer::Tokenizer;
-use lathe_runtime::{Engine, EngineOptions};
+use lathe_runtime::{Engine, EngineOptions, Error};
 
 use super::failure::Unsuitable;
 
@@ -104,6 +104,18 @@ pub struct Model {
     pub engine: Engine,
 }
 
+/// Opens a plan file; an error names it.
+pub fn open_plan(path: &Path) -> anyhow::Result<Plan> {
+    Plan::open(path).map_err(|error| in_plan(path, error.into()))
+}
+
+/// An error about a plan with the plan's file in front, where it is not named yet.
+pub fn in_plan(path: &Path, error: anyhow::Error) -> anyhow::Error {
+    let (name, message) = (path.display().to_string(), error.to_string());
+    let is_about_plan = error.is::<PlanError>() || matches!(error.downcast_ref(), Some(Error::Plan(_)));
+    if is_about_plan && !message.contains(&name) { error.context(format!("{name}: {message}")) } else { error }
+}
+
 impl Model {
     /// Opens a plan and loads it.
     pub fn open(path: &Path, machine: &MachineArgs) -> anyhow::Result<Model> {
@@ -112,7 +124,7 @@ impl Model {
 
     /// The same, composing steps in a way of its own.
     pub fn open_with(path: &Path, machine: &MachineArgs, batching: BatchOptions) -> anyhow::Result<Model> {
-        let plan = Plan::open(path)?;
+        let plan = open_plan(path)?;
         if let Some(seed) = plan.seed() {
             return Err(Unsuitable(format!(
                 "the plan's weights are random:{seed}, so it can say nothing: it is for `lathe bench` alone; compile it \
@@ -122,7 +134,8 @@ impl Model {
         }
         let none = || anyhow!("the plan holds no tokenizer; compile it from a checkpoint with one");
         plan.tokenizer().ok_or_else(none)?;
-        let Loaded { plan, tokenizer, engine, .. } = Loaded::load(plan, machine, batching)?;
+        let loaded = Loaded::load(plan, machine, batching).map_err(|error| in_plan(path, error))?;
+        let Loaded { plan, tokenizer, engine, .. } = loaded;
         Ok(Model { plan, tokenizer: tokenizer.ok_or_else(none)?, engine })
     }
 }
@@ -130,7 +143,8 @@ impl Model {
 impl Loaded {
     /// Opens a plan, whatever its weights are, and loads it.
     pub fn open(path: &Path, machine: &MachineArgs) -> anyhow::Result<Loaded> {
-        Loaded::load(Plan::open(path)?, machine, BatchOptions::default())
+        let loaded = Loaded::load(open_plan(path)?, machine, BatchOptions::default());
+        loaded.map_err(|error| in_plan(path, error))
     }
 
     fn load(plan: Plan, machine: &MachineArgs, batching: BatchOptions) -> anyhow::Result<Loaded> {

@@ -7,11 +7,13 @@
 mod supervisor;
 mod worker;
 
-use std::net::{IpAddr, TcpListener};
+use std::env;
+use std::net::{IpAddr, TcpListener, ToSocketAddrs};
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use anyhow::anyhow;
+use clap::builder::NonEmptyStringValueParser;
 use lathe_runtime::batcher::{BatchOptions, Policy as QueuePolicy};
 use lathe_runtime::kv::CacheOptions;
 use lathe_runtime::server::listen;
@@ -21,32 +23,52 @@ use self::worker::Seat;
 use super::failure::Usage;
 use super::model::{MachineArgs, SpeculationArgs, positive};
 
+/// The variable that holds a key.
+const API_KEY: &str = "LATHE_API_KEY";
+
+/// What is Lathe's own in requests and answers.
+const OWN: &str = "\
+Headers and fields beside those of OpenAI's interface:
+  x-deadline-ms: N      milliseconds that the whole answer may take, from 1 to 86400000; --policy deadline refuses at
+                        once what cannot be in time
+  x-request-id: ID      comes back with the answer, which has one of its own otherwise
+  x-api-key: KEY        as Authorization: Bearer KEY
+  x-unknown-fields      of an answer: the fields of the request that nobody knows; see --strict-fields
+  \"cache_salt\": TEXT    answers share pages of the cache with requests of the same key and text alone
+  \"priority\": N         from -100 to 100; smaller ones go first under --policy priority
+  \"top_k\", \"min_p\", \"repetition_penalty\", \"min_tokens\", \"ignore_eos\", \"stop_token_ids\",
+  \"include_stop_str_in_output\", \"add_special_tokens\", \"add_generation_prompt\"
+                        as vLLM has them
+Environment:
+  LATHE_API_KEY         a key as --api-key gives it, which other users of the machine do not see in its list of processes
+";
+
 const EXAMPLES: &str = "\
 Examples:
   lathe serve smol.plan --port 8000
-  lathe serve smol.plan --host 0.0.0.0 --api-key \"$KEY\" --policy deadline
+  LATHE_API_KEY=\"$KEY\" lathe serve smol.plan --host 0.0.0.0 --policy deadline
   curl localhost:8000/v1/chat/completions -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}'";
 
 /// What to serve, and to whom.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, after_long_help = format!("{OWN}\n{EXAMPLES}"))]
 pub struct Args {
     /// The plan
     plan: PathBuf,
-    /// Address to listen on; other than the loopback it needs --api-key or --insecure
-    #[arg(long, default_value = "127.0.0.1")]
+    /// Address to listen on, or a name of it; other than the loopback it needs a key or --insecure
+    #[arg(long, default_value = "127.0.0.1", value_parser = address)]
     host: IpAddr,
     /// Port to listen on; 0 takes any and prints it
     #[arg(long, default_value_t = 8000)]
     port: u16,
-    /// A key of which every request must bring one; may be given several times
+    /// A key of which every request must bring one; may be given several times; the environment may hold one more, see below
     #[arg(long, value_name = "KEY")]
     api_key: Vec<String>,
     /// Lets everybody in who reaches the address
     #[arg(long)]
     insecure: bool,
     /// The model's name in the interface [default: the plan's file name]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     name: Option<String>,
     /// Refuse requests with unknown fields
     #[arg(long)]
@@ -102,7 +124,7 @@ struct QueueArgs {
     max_waiting_tokens: usize,
     /// Most times longer that prompts may make a step of answers in progress; twice that when as many answers wait for
     /// their first token, and so on
-    #[arg(long, value_name = "X", default_value_t = 2.0)]
+    #[arg(long, value_name = "X", default_value_t = 2.0, value_parser = at_least_one)]
     stretch: f64,
     /// Begin a batch only when the last has ended, for comparison
     #[arg(long)]
@@ -112,11 +134,46 @@ struct QueueArgs {
     no_prefix_cache: bool,
 }
 
+/// The address that a name stands for, of several one of version 4.
+fn address(text: &str) -> Result<IpAddr, String> {
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let found: Vec<IpAddr> = match (text, 0).to_socket_addrs() {
+        Ok(found) => found.map(|address| address.ip()).collect(),
+        Err(error) => return Err(format!("expected an address or a name of this machine: {error}")),
+    };
+    let first = found.iter().find(|address| address.is_ipv4()).or(found.first());
+    first.copied().ok_or_else(|| "expected an address or a name that has one".to_owned())
+}
+
+fn at_least_one(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|number: &f64| number.is_finite() && *number >= 1.0);
+    number.ok_or_else(|| "expected a number of at least 1".to_owned())
+}
+
+impl Args {
+    /// The keys that requests may bring.
+    fn keys(&self) -> Result<Vec<String>, Usage> {
+        let more =
+            env::var_os(API_KEY).map(|key| key.into_string().map_err(|_| Usage(format!("{API_KEY} is no text"))));
+        let keys: Vec<String> = self.api_key.iter().cloned().map(Ok).chain(more).collect::<Result<_, _>>()?;
+        if keys.iter().any(|key| key.trim().is_empty()) {
+            let message = format!(
+                "expected a key that is not empty, found an empty one in --api-key or {API_KEY}; give one, or none and \
+                 --insecure to let everybody in"
+            );
+            return Err(Usage(message));
+        }
+        Ok(keys)
+    }
+}
+
 impl QueueArgs {
     fn options(&self, secret: [u8; 32], keys: usize, speculation: Speculation) -> BatchOptions {
         let policy = QueuePolicy::ALL.iter().find(|(name, _)| *name == self.policy);
         BatchOptions {
-            stretch: self.stretch.max(1.0),
+            stretch: self.stretch,
             policy: policy.map_or(QueuePolicy::Fcfs, |(_, policy)| *policy),
             is_static: self.static_batches,
             max_running: self.max_running.unwrap_or(usize::MAX),
@@ -136,9 +193,12 @@ impl QueueArgs {
 
 /// Runs the command: a process that listens and one that works, or both in one.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    if !args.host.is_loopback() && args.api_key.is_empty() && !args.insecure {
-        let message =
-            format!("--host {} is open to others: give --api-key, or --insecure to let everybody in", args.host);
+    let keys = args.keys()?;
+    if !args.host.is_loopback() && keys.is_empty() && !args.insecure {
+        let message = format!(
+            "--host {} is open to others: give --api-key or {API_KEY}, or --insecure to let everybody in",
+            args.host
+        );
         return Err(Usage(message).into());
     }
     if let Some(restarts) = args.supervised {

@@ -20,6 +20,8 @@ const MOST_PROMPTS: usize = 128;
 const MOST_ANSWERS: usize = 256;
 /// The most likeliest tokens to report.
 const MOST_TOP: i64 = 20;
+/// What is known of a message: what is read, and what clients send back of an answer.
+const MESSAGE: &[&str] = &["role", "content", "tool_calls", "annotations"];
 /// The most stop strings, and the longest.
 const MOST_STOPS: usize = 16;
 const LONGEST_STOP: usize = 256;
@@ -161,7 +163,9 @@ impl Reader {
         let defaults = &self.defaults;
         let temperature = fields.number("temperature", 0.0, 2.0)?.map(|t| t as f32);
         let top_k = fields.integer("top_k", -1, i64::from(u32::MAX))?.map(|k| u32::try_from(k).unwrap_or(0));
-        let top_p = fields.number("top_p", f64::MIN_POSITIVE, 1.0)?.map(|p| (p as f32).max(f32::MIN_POSITIVE));
+        let top_p = fields
+            .number_that("top_p", "above 0 and at most 1", |p| p > 0.0 && p <= 1.0)?
+            .map(|p| (p as f32).max(f32::MIN_POSITIVE));
         let min_p = fields.number("min_p", 0.0, 1.0)?.map(|p| p as f32);
         Ok(SampleParams {
             temperature: temperature.or(defaults.temperature).unwrap_or(1.0),
@@ -172,17 +176,21 @@ impl Reader {
     }
 
     /// The prompt of a conversation.
-    fn conversation(&self, fields: &mut Fields) -> Result<Vec<u32>, Refusal> {
+    pub fn conversation(&self, fields: &mut Fields) -> Result<Vec<u32>, Refusal> {
         let messages = fields.take("messages").ok_or_else(|| Refusal::field("messages", "`messages` is missing"))?;
         let messages = messages.as_array().ok_or_else(|| Refusal::field("messages", "`messages` must be a list"))?;
         if messages.is_empty() {
             return Err(Refusal::field("messages", "`messages` is empty"));
         }
+        let answer = fields.flag("add_generation_prompt")?.unwrap_or(true);
+        for message in messages {
+            fields.nobody_knows("messages[]", message, MESSAGE);
+        }
         let messages: Vec<Message> =
             messages.iter().enumerate().map(|(at, m)| message(at, m)).collect::<Result<_, _>>()?;
         let missing = "the model has no chat template; use /v1/completions";
         let template = self.template.as_ref().ok_or_else(|| Refusal::new(400, missing))?;
-        Ok(template.encode(&self.tokenizer, &messages, true)?)
+        Ok(template.encode(&self.tokenizer, &messages, answer)?)
     }
 
     /// The prompts of a completion: a text, tokens, or a list of either.
@@ -194,17 +202,27 @@ impl Reader {
             )
         };
         let prompt = fields.take("prompt").ok_or_else(|| Refusal::field("prompt", "`prompt` is missing"))?;
-        if let Some(one) = self.prompt(&prompt) {
+        let special = fields.flag("add_special_tokens")?.unwrap_or(true);
+        if let Some(one) = self.prompt(&prompt, special) {
             return Ok(vec![one]);
         }
         let list = prompt.as_array().filter(|list| (1..=MOST_PROMPTS).contains(&list.len())).ok_or_else(wrong)?;
-        list.iter().map(|prompt| self.prompt(prompt).ok_or_else(wrong)).collect()
+        list.iter().map(|prompt| self.prompt(prompt, special).ok_or_else(wrong)).collect()
     }
 
-    fn prompt(&self, prompt: &Value) -> Option<Vec<u32>> {
+    fn prompt(&self, prompt: &Value, special: bool) -> Option<Vec<u32>> {
         match prompt {
-            Value::String(text) => Some(self.tokenizer.encode_document(text, Control::Recognize)),
+            Value::String(text) => Some(self.text(text, special)),
             other => ids_of(other),
+        }
+    }
+
+    /// The tokens of a text, with those that stand around a document or without.
+    pub fn text(&self, text: &str, special: bool) -> Vec<u32> {
+        if special {
+            self.tokenizer.encode_document(text, Control::Recognize)
+        } else {
+            self.tokenizer.encode(text, Control::Recognize)
         }
     }
 }
@@ -250,6 +268,7 @@ fn message(index: usize, value: &Value) -> Result<Message, Refusal> {
 
 fn stream_options(fields: &mut Fields) -> Result<(bool, bool), Refusal> {
     let Some(options) = fields.take("stream_options") else { return Ok((false, false)) };
+    fields.nobody_knows("stream_options", &options, &["include_usage", "continuous_usage_stats"]);
     let wrong = || Refusal::field("stream_options", "`stream_options` must be an object of flags");
     let options = options.as_object().ok_or_else(wrong)?;
     let flag = |name: &str| match options.get(name) {

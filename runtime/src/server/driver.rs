@@ -176,7 +176,11 @@ struct Stream {
     index: usize,      // among those that were handed over together
     open: u32,         // answers that have not ended
     stopped: Vec<u32>, // choices whose text is complete
+    prompt: usize,     // its tokens
+    generated: usize,  // tokens of all answers so far
     arrival: Instant,
+    started: Option<Instant>,   // when it left the queue
+    first: Option<Instant>,     // when its first token came
     last: Vec<Option<Instant>>, // by choice: when its last token came
 }
 
@@ -243,24 +247,34 @@ impl Loop {
         let mut ids = Vec::with_capacity(requests.len());
         for mut request in requests {
             request.deadline = allowed.map(|allowed| now.saturating_add(allowed));
-            let open = request.more + 1;
+            let (open, prompt) = (request.more + 1, request.tokens.len());
             match self.engine.submit(request) {
-                Ok(id) => ids.push((id, open)),
+                Ok(id) => ids.push((id, open, prompt)),
                 Err(error) => {
                     // None of them was listed yet, so nobody hears of those that were taken.
-                    for (id, _) in ids {
+                    for (id, ..) in ids {
                         self.engine.cancel(id);
                     }
                     return Err(error);
                 }
             }
         }
-        for (index, &(id, open)) in ids.iter().enumerate() {
-            let (stopped, last) = (Vec::new(), vec![None; open as usize]);
-            let stream = Stream { events: events.clone(), index, open, stopped, arrival, last };
+        for (index, &(id, open, prompt)) in ids.iter().enumerate() {
+            let stream = Stream {
+                events: events.clone(),
+                index,
+                open,
+                stopped: Vec::new(),
+                prompt,
+                generated: 0,
+                arrival,
+                started: None,
+                first: None,
+                last: vec![None; open as usize],
+            };
             self.streams.insert(id, stream);
         }
-        Ok(ids.into_iter().map(|(id, _)| id).collect())
+        Ok(ids.into_iter().map(|(id, ..)| id).collect())
     }
 
     /// Passes on what happened in the last step.
@@ -285,10 +299,15 @@ impl Loop {
         | Event::Finished { request: id, .. }) = event;
         let Some(stream) = self.streams.get_mut(&id) else { return };
         match &event {
-            Event::Started { .. } => self.metrics.queue_time.observe(now - stream.arrival),
+            Event::Started { .. } => {
+                self.metrics.queue_time.observe(now - stream.arrival);
+                stream.started.get_or_insert(now);
+            }
             Event::Token { choice, .. } => {
-                if stream.last.iter().all(Option::is_none) {
+                stream.generated += 1;
+                if stream.first.replace(stream.first.unwrap_or(now)).is_none() {
                     self.metrics.first_token.observe(now - stream.arrival);
+                    self.metrics.prefill.observe(now - stream.started.unwrap_or(stream.arrival));
                 }
                 let last = stream.last.get_mut(*choice as usize).and_then(|last| last.replace(now));
                 if let Some(last) = last {
@@ -300,6 +319,9 @@ impl Loop {
                 let is_stopped = stream.stopped.contains(choice);
                 if stream.open == 0 && (is_stopped || *reason != FinishReason::Cancelled) {
                     self.metrics.whole.observe(now - stream.arrival);
+                    self.metrics.decode.observe(now - stream.first.unwrap_or(now));
+                    self.metrics.prompt.tokens(stream.prompt);
+                    self.metrics.generated.tokens(stream.generated);
                 }
             }
             Event::Prompt { .. } | Event::Verified { .. } => {}

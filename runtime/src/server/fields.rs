@@ -14,14 +14,10 @@ const HARMLESS: &[&str] = &[
     "safety_identifier",
     "prompt_cache_key",
     "request_id",
-    "skip_special_tokens",
     "spaces_between_special_tokens",
-    "add_special_tokens",
     "add_generation_prompt",
     "parallel_tool_calls",
-    "return_token_ids",
     "include_reasoning",
-    "verbosity",
     "prompt_cache_retention",
 ];
 
@@ -57,36 +53,73 @@ const UNSUPPORTED: &[(&str, &[&str])] = &[
     ("allowed_token_ids", &[]),
     ("logprob_token_ids", &[]),
     ("vllm_xargs", &["{}"]),
+    // A template writes all control tokens itself.
+    ("add_special_tokens", &["false"]),
+    ("skip_special_tokens", &["true"]),
+    ("return_token_ids", &["false"]),
+    ("return_token_strs", &["false"]),
+    ("verbosity", &["\"medium\""]),
 ];
 
 /// The fields that were not asked for yet.
 #[derive(Debug)]
-pub struct Fields(Map<String, Value>);
+pub struct Fields {
+    left: Map<String, Value>,
+    unknown: Vec<String>, // inside of others
+}
 
 impl Fields {
     /// Reads a body.
     pub fn read(body: &[u8]) -> Result<Fields, Refusal> {
         match serde_json::from_slice(body) {
-            Ok(Value::Object(map)) => Ok(Fields(map.into_iter().filter(|(_, value)| !value.is_null()).collect())),
+            Ok(Value::Object(map)) => {
+                let left = map.into_iter().filter(|(_, value)| !value.is_null()).collect();
+                Ok(Fields { left, unknown: Vec::new() })
+            }
             Ok(_) => Err(Refusal::new(400, "the body must be a JSON object")),
             Err(error) => Err(Refusal::new(400, format!("the body is not JSON: {error}"))),
         }
     }
 
+    /// Whether a field is there.
+    pub fn has(&self, name: &str) -> bool {
+        self.left.contains_key(name)
+    }
+
     /// Takes a field as it stands.
     pub fn take(&mut self, name: &str) -> Option<Value> {
-        self.0.remove(name)
+        self.left.remove(name)
+    }
+
+    /// Names what nobody knows inside an object that was taken as `name`.
+    pub fn nobody_knows(&mut self, name: &str, object: &Value, known: &[&str]) {
+        for (key, value) in object.as_object().into_iter().flatten() {
+            let name = format!("{name}.{key}");
+            if !value.is_null() && !known.contains(&key.as_str()) && !self.unknown.contains(&name) {
+                self.unknown.push(name);
+            }
+        }
     }
 
     /// Takes a number within a range.
     pub fn number(&mut self, name: &str, least: f64, most: f64) -> Result<Option<f64>, Refusal> {
+        self.number_that(name, &format!("from {least} to {most}"), |number| (least..=most).contains(&number))
+    }
+
+    /// Takes a number that is as `expected` says.
+    pub fn number_that(
+        &mut self,
+        name: &str,
+        expected: &str,
+        is_fine: impl Fn(f64) -> bool,
+    ) -> Result<Option<f64>, Refusal> {
         let Some(value) = self.take(name) else { return Ok(None) };
         match value.as_f64() {
-            Some(number) if (least..=most).contains(&number) => Ok(Some(number)),
-            _ => Err(Refusal::field(
-                name,
-                format!("`{name}` must be a number from {least} to {most}, not {}", shown(&value)),
-            )),
+            Some(number) if is_fine(number) => Ok(Some(number)),
+            _ => {
+                let message = format!("`{name}` must be a number {expected}, not {}", shown(&value));
+                Err(Refusal::field(name, message))
+            }
         }
     }
 
@@ -132,7 +165,8 @@ impl Fields {
                 }
             }
         }
-        Ok(self.0.into_iter().map(|(name, _)| name).filter(|name| !HARMLESS.contains(&name.as_str())).collect())
+        let left = self.left.into_iter().map(|(name, _)| name).filter(|name| !HARMLESS.contains(&name.as_str()));
+        Ok(left.chain(self.unknown).collect())
     }
 }
 
@@ -182,7 +216,27 @@ mod tests {
             fields(r#"{"user": "u", "zzz": 1, "tools": [], "length_penalty": 1.0}"#).finish(),
             Ok(vec!["zzz".to_owned()])
         );
-        let refusal = fields(r#"{"tools": [{}]}"#).finish().unwrap_err();
-        assert_eq!((refusal.status, refusal.param.as_deref()), (400, Some("tools")));
+        let ours = r#"{"skip_special_tokens": true, "return_token_ids": false, "verbosity": "medium", "add_special_tokens": false}"#;
+        assert_eq!(fields(ours).finish(), Ok(Vec::new()));
+        for (name, value) in [
+            ("tools", "[{}]"),
+            ("skip_special_tokens", "false"),
+            ("return_token_ids", "true"),
+            ("return_token_strs", "true"),
+            ("verbosity", "\"low\""),
+            ("add_special_tokens", "true"),
+        ] {
+            let refusal = fields(&format!("{{\"{name}\": {value}}}")).finish().unwrap_err();
+            assert_eq!((refusal.status, refusal.param.as_deref()), (400, Some(name)));
+        }
+    }
+
+    #[test]
+    fn what_nobody_knows_inside_an_object_is_named_once() {
+        let mut fields = fields(r#"{"zzz": 1}"#);
+        let object = serde_json::json!({"role": "user", "foo": 1, "bar": null});
+        fields.nobody_knows("messages[]", &object, &["role"]);
+        fields.nobody_knows("messages[]", &object, &["role"]);
+        assert_eq!(fields.finish(), Ok(vec!["zzz".to_owned(), "messages[].foo".to_owned()]));
     }
 }

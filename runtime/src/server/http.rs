@@ -28,7 +28,6 @@ use super::{
     listen::{Answer, Closed, Service},
     refusal::Refusal,
 };
-use crate::tokenizer::Control;
 
 /// Pieces of a stream that wait for its reader, besides the engine's own queue.
 const PIECES: usize = 32;
@@ -111,10 +110,16 @@ async fn route(request: Request<Incoming>, shared: &Arc<Shared>, number: u64, na
     let body = read(&head.headers, body, shared).await?;
     match path {
         "/tokenize" | "/detokenize" => {
-            let (shared, detokenize) = (Arc::clone(shared), path == "/detokenize");
-            let work =
-                move || if detokenize { detokenize_body(&body.0, &shared) } else { tokenize_body(&body.0, &shared) };
-            Ok(json_of(200, &blocking(work).await?))
+            let (reading, read) = (Arc::clone(shared), if path == "/tokenize" { tokenized } else { detokenized });
+            let work = move || {
+                let mut fields = Fields::read(&body.0)?;
+                known_model(fields.text("model")?.as_deref(), &reading)?;
+                Ok((read(&mut fields, &reading)?, fields.finish()?))
+            };
+            let (value, unknown) = blocking(work).await?;
+            let mut answer = json_of(200, &value);
+            answer.headers_mut().extend(unknown_fields(&unknown, shared)?);
+            Ok(answer)
         }
         _ => {
             let kind = if path == "/v1/completions" { Kind::Text } else { Kind::Chat };
@@ -137,14 +142,7 @@ async fn complete(
     let seed = shared.started ^ number << 32;
     let ask: Ask = blocking(move || reading.reader.read(kind, &body.0, &owner, seed)).await?;
     known_model(ask.model.as_deref(), &shared)?;
-    if !ask.unknown.is_empty() {
-        shared.metrics.unknown_fields();
-        if shared.policy.strict_fields {
-            let names = ask.unknown.join("`, `");
-            return Err(Refusal::field(&ask.unknown[0], format!("`{names}` is not known; leave it out")));
-        }
-    }
-    let unknown = unknown_header(&ask.unknown);
+    let unknown = unknown_fields(&ask.unknown, &shared)?;
     let prefix = if kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
     let is_streamed = ask.stream;
     let id = format!("{prefix}-{name}");
@@ -161,9 +159,7 @@ async fn complete(
     } else {
         json_of(200, &completion.whole().await?)
     };
-    if let Some(unknown) = unknown {
-        answer.headers_mut().insert(HeaderName::from_static("x-unknown-fields"), unknown);
-    }
+    answer.headers_mut().extend(unknown);
     Ok(answer)
 }
 
@@ -201,21 +197,17 @@ fn tokenizer_info(shared: &Shared) -> Value {
     })
 }
 
-fn tokenize_body(body: &[u8], shared: &Shared) -> Result<Value, Refusal> {
-    let mut fields = Fields::read(body)?;
-    let prompt = fields.text("prompt")?.ok_or_else(|| Refusal::field("prompt", "`prompt` is missing"))?;
-    let special = fields.flag("add_special_tokens")?.unwrap_or(true);
-    let tokenizer = &shared.reader.tokenizer;
-    let tokens = if special {
-        tokenizer.encode_document(&prompt, Control::Recognize)
-    } else {
-        tokenizer.encode(&prompt, Control::Recognize)
+/// The tokens of a text, or of the prompt that a conversation makes.
+fn tokenized(fields: &mut Fields, shared: &Shared) -> Result<Value, Refusal> {
+    let tokens = match fields.text("prompt")? {
+        Some(prompt) => shared.reader.text(&prompt, fields.flag("add_special_tokens")?.unwrap_or(true)),
+        None if fields.has("messages") => shared.reader.conversation(fields)?,
+        None => return Err(Refusal::field("prompt", "`prompt` is missing, and `messages` as well")),
     };
     Ok(json!({"count": tokens.len(), "max_model_len": shared.served.max_context, "tokens": tokens}))
 }
 
-fn detokenize_body(body: &[u8], shared: &Shared) -> Result<Value, Refusal> {
-    let mut fields = Fields::read(body)?;
+fn detokenized(fields: &mut Fields, shared: &Shared) -> Result<Value, Refusal> {
     let tokens = fields.take("tokens").as_ref().and_then(ids_of);
     let tokens = tokens.ok_or_else(|| Refusal::field("tokens", "`tokens` must be a list of token ids"))?;
     let tokenizer = &shared.reader.tokenizer;
@@ -235,11 +227,16 @@ fn known_model(name: Option<&str>, shared: &Shared) -> Result<(), Refusal> {
     }
 }
 
+/// The key of an authorization, whose scheme has the same name in any case (RFC 9110, section 11.1).
+fn bearer_token(authorization: Option<&str>) -> Option<&str> {
+    let (scheme, token) = authorization?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_start())
+}
+
 /// The caller's key, which is one of those that are allowed where there are any.
 fn key(headers: &HeaderMap, keys: &[String]) -> Result<String, Refusal> {
     let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let given =
-        bearer.and_then(|value| value.strip_prefix("Bearer ")).or_else(|| headers.get("x-api-key")?.to_str().ok());
+    let given = bearer_token(bearer).or_else(|| headers.get("x-api-key")?.to_str().ok());
     if keys.is_empty() {
         return Ok(given.unwrap_or_default().to_owned());
     }
@@ -291,9 +288,20 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Refusal> +
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(Refusal::new(500, "reading the request failed")))
 }
 
+/// Counts fields that nobody knows, and refuses them where that is wanted; else a header names them.
+fn unknown_fields(names: &[String], shared: &Shared) -> Result<Option<(HeaderName, HeaderValue)>, Refusal> {
+    let Some(first) = names.first() else { return Ok(None) };
+    shared.metrics.unknown_fields();
+    if shared.policy.strict_fields {
+        let all = names.join("`, `");
+        return Err(Refusal::field(first, format!("`{all}` is not known; leave it out")));
+    }
+    Ok(unknown_header(names).map(|value| (HeaderName::from_static("x-unknown-fields"), value)))
+}
+
 /// Names of fields as a header: only letters that are harmless there.
 fn unknown_header(names: &[String]) -> Option<HeaderValue> {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-.[]".contains(c);
     let names = names.iter().take(16).map(|name| name.chars().filter(|c| is_plain(*c)).take(64).collect::<String>());
     let list = names.collect::<Vec<_>>().join(", ");
     HeaderValue::from_str(&list).ok().filter(|value| !value.is_empty())
@@ -304,6 +312,9 @@ fn refuse(refusal: &Refusal, path: &str) -> Answer {
     let headers = answer.headers_mut();
     if matches!(refusal.status, 429 | 503) {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    if refusal.status == 401 {
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     if matches!(refusal.status, 408 | 413) {
         // What is left of the body is not worth reading.

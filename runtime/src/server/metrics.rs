@@ -19,26 +19,54 @@ use crate::{
 const BOUNDS: [f64; 18] =
     [0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0];
 
-/// A latency histogram.
-#[derive(Debug, Default)]
-pub struct Histogram(Mutex<([u64; BOUNDS.len() + 1], f64)>);
+/// The same of the histograms of tokens.
+const TOKENS: [f64; 18] = [
+    1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16_384.0, 32_768.0,
+    65_536.0, 131_072.0,
+];
+
+/// A histogram of latencies or of tokens.
+#[derive(Debug)]
+pub struct Histogram {
+    bounds: &'static [f64; BOUNDS.len()],
+    state: Mutex<([u64; BOUNDS.len() + 1], f64)>, // by bucket, and the sum
+}
+
+impl Default for Histogram {
+    fn default() -> Histogram {
+        Histogram { bounds: &BOUNDS, state: Mutex::default() }
+    }
+}
 
 impl Histogram {
-    /// Counts one observation.
+    /// One of tokens.
+    fn of_tokens() -> Histogram {
+        Histogram { bounds: &TOKENS, state: Mutex::default() }
+    }
+
+    /// Counts a time.
     pub fn observe(&self, time: Duration) {
-        let seconds = time.as_secs_f64();
-        let mut state = lock(&self.0);
-        state.0[BOUNDS.partition_point(|bound| *bound < seconds)] += 1;
-        state.1 += seconds;
+        self.add(time.as_secs_f64());
+    }
+
+    /// Counts tokens.
+    pub fn tokens(&self, count: usize) {
+        self.add(count as f64);
+    }
+
+    fn add(&self, value: f64) {
+        let mut state = lock(&self.state);
+        state.0[self.bounds.partition_point(|bound| *bound < value)] += 1;
+        state.1 += value;
     }
 
     fn print(&self, out: &mut String, name: &str, labels: &str) {
-        let (counts, sum) = *lock(&self.0);
+        let (counts, sum) = *lock(&self.state);
         let _ = writeln!(out, "# TYPE {name} histogram");
         let mut total = 0;
         for (index, count) in counts.iter().enumerate() {
             total += count;
-            let bound = BOUNDS.get(index).map_or("+Inf".to_owned(), f64::to_string);
+            let bound = self.bounds.get(index).map_or("+Inf".to_owned(), f64::to_string);
             let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {total}");
         }
         let _ = writeln!(out, "{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {total}");
@@ -46,7 +74,7 @@ impl Histogram {
 }
 
 /// All metrics of a server.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Metrics {
     /// From the request's arrival to its first token.
     pub first_token: Histogram,
@@ -56,7 +84,16 @@ pub struct Metrics {
     pub whole: Histogram,
     /// From arrival to leaving the queue.
     pub queue_time: Histogram,
+    /// From leaving the queue to the first token.
+    pub prefill: Histogram,
+    /// From the first token to the end.
+    pub decode: Histogram,
+    /// Tokens of a request's prompt.
+    pub prompt: Histogram,
+    /// Tokens of a request's answers.
+    pub generated: Histogram,
     step: Histogram,
+    step_tokens: Histogram,
     state: Mutex<(Gauges, Counters)>,
     errors: Mutex<(f64, f64)>, // summed predicted and measured seconds of steps that were predicted
     counts: Mutex<BTreeMap<(&'static str, &'static str), u64>>, // by metric and label
@@ -65,12 +102,36 @@ pub struct Metrics {
     restarts: AtomicU64,
 }
 
+impl Default for Metrics {
+    fn default() -> Metrics {
+        Metrics {
+            first_token: Histogram::default(),
+            between_tokens: Histogram::default(),
+            whole: Histogram::default(),
+            queue_time: Histogram::default(),
+            prefill: Histogram::default(),
+            decode: Histogram::default(),
+            prompt: Histogram::of_tokens(),
+            generated: Histogram::of_tokens(),
+            step: Histogram::default(),
+            step_tokens: Histogram::of_tokens(),
+            state: Mutex::default(),
+            errors: Mutex::default(),
+            counts: Mutex::default(),
+            failed: AtomicBool::default(),
+            connections: AtomicUsize::default(),
+            restarts: AtomicU64::default(),
+        }
+    }
+}
+
 impl Metrics {
     /// Takes over the engine's state after a step.
     pub fn observe_engine(&self, engine: &Engine) {
         *lock(&self.state) = (engine.gauges(), engine.counters());
         if let Some(step) = engine.last_step() {
             self.step.observe(step.measured);
+            self.step_tokens.tokens(step.tokens);
             if let Some(predicted) = step.predicted {
                 let mut errors = lock(&self.errors);
                 errors.0 += predicted.as_secs_f64();
@@ -191,7 +252,12 @@ impl Metrics {
                 ("inter_token_latency_seconds", &self.between_tokens),
                 ("e2e_request_latency_seconds", &self.whole),
                 ("request_queue_time_seconds", &self.queue_time),
+                ("request_prefill_time_seconds", &self.prefill),
+                ("request_decode_time_seconds", &self.decode),
+                ("request_prompt_tokens", &self.prompt),
+                ("request_generation_tokens", &self.generated),
                 ("step_time_seconds", &self.step),
+                ("iteration_tokens_total", &self.step_tokens),
             ] {
                 histogram.print(&mut out, &format!("{prefix}{name}"), &label);
             }

@@ -211,11 +211,13 @@ fn what_never_served_is_not_started_again() {
     let path = plan("never", 64);
     let bytes = fs::read(&path).expect("it was written");
     fs::write(&path, &bytes[..bytes.len() - 1]).expect("the folder is writable");
-    let run = |args: &[&str]| {
+    let run_with = |key: Option<&str>, args: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lathe"));
+        command.env_remove("LATHE_API_KEY").envs(key.map(|key| ("LATHE_API_KEY", key)));
         let output = command.arg("serve").arg(&path).args(args).output().expect("the server starts");
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
+    let run = |args: &[&str]| run_with(None, args);
     let (code, errors) = run(&["--port", "0"]);
     assert_eq!(code, Some(3), "{errors}");
     assert!(errors.contains("cut off") && errors.lines().count() == 1, "{errors}");
@@ -227,6 +229,25 @@ fn what_never_served_is_not_started_again() {
     let (code, errors) = run(&["--host", "0.0.0.0"]);
     assert_eq!(code, Some(2), "{errors}");
     assert!(errors.contains("--api-key") && errors.contains("--insecure"), "{errors}");
+    // A key that is empty, as an unset variable gives it, is none.
+    for (key, args) in [(None, &["--api-key", ""][..]), (Some(""), &[]), (Some("k"), &["--api-key", " "])] {
+        for host in ["127.0.0.1", "0.0.0.0"] {
+            let (code, errors) = run_with(key, &[args, &["--host", host, "--port", "0"]].concat());
+            assert_eq!(code, Some(2), "{errors}");
+            assert!(errors.contains("a key that is not empty"), "{errors}");
+        }
+    }
+    let (code, errors) = run_with(Some("k"), &["--host", "0.0.0.0", "--port", &port]);
+    assert_eq!(code, Some(1), "{errors}");
+    assert!(errors.contains("cannot listen on 0.0.0.0"), "{errors}");
+    let (code, errors) = run(&["--host", "localhost", "--port", &port]);
+    assert_eq!(code, Some(1), "{errors}");
+    assert!(errors.contains("cannot listen on 127.0.0.1"), "{errors}");
+    for (flag, wrong) in [("--host", "no host"), ("--stretch", "nan"), ("--stretch", "0.5"), ("--name", "")] {
+        let (code, errors) = run(&[flag, wrong]);
+        assert_eq!(code, Some(2), "{errors}");
+        assert!(errors.contains(flag), "{errors}");
+    }
 }
 
 #[test]

@@ -118,7 +118,13 @@ fn values_that_cannot_be() {
             refused(&world, TEXT, body.as_bytes(), 400, "");
         }
         let chat = |rest: &str| format!("{{\"messages\": [{{\"role\": \"user\", \"content\": \"a\"}}], {rest}}}");
+        refused(&world, TEXT, br#"{"prompt": "a", "top_p": 0}"#, 400, "above 0 and at most 1, not 0");
+        refused(&world, TEXT, br#"{"prompt": "a", "add_special_tokens": 1}"#, 400, "true or false");
         for (rest, part) in [
+            ("\"skip_special_tokens\": false", "skip_special_tokens"),
+            ("\"return_token_ids\": true", "return_token_ids"),
+            ("\"add_special_tokens\": true", "add_special_tokens"),
+            ("\"verbosity\": \"high\"", "verbosity"),
             ("\"tools\": [{}]", "tools"),
             ("\"response_format\": {\"type\": \"json_object\"}", "response_format"),
             ("\"top_logprobs\": 3", "logprobs"),
@@ -172,6 +178,90 @@ fn unknown_fields_are_named_counted_and_refused_where_that_is_wanted() {
         World::start(Setup { policy: Policy { strict_fields: true, ..Policy::default() }, ..Setup::default() });
     refused(&strict, TEXT, body.as_bytes(), 400, "zzz");
     assert_eq!(strict.client.post(TEXT, r#"{"prompt": "a", "max_tokens": 1, "user": "u"}"#).status, 200);
+}
+
+#[test]
+fn fields_of_tokenizing_and_those_inside_of_others_are_named_too() {
+    let cases = [
+        ("/tokenize", r#"{"prompt": "ab", "zzz": 1, "model": "null"}"#, "zzz"),
+        ("/detokenize", r#"{"tokens": [97], "zzz": 1}"#, "zzz"),
+        (
+            CHAT,
+            r#"{"messages": [{"role": "user", "content": "a", "foo": 1, "refusal": null}], "max_tokens": 1,
+                "stream_options": {"include_usage": true, "bar": 1}}"#,
+            "messages[].foo, stream_options.bar",
+        ),
+    ];
+    let world = World::start(Setup::default());
+    let strict =
+        World::start(Setup { policy: Policy { strict_fields: true, ..Policy::default() }, ..Setup::default() });
+    for (path, body, unknown) in cases {
+        let answer = world.client.post(path, body);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert!(answer.head.contains(&format!("x-unknown-fields: {unknown}\r\n")), "{answer:?}");
+        refused(&strict, path, body.as_bytes(), 400, "is not known");
+    }
+    world.client.wait_for("lathe_requests_with_unknown_fields_total", 3.0);
+    refused(&world, "/tokenize", br#"{"prompt": "a", "model": "other"}"#, 404, "null");
+    refused(&world, "/detokenize", br#"{"tokens": [97], "model": "other"}"#, 404, "null");
+}
+
+#[test]
+fn a_conversation_can_be_tokenized_with_and_without_an_answer_to_come() {
+    let world = World::start(Setup::default());
+    let asked = |path: &str, rest: &str| {
+        let body = format!(r#"{{"messages": [{{"role": "user", "content": "ab"}}]{rest}}}"#);
+        let answer = world.client.post(path, &body);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.json()
+    };
+    assert_eq!(asked("/tokenize", "")["tokens"], json!([97, 98, 257, 256]));
+    assert_eq!(asked("/tokenize", r#", "add_generation_prompt": false"#)["tokens"], json!([97, 98, 257]));
+    let prompt = |rest: &str| asked(CHAT, &format!(r#", "max_tokens": 1{rest}"#))["usage"]["prompt_tokens"].clone();
+    assert_eq!([prompt(""), prompt(r#", "add_generation_prompt": false"#)], [4, 3]);
+    refused(&world, "/tokenize", b"{}", 400, "messages");
+}
+
+#[test]
+fn keys_come_in_any_case_of_the_scheme_and_refusals_say_how() {
+    let policy = Policy { keys: vec!["k".to_owned()], ..Policy::default() };
+    let world = World::start(Setup { policy, ..Setup::default() });
+    let ask = |line: &str| {
+        world.client.raw(format!("GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{line}\r\n").as_bytes())
+    };
+    for line in ["authorization: Bearer k\r\n", "authorization: bearer k\r\n", "x-api-key: k\r\n"] {
+        assert_eq!(ask(line).status, 200, "{line}");
+    }
+    for line in ["", "authorization: bearer j\r\n", "authorization: Basic k\r\n", "authorization: Bearerk\r\n"] {
+        let answer = ask(line);
+        assert_eq!(answer.status, 401, "{line}");
+        assert!(answer.head.contains("www-authenticate: bearer"), "{answer:?}");
+    }
+}
+
+#[test]
+fn each_step_and_each_request_is_counted_once() {
+    let policy = Policy { vllm_metrics: true, ..Policy::default() };
+    let world = World::start(Setup { context: 64, policy, ..Setup::default() });
+    world.check(&[1, 2, 3], 5);
+    for _ in 0..3 {
+        assert_eq!(world.complete(&json!([1]), 500).status, 400);
+    }
+    world.check(&[4, 5], 7);
+    world.wait_for_quiet();
+    let steps = world.gate.passed() as f64;
+    for (name, wanted) in [
+        ("lathe_step_time_seconds_count", steps),
+        ("vllm:iteration_tokens_total_count", steps),
+        ("vllm:request_prefill_time_seconds_count", 2.0),
+        ("vllm:request_decode_time_seconds_count", 2.0),
+        ("vllm:request_prompt_tokens_sum", 5.0),
+        ("vllm:request_generation_tokens_sum", 12.0),
+    ] {
+        world.client.wait_for(&format!("{name}{{"), wanted);
+    }
+    // Each prompt's tokens, and each answer's but the last, which nothing follows.
+    world.client.wait_for("vllm:iteration_tokens_total_sum{", 5.0 + 4.0 + 6.0);
 }
 
 #[test]

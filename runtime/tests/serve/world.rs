@@ -31,6 +31,10 @@ const WEIGHTS: u64 = 11;
 /// Positions in a page.
 pub const PAGE: usize = 4;
 
+/// A template whose prompt is little longer than its messages.
+const TEMPLATE: &str =
+    "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}";
+
 /// What a test wants of its server.
 pub struct Setup {
     pub pages: u32,
@@ -183,7 +187,7 @@ fn shared(setup: Setup, gate: &Arc<Gate>) -> Arc<Shared> {
     let engine = Engine::with_device(Box::new(device), &options);
     let (driver, _failure) = Driver::start(engine, Arc::clone(&metrics), Duration::from_mins(10)).expect("a thread");
     let tokenizer = Tokenizer::new(parrot::tokenizer()).expect("the tables are sound");
-    let template = ChatTemplate::new("{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}", &tokenizer);
+    let template = ChatTemplate::new(TEMPLATE, &tokenizer);
     let template = Some(template.expect("the template is sound"));
     let reader = Reader { tokenizer, template, defaults: Defaults::default(), secret: [3; 32] };
     let served = Served { name: "null".to_owned(), digest: "0".repeat(64), max_context: setup.context };
@@ -253,6 +257,7 @@ struct Passing {
     is_closed: bool,
     permits: usize,
     is_held: bool, // whether a step waits
+    passed: usize,
     fault: Option<Kind>,
 }
 
@@ -284,6 +289,11 @@ impl Gate {
         self.wait_until_held();
     }
 
+    /// How many steps have passed.
+    pub fn passed(&self) -> usize {
+        self.lock().passed
+    }
+
     /// Waits until a step is held.
     pub fn wait_until_held(&self) {
         let passing = self.lock();
@@ -300,6 +310,7 @@ impl Gate {
             .expect("nobody panics here");
         passing.is_held = false;
         passing.permits = passing.permits.saturating_sub(1);
+        passing.passed += 1;
         self.changed.notify_all();
         let fault = passing.fault.take();
         drop(passing);

@@ -9,12 +9,12 @@ mod text;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use lathe_plan::Plan;
 use serde_json::json;
 
 use self::facts::{Facts, PlanFacts};
 use super::bench::machine;
 use super::failure::Unsuitable;
+use super::model::open_plan;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -41,7 +41,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let facts = Facts::here();
-    let plan = args.plan.as_ref().map(|path| Plan::open(path)).transpose()?;
+    let plan = args.plan.as_deref().map(open_plan).transpose()?;
     let plan = plan.as_ref().map(|plan| PlanFacts::of(plan, &facts));
     let limits = if args.quick || !facts.runs_plans() { None } else { Some(machine::measure(None)?) };
     let advice = advice::advise(&facts, plan.as_ref());

@@ -119,7 +119,8 @@ fn load(
 ) -> anyhow::Result<(Arc<Shared>, oneshot::Receiver<String>)> {
     let mut secret = [0; 32];
     File::open("/dev/urandom")?.read_exact(&mut secret)?;
-    let batching = args.queue.options(secret, args.api_key.len(), args.speculation.options());
+    let keys = args.keys()?;
+    let batching = args.queue.options(secret, keys.len(), args.speculation.options());
     let model = Model::open_with(&args.plan, &args.machine, batching)?;
     let template = model.plan.chat_template().map(|source| ChatTemplate::new(source, &model.tokenizer)).transpose()?;
     let stem = args.plan.file_stem().map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned());
@@ -143,7 +144,7 @@ fn load(
         secret,
     };
     let policy = Policy {
-        keys: args.api_key.clone(),
+        keys,
         strict_fields: args.strict_fields,
         vllm_metrics: args.metrics_compat.is_some(),
         max_connections: args.max_connections,
