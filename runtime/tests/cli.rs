@@ -428,9 +428,14 @@ fn inspect_tells_what_is_there() {
     assert_eq!(flops, [Some(1000), Some(64_000)]);
     let text = lathe(&folder, &["inspect", "model.plan", "--verify"], "");
     let text = String::from_utf8_lossy(&text.stdout).into_owned();
-    for part in ["Parrot", "int4:g32+min", "always_the_same", "64.00 KFLOP", "<|im_end|>", "## Chat template"] {
+    let parts =
+        ["Parrot", "int4:g32+min", "always_the_same", "64.00 KFLOP", "<|im_end|>", "## Chat template", "not finite"];
+    for part in parts {
         assert!(text.contains(part), "{part} is missing in {text}");
     }
+    parrot::write(&folder.join("bare.plan"), &program(64), &[], |_| ());
+    let text = lathe(&folder, &["inspect", "bare.plan"], "");
+    assert!(String::from_utf8_lossy(&text.stdout).contains("\nChat template: none\n"), "{text:?}");
     check(&folder, &["inspect", "model.plan", "--report", "graph"], "", 0, "%0 = nothing\n");
 }
 

@@ -328,6 +328,14 @@ mod tests {
     }
 
     #[test]
+    fn a_value_stands_apart_from_its_name_however_long_that_is() {
+        let mut out = String::new();
+        line(&mut out, "embedding scale", "25.3");
+        line(&mut out, "size", "8");
+        assert_eq!(out, "embedding scale 25.3\nsize          8\n");
+    }
+
+    #[test]
     fn numbers_in_a_row_are_a_range() {
         assert_eq!(ranges(&[0, 1, 2, 5, 7, 8]), "0-2, 5, 7-8");
         assert_eq!(ranges(&[4]), "4");
