@@ -58,7 +58,10 @@ fn knobs_out_of_range_are_refused_by_name() {
     knob("hidden_size", "wide", &["'wide'"]);
     knob("num_hidden_layers", -1, &["-1"]);
     knob("rms_norm_eps", Value::Null, &["missing"]);
-    changed(|directory| directory.config["num_hidden_layers"] = 5000.into(), &["block_count", "at most 1024", "5000"]);
+    changed(
+        |directory| directory.config["num_hidden_layers"] = 5000.into(),
+        &["num_hidden_layers", "at most 1024", "5000"],
+    );
     changed(|directory| directory.config["head_dim"] = 16.into(), &["q_proj", "64 rows of 64", "128 rows of 64"]);
     changed(|directory| directory.config["num_key_value_heads"] = 3.into(), &["a divisor of the 4"]);
     changed(|directory| directory.config["vocab_size"] = (1u64 << 31).into(), &["vocab_size", "2147483648"]);
