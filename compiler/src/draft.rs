@@ -3,13 +3,12 @@
 //! Guesses are token ids, so both models must mean the same by each id. The draft is compiled for the same machines and in
 //! the same way as its target; no more than its speed depends on it.
 
-use lathe_ir::graph::Graph;
 use lathe_models::Model;
 use lathe_models::tokenizer::Tokenizer;
 
 use crate::emit;
 use crate::error::CompileError;
-use crate::pass::{self, Record};
+use crate::pass;
 use crate::pipeline::{self, Options};
 use crate::schedule::{self, Schedule};
 
@@ -73,10 +72,6 @@ pub struct Draft {
     pub model: Model,
     /// Its schedule.
     pub schedule: Schedule,
-    /// Its graph before and after the passes.
-    pub graphs: [String; 2],
-    /// What became of the passes.
-    pub passes: Vec<Record>,
 }
 
 /// Schedules a draft for a target.
@@ -85,11 +80,10 @@ pub struct Draft {
 /// When the draft cannot guess for the target, or cannot be scheduled.
 pub fn lower(draft: Model, target: &Model, of_target: &Schedule, options: &Options) -> Result<Draft, CompileError> {
     same_vocabulary(target, &draft)?;
-    let model = if draft.config.cache == options.cache { draft } else { draft.with_cache(options.cache)? };
-    let mut graph: Graph = pipeline::checked(&model)?;
+    let model = draft.with_cache(options.cache)?;
+    let mut graph = pipeline::checked(&model)?;
     PROGRAM.clone_into(&mut graph.name);
-    let unfused = graph.to_string();
-    let passes = pass::run(&mut graph, options.targets[0], &options.passes, &options.selection)?;
+    pass::run(&mut graph, options.targets[0], &options.passes, &options.selection)?;
     // Answers that outgrow its context go on without guesses.
     let context = options.max_context.map_or(model.config.context, |asked| asked.min(model.config.context));
     let schedule = schedule::build(&graph, context, options.targets[0].machine)?;
@@ -98,7 +92,7 @@ pub fn lower(draft: Model, target: &Model, of_target: &Schedule, options: &Optio
         let [target, draft] = [target, &model].map(|model| model.config.name.clone());
         return Err(DraftError::Larger { target, draft, expected, found }.into());
     }
-    Ok(Draft { model, schedule, graphs: [unfused, graph.to_string()], passes })
+    Ok(Draft { model, schedule })
 }
 
 /// Checks that every id stands for the same bytes in both models.

@@ -332,8 +332,12 @@ pub struct Parts<'a> {
     pub objects: Vec<(&'static Target, lathe_kernels::Object)>,
     /// Their PTX assembled, where there is an assembler.
     pub assembled: Vec<Assembled>,
-    /// Texts of the levels: the graph before and after the passes.
-    pub graphs: [String; 2],
+}
+
+/// How the main program came to be, for the reports.
+pub struct Story<'a> {
+    /// Texts of the graph before and after the passes.
+    pub graphs: [&'a str; 2],
     /// What became of the passes.
     pub passes: &'a [Record],
 }
@@ -346,11 +350,12 @@ pub struct Parts<'a> {
 pub fn write(
     main: Parts<'_>,
     others: Vec<Parts<'_>>,
+    story: &Story<'_>,
     options: &Options,
     path: &Path,
     manifest: impl FnOnce(&[Option<ErrorSum>]) -> Manifest,
 ) -> Result<(), CompileError> {
-    let Parts { model, schedule, graphs: [graph, fused], passes, .. } = &main;
+    let (Parts { model, schedule, .. }, Story { graphs: [graph, fused], passes }) = (&main, story);
     // What packing the weights found out, for what is written behind them.
     let packed: RefCell<Vec<Option<ErrorSum>>> = RefCell::default();
     let errors: RefCell<String> = RefCell::default();
@@ -388,7 +393,7 @@ pub fn write(
         packed.borrow_mut().resize(schedule.weights.len(), None);
     }
     let mut streams = Vec::new();
-    for (index, Parts { model, schedule, objects, assembled, .. }) in std::iter::once(main).chain(others).enumerate() {
+    for (index, Parts { model, schedule, objects, assembled }) in std::iter::once(main).chain(others).enumerate() {
         let program = program(schedule, model.config.vocab);
         writer.program(&program);
         for (target, object) in objects {

@@ -12,13 +12,13 @@ use crate::error::CompileError;
 /// Looks at what lies where the plan shall be. An empty file is nothing yet, as `mktemp` makes it.
 ///
 /// # Errors
-/// When it is one of the model's own files, or no plan.
-pub fn check(path: &Path, sources: &[PathBuf]) -> Result<(), CompileError> {
+/// When it is one of the models' own files, or no plan.
+pub fn check<'a>(path: &Path, sources: impl IntoIterator<Item = &'a PathBuf>) -> Result<(), CompileError> {
     let refuse = |found: &'static str| Err(CompileError::Output { path: path.to_owned(), found });
     let Ok(metadata) = fs::metadata(path) else { return Ok(()) };
     let place = (metadata.dev(), metadata.ino());
     let is_same = |source: &PathBuf| fs::metadata(source).is_ok_and(|source| (source.dev(), source.ino()) == place);
-    if sources.iter().any(is_same) {
+    if sources.into_iter().any(is_same) {
         return refuse("a file of the model that is compiled");
     }
     if metadata.is_dir() {

@@ -189,9 +189,9 @@ pub fn compile_with(
     let mut clock = Clock::start();
     model.chat_template.as_deref().map_or(Ok(()), template::check)?;
     if let Goal::Plan(path) = goal {
-        output::check(path, &model.origin.files)?;
+        output::check(path, std::iter::once(&model).chain(&draft).flat_map(|model| &model.origin.files))?;
     }
-    let model = if model.config.cache == options.cache { model } else { model.with_cache(options.cache)? };
+    let model = model.with_cache(options.cache)?;
     let max_context = max_context(options.max_context, model.config.context)?;
     let mut graph = checked(&model)?;
     let unfused = graph.to_string();
@@ -230,21 +230,21 @@ pub fn compile_with(
     let (source, objects) = digest_and_objects(&model, &kernels, options)?;
     let mut drafters = Vec::new();
     let mut others = Vec::new();
-    if let Some(Draft { model, schedule, graphs, passes }) = &draft {
+    if let Some(Draft { model, schedule }) = &draft {
         let (source, objects) = digest_and_objects(model, &schedule.kernels(), options)?;
         drafters.push(emit::drafter(model, source, schedule));
         let assembled = assembled(&objects, options)?;
-        others.push(emit::Parts { model, schedule, objects, assembled, graphs: graphs.clone(), passes });
+        others.push(emit::Parts { model, schedule, objects, assembled });
     }
     clock.lap("kernels");
     let assembled = assembled(&objects, options)?;
     if !assembled.is_empty() {
         clock.lap("cubins");
     }
-    let graphs = [unfused, fused];
-    let main = emit::Parts { model: &model, schedule: &schedule, objects, assembled, graphs, passes: &passes };
+    let main = emit::Parts { model: &model, schedule: &schedule, objects, assembled };
+    let story = emit::Story { graphs: [&unfused, &fused], passes: &passes };
     let manifest = |errors: &[Option<ErrorSum>]| emit::manifest(&model, source, &schedule, options, drafters, errors);
-    emit::write(main, others, options, path, manifest)?;
+    emit::write(main, others, &story, options, path, manifest)?;
     clock.lap("weights");
     let kept = passes.iter().flat_map(|pass| &pass.notes).filter(|note| note.kept).map(|note| note.subject.clone());
     Ok(Outcome { kept: kept.collect(), ..clock.text(String::new()) })

@@ -179,6 +179,19 @@ fn check_tally(
 }
 
 #[test]
+fn a_plan_is_not_written_over_the_draft() {
+    let scratch = Scratch::new();
+    let path = scratch.file("draft.gguf");
+    std::fs::write(&path, b"GGUF and so on").expect("the folder is writable");
+    let mut draft = small(1);
+    draft.origin.files = vec![path.clone()];
+    let outcome = compile_with(small(3), Some(draft), Goal::Plan(&path), &options(Activations::Int8));
+    let text = outcome.expect_err("the draft lies there").to_string();
+    assert!(text.contains("a file of the model"), "{text}");
+    assert_eq!(std::fs::read(&path).expect("it is still there"), b"GGUF and so on");
+}
+
+#[test]
 fn models_that_do_not_fit_are_refused_by_name() {
     let refusal = |target: Model, draft: Model| {
         let scratch = Scratch::new();
