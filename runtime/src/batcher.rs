@@ -339,17 +339,10 @@ impl Batcher {
         // Those that wait for one token go first, so that a long prompt never delays an answer in progress.
         for decoding in [true, false] {
             if !decoding {
-                let mut prefilling = self.running.iter().filter(|s| s.pending() > 1).peekable();
-                let first = prefilling.peek().map_or(0, |s| s.computed);
-                // The more wait for their first token, the more of a step is theirs.
-                let behind = prefilling.count() + self.waiting.len();
+                let behind = self.running.iter().filter(|s| s.pending() > 1).count() + self.waiting.len();
                 guesses = self.choose_guesses(rows, behind > 0);
-                if self.load.tokens > 0 && self.options.stretch.is_finite() {
-                    let stretch = self.options.stretch * (1.0 + behind as f64 / self.load.tokens as f64);
-                    // What guesses add to a step is added to the part of prompts as well.
-                    let load = self.with_guesses(&guesses);
-                    budget = self.predictor.room(load, first, stretch, LEAST_PROMPT_TOKENS.min(budget), budget);
-                }
+                // What guesses add to a step is added to the part of prompts as well.
+                budget = self.prompt_budget(budget, self.with_guesses(&guesses), behind);
             }
             for index in 0..self.running.len() {
                 let sequence = &self.running[index];
@@ -389,6 +382,17 @@ impl Batcher {
             self.park(sequence);
         }
         !step.tokens.is_empty()
+    }
+
+    /// How many of the tokens that a step has left may be of prompts, beside answers with this load, while so many requests
+    /// wait for their first token. The more of them there are, the more of the step is theirs.
+    fn prompt_budget(&self, left: usize, answers: Load, behind: usize) -> usize {
+        if self.load.tokens == 0 || !self.options.stretch.is_finite() {
+            return left;
+        }
+        let first = self.running.iter().find(|sequence| sequence.pending() > 1).map_or(0, |sequence| sequence.computed);
+        let stretch = self.options.stretch * (1.0 + behind as f64 / self.load.tokens as f64);
+        self.predictor.room(answers, first, stretch, LEAST_PROMPT_TOKENS.min(left), left)
     }
 
     /// Grants pages for the next tokens of a running request, if need be at the cost of those of higher rank. Those that

@@ -157,13 +157,13 @@ impl Batcher {
 
     /// How many of these guesses are worth their time.
     fn worth_verifying(&self, certain: usize, candidates: &[Candidate], prompts: bool) -> usize {
-        let mut loads = vec![self.load];
-        for candidate in candidates {
-            let before = loads[loads.len() - 1];
-            loads.push(before.and(self.load_of(candidate)));
-        }
         let chances: Vec<f64> = candidates.iter().map(|candidate| candidate.chance).collect();
         if !prompts {
+            let mut loads = vec![self.load];
+            for candidate in candidates {
+                let before = loads[loads.len() - 1];
+                loads.push(before.and(self.load_of(candidate)));
+            }
             return worth::best_count(certain, &chances, |count| self.predictor.small_step(loads[count]));
         }
         // In a step with prompts no token is free, since it reads the weights for many anyhow; and an answer that nothing is

@@ -21,7 +21,7 @@ const MAIN: &str = "main";
 const DRAFT: &str = "draft";
 
 /// Positions that a draft model's cache holds at most, unless told otherwise.
-const MOST_CACHED: usize = 16_384;
+const MOST_CACHED: u64 = 16_384;
 
 /// A loaded device, and what to tell people of it.
 pub struct Loaded {
@@ -61,9 +61,9 @@ pub fn drafters(plan: &Plan, limits: &Limits, options: &EngineOptions) -> Result
     let mut drafters: Vec<Box<dyn Drafter>> = vec![Box::new(Ngram::default())];
     if matches!(mode, Mode::Auto | Mode::Draft) && plan.program(DRAFT).is_some() {
         // The default share of the memory that is left is the target's. With fewer pages there are fewer guesses.
-        let held = limits.groups.iter().map(|group| group.pages as usize * group.page_tokens as usize).max();
-        let cache_tokens = options.device.cache_tokens.or(held.map(|held| held.min(MOST_CACHED)));
-        let device = DeviceOptions { cache_tokens, ..options.device.clone() };
+        let most = limits.cache_tokens().min(MOST_CACHED) as usize;
+        let cache_tokens = options.device.cache_tokens.unwrap_or(most);
+        let device = DeviceOptions { cache_tokens: Some(cache_tokens), ..options.device.clone() };
         let draft = load_program(plan, DRAFT, &device)?.device;
         drafters.push(Box::new(DraftModel::new(draft, limits.vocabulary, &options.batching.cache)));
     }
@@ -83,7 +83,7 @@ fn load_program(plan: &Plan, program: &str, options: &DeviceOptions) -> Result<L
         let (name, warning) = (device.name().to_owned(), device.warning().map(str::to_owned));
         return Ok(Loaded { device: Box::new(device), about: About { name, threads: 1, warning } });
     }
-    let device = CpuDevice::load_program(plan, program, options)?;
+    let device = CpuDevice::load(plan, program, options)?;
     let (threads, warning) = (device.workers(), device.warning().map(str::to_owned));
     Ok(Loaded { device: Box::new(device), about: About { name: "CPU".to_owned(), threads, warning } })
 }

@@ -64,13 +64,8 @@ pub struct CpuDevice {
 }
 
 impl CpuDevice {
-    /// Loads a plan's main program.
-    pub fn load(plan: &Plan, options: &DeviceOptions) -> Result<CpuDevice> {
-        CpuDevice::load_program(plan, "main", options)
-    }
-
     /// Loads a program of a plan.
-    pub fn load_program(plan: &Plan, program: &str, options: &DeviceOptions) -> Result<CpuDevice> {
+    pub fn load(plan: &Plan, program: &str, options: &DeviceOptions) -> Result<CpuDevice> {
         CpuDevice::load_where(plan, program, options, features::has)
     }
 
