@@ -81,19 +81,15 @@ impl KernelSpec {
             },
             KernelSpec::Rows { .. } | KernelSpec::Embed { .. } => whole(128),
             KernelSpec::Attention { group, head_dim, dtype, .. }
-                if attention_rows(*group, *head_dim, *dtype).is_some() =>
-            {
-                let rows = attention_rows(*group, *head_dim, *dtype).unwrap_or(0);
-                Grid { threads: ATTENTION_THREADS, units: 1, rows: rows as u32 }
-            }
-            KernelSpec::AttentionSplits { group, head_dim, dtype, .. }
-                if attention_rows(*group, *head_dim, *dtype).is_some() =>
-            {
-                whole(ATTENTION_THREADS)
-            }
-            // A team of 16 threads for each page of a split.
-            KernelSpec::Attention { .. } | KernelSpec::AttentionSplits { .. } => {
-                whole((ATTENTION_SPLIT / PAGE_TOKENS * BLOCK_ROWS) as u32)
+            | KernelSpec::AttentionSplits { group, head_dim, dtype, .. } => {
+                match attention_rows(*group, *head_dim, *dtype) {
+                    Some(rows) if matches!(self, KernelSpec::Attention { .. }) => {
+                        Grid { rows: rows as u32, ..whole(ATTENTION_THREADS) }
+                    }
+                    Some(_) => whole(ATTENTION_THREADS),
+                    // A team of 16 threads for each page of a split.
+                    None => whole((ATTENTION_SPLIT / PAGE_TOKENS * BLOCK_ROWS) as u32),
+                }
             }
             _ => Grid { threads: 128, units: 128 / BLOCK_ROWS as u32, rows: 0 },
         }

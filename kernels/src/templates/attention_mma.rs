@@ -128,6 +128,15 @@ struct Kernel<'b, 'c> {
     column: Val<'c>,
 }
 
+/// A query head that is one of this thread's rows.
+struct OwnHead<'c> {
+    /// Whether it is of the tokens at hand.
+    inside: Val<'c>,
+    token: Val<'c>,
+    /// Its number among all.
+    number: Val<'c>,
+}
+
 /// This thread's two rows: the first and last token that each sees, and its fragments of queries.
 struct Rows<'c> {
     first: [Val<'c>; 2],
@@ -248,13 +257,8 @@ impl<'b, 'c> Kernel<'b, 'c> {
         let history = self.history(b.add(first, begin), head, seen);
 
         // Where this thread's elements of its rows go, and whether they are rows of these tokens.
-        let outs = self.row_numbers().map(|row| {
-            let (token, query_head) = self.place(row);
-            let inside = b.and(b.icmp(IntPredicate::SGE, token, begin), b.icmp(IntPredicate::SLT, token, end));
-            let pair = b.add(b.mul(b.add(first, token), b.param(1)), head);
-            let number = b.add(b.mul(pair, b.int(self.shape.group as i64)), query_head);
-            (inside, b.element(b.operand(5), number, 4 * self.shape.head_dim))
-        });
+        let outs = self.own_heads(first, [begin, end], head);
+        let outs = outs.map(|own| (own.inside, b.element(b.operand(5), own.number, 4 * self.shape.head_dim)));
         let state = self.start();
         let total = Total::new(self);
         let of_rows = |body: &dyn Fn(usize, PointerValue<'c>)| {
@@ -305,24 +309,26 @@ impl<'b, 'c> Kernel<'b, 'c> {
         [first, b.add(first, b.int(8))]
     }
 
-    /// The token of a row, and which query head.
-    fn place(&self, row: Val<'c>) -> (Val<'c>, Val<'c>) {
+    /// The query heads that this thread's rows are, of the tokens `begin` to before `end` from token `first` on. A row of
+    /// others takes the place of one of token `begin`.
+    fn own_heads(&self, first: Val<'c>, [begin, end]: [Val<'c>; 2], head: Val<'c>) -> [OwnHead<'c>; 2] {
         let b = self.b;
         let group = b.int(self.shape.group as i64);
-        (b.udiv(row, group), b.urem(row, group))
+        self.row_numbers().map(|row| {
+            let (token, query_head) = (b.udiv(row, group), b.urem(row, group));
+            let inside = b.and(b.icmp(IntPredicate::SGE, token, begin), b.icmp(IntPredicate::SLT, token, end));
+            let token = b.add(first, b.select(inside, token, begin));
+            let pair = b.add(b.mul(token, b.param(1)), head);
+            OwnHead { inside, token, number: b.add(b.mul(pair, group), query_head) }
+        })
     }
 
     /// This thread's rows of the tokens `begin` to before `end` from token `first` on; a row of others sees nothing.
     fn rows(&self, first: Val<'c>, [begin, end]: [Val<'c>; 2], head: Val<'c>) -> Rows<'c> {
         let b = self.b;
-        let of = self.row_numbers().map(|row| {
-            let (token, query_head) = self.place(row);
-            let inside = b.and(b.icmp(IntPredicate::SGE, token, begin), b.icmp(IntPredicate::SLT, token, end));
-            let token = b.add(first, b.select(inside, token, begin));
+        let of = self.own_heads(first, [begin, end], head).map(|OwnHead { inside, token, number }| {
             let position = b.load_index(b.operand(1), token);
             let (first_seen, _) = beginning(b, position, self.scores.window);
-            let pair = b.add(b.mul(token, b.param(1)), head);
-            let number = b.add(b.mul(pair, b.int(self.shape.group as i64)), query_head);
             let query = b.element(b.element(b.operand(0), number, 4 * self.shape.head_dim), self.column, 8);
             (first_seen, b.select(inside, position, b.int(-1)), query)
         });

@@ -24,9 +24,6 @@ use crate::llvm::memory::Var;
 use crate::llvm::tiles::TILE_ROWS;
 use crate::spec::{Activation, GROUP, KernelSpec, Stage, Tile};
 
-/// Index of the first epilogue operand: after x and w.
-const FIRST_STAGE_OPERAND: usize = 2;
-
 /// Operands: x, w, those of the stages, out, scratch. Params: M, N, G and those of the stages.
 pub fn linear(b: &Builder<'_>, scheme: Scheme, act: Activation, tile: Tile, epilogue: &[Stage]) {
     let kernel = Linear { b, scheme, act, blocks: KernelSpec::strip_blocks(epilogue) };
@@ -49,7 +46,7 @@ pub fn linear(b: &Builder<'_>, scheme: Scheme, act: Activation, tile: Tile, epil
         // As many rows at once as fit, then what is left by fewer. The first one is a multiple of all of these numbers.
         let mut begin = first;
         let whole = |count: usize| b.sub(last, b.urem(last, b.int(count as i64)));
-        let finish = |row, values| finish(b, epilogue, Strip { row, index: strip, values }, FIRST_STAGE_OPERAND);
+        let finish = |row, values| finish(b, epilogue, Strip { row, index: strip, values });
         if let Some(tiles) = &tiles {
             let end = whole(TILE_ROWS);
             b.for_range(begin, end, b.int(TILE_ROWS as i64), |row| {

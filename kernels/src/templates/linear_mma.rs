@@ -25,8 +25,6 @@ use crate::llvm::memory::Var;
 use crate::spec::{ACT_GROUP_BYTES, BLOCK_ROWS, GROUP, KernelSpec, PARTS, Stage};
 use scaled::{Activations, Fragment, accumulate, activations, parts, wants_scaled_sums};
 
-/// Index of the first epilogue operand: after x and w.
-const FIRST_STAGE_OPERAND: usize = 2;
 /// Rows of activations that tensor cores take at once.
 const TILE_ROWS: usize = 8;
 /// Groups of columns whose loads are under way together where one tile of activations is multiplied; more tiles have
@@ -42,7 +40,7 @@ pub fn linear(b: &Builder<'_>, scheme: Scheme, tokens: usize, epilogue: &[Stage]
     b.for_units(|strip| {
         let sums = if scheme.is_integer() { product.multiply(strip) } else { product.multiply_floats(strip) };
         product.share(&sums);
-        product.each_row(|row, values| finish(b, epilogue, Strip { row, index: strip, values }, FIRST_STAGE_OPERAND));
+        product.each_row(|row, values| finish(b, epilogue, Strip { row, index: strip, values }));
         b.barrier();
     });
 }

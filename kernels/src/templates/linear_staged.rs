@@ -26,8 +26,6 @@ use crate::llvm::builder::{Builder, Kind, LANES, Val};
 use crate::llvm::memory::Var;
 use crate::spec::{BLOCK_ROWS, KernelSpec, PARTS, Stage, Warps};
 
-/// Index of the first epilogue operand: after x and w.
-const FIRST_STAGE_OPERAND: usize = 2;
 /// Rows of activations that tensor cores take at once.
 const TILE_ROWS: usize = 8;
 /// Threads of a block.
@@ -45,7 +43,7 @@ pub fn linear(b: &Builder<'_>, scheme: Scheme, [blocks, tokens]: [usize; 2], epi
         kernel.each_row(&totals, strip_blocks, |strip, row, values| {
             let index = b.add(first, strip);
             b.when(b.icmp(IntPredicate::SLT, index, b.unit_range().1), || {
-                finish(b, epilogue, Strip { row, index, values }, FIRST_STAGE_OPERAND);
+                finish(b, epilogue, Strip { row, index, values });
             });
         });
     });

@@ -10,6 +10,9 @@ use super::append::{Page, page};
 use crate::llvm::builder::{Builder, Kind, LANES, Val};
 use crate::spec::{Stage, page_bytes, rotary_columns, rotary_is_aligned};
 
+/// Index of a linear kernel's first epilogue operand: after x and w.
+const FIRST_OPERAND: usize = 2;
+
 /// A strip of results: `values` are the 16-wide blocks of row `row`, strip number `index`.
 pub struct Strip<'c> {
     /// Row of activations.
@@ -20,9 +23,9 @@ pub struct Strip<'c> {
     pub values: Vec<Val<'c>>,
 }
 
-/// Applies the stages in order and stores the result. Stage operands start at `first_operand`, the result follows.
-pub fn finish<'c>(b: &Builder<'c>, epilogue: &[Stage], mut strip: Strip<'c>, first_operand: usize) {
-    let mut operands = (first_operand..).map(|i| b.operand(i));
+/// Applies the stages in order and stores the result, the operand behind those of the stages.
+pub fn finish<'c>(b: &Builder<'c>, epilogue: &[Stage], mut strip: Strip<'c>) {
+    let mut operands = (FIRST_OPERAND..).map(|i| b.operand(i));
     let mut next = || operands.next().expect("the range has no end");
     let mut columns = b.param(1);
     for stage in epilogue {
