@@ -171,7 +171,7 @@ impl Cta<'_> {
     }
 
     fn open(&mut self, id: u32, mut hand: Option<&mut Warp>) {
-        let barrier = std::mem::take(&mut self.barriers[id as usize]);
+        let mut barrier = std::mem::take(&mut self.barriers[id as usize]);
         // One that only announces itself goes on meanwhile.
         let all = !barrier.is_announced && self.has_all(&barrier, hand.as_deref());
         self.shared.join(barrier.warps, all);
@@ -188,11 +188,17 @@ impl Cta<'_> {
                 warp.state = State::Ready;
             }
         }
+        // The list serves again: barriers open often.
+        barrier.waiters.clear();
+        self.barriers[id as usize].waiters = barrier.waiters;
     }
 
-    /// Opens the barriers that are complete because others have exited.
+    /// Opens the barriers that are complete because lanes have exited since this was asked last.
     pub(super) fn release_barriers(&mut self) -> bool {
         let mut any = false;
+        if !std::mem::take(&mut self.has_exits) {
+            return any;
+        }
         for id in 0..16 {
             if self.is_complete(id, None) {
                 self.open(id, None);

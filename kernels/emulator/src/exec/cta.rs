@@ -45,6 +45,8 @@ pub(crate) struct Cta<'a> {
     pub(crate) shared: Shared,
     pub(crate) warps: Vec<Option<Box<Warp>>>,
     pub(super) barriers: Vec<Barrier>,
+    /// Whether lanes have exited since barriers were looked at for that.
+    pub(super) has_exits: bool,
     /// Its own releases, and the releases of other CTAs that it acquired.
     pub(crate) epoch: u32,
     pub(crate) known: HashMap<u32, u32>,
@@ -73,6 +75,7 @@ impl<'a> Cta<'a> {
             shared: Shared::new(grid.shared_bytes, warps, grid.orders_some, grid.checks),
             warps: (0..warps).map(|w| Some(Box::new(Warp::new(grid.kernel, &grid.place(w, index, linear))))).collect(),
             barriers: vec![Barrier::default(); 16],
+            has_exits: false,
             epoch: 1,
             known: HashMap::new(),
             seen: HashMap::new(),
@@ -293,6 +296,7 @@ impl<'a> Cta<'a> {
             }
             Op::Exit => {
                 warp.live &= !mask;
+                self.has_exits = true;
                 let stay = warp.mask & !mask;
                 for lane in Warp::lanes(stay) {
                     warp.pcs[lane] = warp.pc + 1;

@@ -193,13 +193,19 @@ impl Shared {
     ) -> Result<(), Wrong> {
         let bytes = 4 * out.len() as u32;
         let (mut now, simple) = (self.now(Thread { warp, lane: 0 }), weak && self.readings.is_empty());
+        // Weak accesses add no strong ones.
+        let none_strong = self.strong.is_empty();
         for lane in Warp::lanes(mask) {
             let (address, by) = (addresses[lane], Thread { warp, lane });
             now.me = who(by);
             let index = self.check(address, bytes, lane)?;
             for (offset, out) in out.iter_mut().enumerate() {
                 let at = index + offset;
-                if self.checks && !(simple && !self.has_strong(at) && Self::reads_freely(&mut self.shadow[at], now)) {
+                if self.checks
+                    && !(simple
+                        && (none_strong || !self.has_strong(at))
+                        && Self::reads_freely(&mut self.shadow[at], now))
+                {
                     self.note_read(at, 15, address + 4 * offset as u64, by, weak)?;
                 }
                 out[lane] = self.words[at];
@@ -219,6 +225,8 @@ impl Shared {
     ) -> Result<u64, Wrong> {
         let (bytes, mut changed) = (4 * values.len() as u32, 0);
         let (mut now, simple) = (self.now(Thread { warp, lane: 0 }), weak && self.readings.is_empty());
+        // Weak accesses add no strong ones.
+        let none_strong = self.strong.is_empty();
         for lane in Warp::lanes(mask) {
             let (address, by) = (addresses[lane], Thread { warp, lane });
             now.me = who(by);
@@ -226,7 +234,11 @@ impl Shared {
             for (offset, values) in values.iter().enumerate() {
                 let at = index + offset;
                 let changes = self.words[at] != values[lane];
-                if self.checks && !(simple && !self.has_strong(at) && Self::writes_freely(&mut self.shadow[at], now)) {
+                if self.checks
+                    && !(simple
+                        && (none_strong || !self.has_strong(at))
+                        && Self::writes_freely(&mut self.shadow[at], now))
+                {
                     self.note_store(at, 15, address + 4 * offset as u64, by, weak, changes)?;
                 }
                 changed += u64::from(changes);
