@@ -8,8 +8,9 @@ use lathe_models::tokenizer::Tokenizer;
 
 use crate::emit;
 use crate::error::CompileError;
+use crate::options::Options;
 use crate::pass;
-use crate::pipeline::{self, Options};
+use crate::pipeline;
 use crate::schedule::{self, Schedule};
 
 /// The name of a draft model's program.

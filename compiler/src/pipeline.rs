@@ -1,11 +1,10 @@
 //! The whole compiler as one function: open, graph, passes, schedule, kernels, emit.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use lathe_ir::graph::Graph;
-use lathe_ir::types::DType;
 use lathe_ir::verify;
 use lathe_kernels::spec::KernelSpec;
 use lathe_kernels::targets::{Machine, Target};
@@ -17,7 +16,8 @@ use crate::ahead::ahead;
 use crate::assemble::{self, Assembled};
 use crate::draft::{self, Draft};
 use crate::error::CompileError;
-use crate::pass::{self, PassOptions, Selection};
+use crate::options::Options;
+use crate::pass;
 use crate::weights::ErrorSum;
 use crate::{dry_run, emit, output, schedule, template};
 
@@ -54,105 +54,6 @@ pub enum Goal<'a> {
     Text(Level),
     /// What a plan would need and how long its steps would take; no weight is read and no code generated.
     DryRun,
-}
-
-/// Where weights come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Weights {
-    /// The checkpoint.
-    #[default]
-    Checkpoint,
-    /// A generator with this seed, when the plan is loaded: for measuring speed alone.
-    Random(u64),
-}
-
-impl std::fmt::Display for Weights {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Weights::Checkpoint => f.write_str("checkpoint"),
-            Weights::Random(seed) => write!(f, "random:{seed}"),
-        }
-    }
-}
-
-impl std::str::FromStr for Weights {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Weights, String> {
-        let seed = text.strip_prefix("random:").and_then(|seed| seed.parse().ok());
-        match (text, seed) {
-            ("checkpoint", _) => Ok(Weights::Checkpoint),
-            (_, Some(seed)) => Ok(Weights::Random(seed)),
-            _ => Err(format!("'{text}' is no source of weights; expected checkpoint, or random:SEED with a number")),
-        }
-    }
-}
-
-/// The choices of a compile.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The machines that the plan is for, at least one; one program and one copy of the weights serve them all.
-    pub targets: Vec<&'static Target>,
-    /// What passes read.
-    pub passes: PassOptions,
-    /// Which passes run.
-    pub selection: Selection,
-    /// Element type of the cache.
-    pub cache: DType,
-    /// Most positions of a sequence; what the model was trained for where it is not given.
-    pub max_context: Option<usize>,
-    /// Where weights come from.
-    pub weights: Weights,
-    /// The assembler that makes cubins for GPUs beside their PTX; none are made without.
-    pub ptxas: Option<PathBuf>,
-    /// Threads that pack weights. The plan does not depend on it.
-    pub threads: usize,
-    /// Whether the plan carries texts of its levels.
-    pub report: bool,
-    /// Whether progress is shown on stderr.
-    pub progress: bool,
-}
-
-impl Options {
-    /// Defaults for a target.
-    pub fn new(target: &'static Target) -> Options {
-        Options {
-            targets: vec![target],
-            passes: PassOptions::default(),
-            selection: Selection::default(),
-            cache: DType::F16,
-            max_context: None,
-            weights: Weights::default(),
-            ptxas: None,
-            threads: 1,
-            report: true,
-            progress: false,
-        }
-    }
-
-    /// The flags that change the plan and differ from their defaults, as they are typed.
-    pub fn flags(&self) -> Vec<String> {
-        let defaults = Options::new(self.targets[0]);
-        let mut flags = Vec::new();
-        if self.passes.formats != defaults.passes.formats {
-            flags.push(format!("--quantize {}", self.passes.formats));
-        }
-        if self.passes.activations != defaults.passes.activations {
-            flags.push(format!("--activations {}", self.passes.activations.name()));
-        }
-        if self.cache != defaults.cache {
-            flags.push(format!("--cache {}", self.cache));
-        }
-        flags.extend(self.max_context.map(|positions| format!("--max-context {positions}")));
-        if self.weights != defaults.weights {
-            flags.push(format!("--weights {}", self.weights));
-        }
-        flags.extend(self.selection.disabled.iter().map(|pass| format!("--disable-pass {pass}")));
-        if !self.report {
-            flags.push("--strip-report".to_owned());
-        }
-        flags
-    }
 }
 
 /// What a compile gave.
@@ -192,7 +93,7 @@ pub fn compile_with(
         output::check(path, std::iter::once(&model).chain(&draft).flat_map(|model| &model.origin.files))?;
     }
     let model = model.with_cache(options.cache)?;
-    let max_context = max_context(options.max_context, model.config.context)?;
+    let max_context = options.max_context(model.config.context)?;
     let mut graph = checked(&model)?;
     let unfused = graph.to_string();
     if goal == Goal::Text(Level::Graph) {
@@ -300,14 +201,6 @@ pub fn digest(model: &Model) -> Result<Source, CompileError> {
     }
     let blake3 = if model.origin.files.is_empty() { String::new() } else { hasher.finalize().to_string() };
     Ok(Source { format: model.origin.format.to_owned(), blake3 })
-}
-
-fn max_context(asked: Option<usize>, most: usize) -> Result<usize, CompileError> {
-    match asked {
-        None => Ok(most),
-        Some(found) if (1..=most).contains(&found) => Ok(found),
-        Some(found) => Err(CompileError::Context { most, found }),
-    }
 }
 
 /// The kernels as machine code of each target.

@@ -7,8 +7,8 @@ use lathe_kernels::spec::KernelSpec;
 use lathe_plan::manifest::Attention;
 use lathe_plan::{Manifest, Program};
 
+use crate::options::Weights;
 use crate::pass::{PASSES, Record};
-use crate::pipeline::Weights;
 use crate::schedule::{Buffer, Launch, Schedule};
 
 /// Each pass, whether it changed the graph, and the reasons that it gave. Times are left out: the same compile gives the

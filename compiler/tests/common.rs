@@ -1,7 +1,7 @@
 //! What the tests share: the seeded model, its weights for the reference evaluation, and a run of all passes.
 
+use lathe_compiler::options::Options;
 use lathe_compiler::pass::{self, PassOptions, Selection};
-use lathe_compiler::pipeline::Options;
 use lathe_ir::eval::Tensor;
 use lathe_ir::graph::{Graph, Weight};
 use lathe_ir::scheme::Scheme;

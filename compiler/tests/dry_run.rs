@@ -1,6 +1,7 @@
 //! Dry runs of the known shapes: sizes that were published, and texts that a person can read.
 
-use lathe_compiler::pipeline::{Goal, Options, compile};
+use lathe_compiler::options::Options;
+use lathe_compiler::pipeline::{Goal, compile};
 use lathe_kernels::targets::{Machine, TARGETS, Target};
 use lathe_models::shapes::{self, SHAPES};
 

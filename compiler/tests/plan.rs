@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use lathe_compiler::CompileError;
 use lathe_compiler::error::exit;
-use lathe_compiler::pipeline::{Goal, Level, Options, Weights, compile};
+use lathe_compiler::options::{Options, Weights};
+use lathe_compiler::pipeline::{Goal, Level, compile};
 use lathe_compiler::quantize::Quantize;
 use lathe_ir::scheme::{Matrix, MatrixData, Scheme};
 use lathe_ir::types::DType;

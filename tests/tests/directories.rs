@@ -4,8 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use lathe_compiler::options::Options;
 use lathe_compiler::pass::Activations;
-use lathe_compiler::pipeline::{Goal, Options, compile, digest};
+use lathe_compiler::pipeline::{Goal, compile, digest};
 use lathe_compiler::quantize::Quantize;
 use lathe_kernels::targets::Target;
 use lathe_models::open;

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
+use lathe_compiler::options::Options;
 use lathe_compiler::pass::Activations;
-use lathe_compiler::pipeline::{Goal, Options, compile};
+use lathe_compiler::pipeline::{Goal, compile};
 use lathe_ir::scheme::Scheme;
 use lathe_ir::types::DType;
 use lathe_kernels::targets::Target;

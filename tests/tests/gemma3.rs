@@ -1,8 +1,9 @@
 //! Gemma 3 270M (`Q4_K_M`: normed heads, norms around each half of a layer, windows, a vocabulary of 262k tokens), judged
 //! by NumPy.
 
+use lathe_compiler::options::Options;
 use lathe_compiler::pass::Activations;
-use lathe_compiler::pipeline::{Goal, Options, compile};
+use lathe_compiler::pipeline::{Goal, compile};
 use lathe_kernels::targets::Target;
 use lathe_models::open;
 use lathe_plan::Plan;

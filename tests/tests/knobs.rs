@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use lathe_compiler::options::Options;
 use lathe_compiler::pass::Activations;
-use lathe_compiler::pipeline::{Goal, Options, compile};
+use lathe_compiler::pipeline::{Goal, compile};
 use lathe_ir::eval::{Caches, StepInputs, Tensor, evaluate};
 use lathe_ir::graph::{Arrangement, Graph, Part, RowOrder, StepInput, Value, Weight};
 use lathe_ir::op::Op;

@@ -4,8 +4,9 @@
 use std::path::Path;
 use std::process::Command;
 
+use lathe_compiler::options::Options;
 use lathe_compiler::pass::Activations;
-use lathe_compiler::pipeline::{Goal, Options, compile, compile_with};
+use lathe_compiler::pipeline::{Goal, compile, compile_with};
 use lathe_ir::scheme::Scheme;
 use lathe_kernels::targets::Target;
 use lathe_models::config::ModelConfig;

@@ -3,8 +3,9 @@
 
 use std::process::Command;
 
+use lathe_compiler::options::{Options, Weights};
 use lathe_compiler::pass::Activations;
-use lathe_compiler::pipeline::{Goal, Options, Weights, compile};
+use lathe_compiler::pipeline::{Goal, compile};
 use lathe_ir::eval::{Caches, StepInputs, Tensor, evaluate};
 use lathe_ir::graph::Weight;
 use lathe_ir::scheme::Scheme;

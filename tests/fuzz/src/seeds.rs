@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use lathe_compiler::pipeline::{Goal, Options, compile};
+use lathe_compiler::options::Options;
+use lathe_compiler::pipeline::{Goal, compile};
 use lathe_ir::scheme::Scheme;
 use lathe_kernels::targets::Target;
 use lathe_models::gguf::write::to_bytes;

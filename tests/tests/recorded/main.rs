@@ -6,8 +6,9 @@ mod as_gguf;
 mod case;
 mod llama_cpp;
 
+use lathe_compiler::options::Options;
 use lathe_compiler::pass::Activations;
-use lathe_compiler::pipeline::{Goal, Options, compile};
+use lathe_compiler::pipeline::{Goal, compile};
 use lathe_ir::types::DType;
 use lathe_kernels::targets::Target;
 use lathe_plan::Plan;

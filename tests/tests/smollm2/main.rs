@@ -8,8 +8,9 @@ mod variants;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use lathe_compiler::options::Options;
 use lathe_compiler::pass::Activations;
-use lathe_compiler::pipeline::{Goal, Options, compile};
+use lathe_compiler::pipeline::{Goal, compile};
 use lathe_ir::types::DType;
 use lathe_kernels::targets::Target;
 use lathe_models::open;

@@ -1,7 +1,8 @@
 //! One plan for several kinds of CPU: the code for each gives the same tokens and the same bits.
 
+use lathe_compiler::options::Options;
 use lathe_compiler::pass::Activations;
-use lathe_compiler::pipeline::{Goal, Options, compile};
+use lathe_compiler::pipeline::{Goal, compile};
 use lathe_kernels::targets::Target;
 use lathe_models::open;
 use lathe_plan::Plan;
