@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::process::{Failure, Result, cache_dir, cargo, finish, io_failure, run, say, spell, target_dir};
@@ -115,7 +115,7 @@ pub fn dist() -> Result<()> {
     Ok(())
 }
 
-/// Checks licences, bans and sources of the dependencies by `deny.toml`.
+/// Checks licences, bans and sources of the dependencies by `deny.toml`: those of the workspace, and of packages outside of it.
 pub fn deny() -> Result<()> {
     const VERSION: &str = "0.20.2";
     let tools = cache_dir()?.join(format!("cargo-deny-{VERSION}"));
@@ -130,8 +130,39 @@ pub fn deny() -> Result<()> {
         remove(&build)?;
     }
     // Advisories are left out: their database is a repository that not every machine reaches.
-    let mut check = Command::new(binary);
-    finish(check.current_dir(crate::process::root()).args(["check", "bans", "licenses", "sources"]))
+    let root = crate::process::root();
+    let mut folders = locked(root)?;
+    folders.sort();
+    for folder in folders {
+        let mut check = Command::new(&binary);
+        check.current_dir(root).args(["--config", "deny.toml", "--locked", "--manifest-path"]);
+        check.arg(folder.join("Cargo.toml"));
+        // What a package outside of the workspace does not use is no mistake there.
+        if folder == root {
+            check.arg("check");
+        } else {
+            say(&format!("dependencies of {}", folder.display()));
+            check.args(["check", "--allow", "unused-wrapper"]);
+        }
+        run(check.args(["bans", "licenses", "sources"]))?;
+    }
+    Ok(())
+}
+
+/// Folders of packages with a lock file of their own, within a folder.
+fn locked(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = vec![];
+    for entry in fs::read_dir(folder).map_err(io_failure("listing", folder))? {
+        let entry = entry.map_err(io_failure("listing", folder))?;
+        let (name, path) = (entry.file_name(), entry.path());
+        let is_built = name == "target" || name.to_string_lossy().starts_with('.');
+        if name == "Cargo.lock" {
+            found.push(folder.to_owned());
+        } else if !is_built && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.extend(locked(&path)?);
+        }
+    }
+    Ok(found)
 }
 
 fn remove(folder: &Path) -> Result<()> {
