@@ -1,6 +1,7 @@
-//! PTX into kernels, and each of them run by one CTA for some thousands of instructions.
+//! PTX into kernels, and each of them run for some thousands of instructions: by one CTA, and by several on one or two host
+//! threads.
 
-use lathe_emulator::{Chip, Device, Launch, Module, Options};
+use lathe_emulator::{Chip, Counters, Device, Fault, Launch, Module, Options};
 
 use crate::mutate::Shape;
 use crate::{Outcome, Target};
@@ -69,9 +70,16 @@ fn seeds() -> Vec<Vec<u8>> {
     files.into_iter().map(<[u8]>::to_vec).collect()
 }
 
-/// Bytes of the device, and of the buffer that every pointer is given.
-const DEVICE: u64 = 1 << 20;
+/// Bytes of the device, and of the buffer that each pointer is given.
+const DEVICE: u64 = 1 << 21;
 const BUFFER: u64 = 1 << 16;
+
+/// CTAs, threads of each, and host threads.
+struct Size {
+    grid: [u32; 3],
+    block: u32,
+    host: usize,
+}
 
 fn run(input: &[u8]) -> Outcome {
     let text = String::from_utf8_lossy(input);
@@ -81,25 +89,56 @@ fn run(input: &[u8]) -> Outcome {
         Err(error) => return Outcome::refused(&error),
     };
     let names: Vec<String> = module.kernels().map(str::to_owned).collect();
+    // The input itself draws the second launch, so that it alone replays a find.
+    let drawn = input.iter().fold(0u32, |sum, &byte| sum.wrapping_mul(31).wrapping_add(u32::from(byte)));
     let mut outcome = Outcome::accepted("no kernel");
     for name in names {
-        // There may be no room beside the module's variables; then pointers lead nowhere.
-        let buffer = device.memory.alloc(BUFFER).unwrap_or(0);
-        let _ = device.memory.fill(buffer, &[1, 0, 0, 0], BUFFER / 8);
-        let mut params = Vec::new();
-        for param in module.params(&name).unwrap_or_default() {
-            params.resize(param.offset as usize, 0);
-            let value = if param.bytes == 8 { buffer } else { 64 };
-            params.extend(value.to_le_bytes().into_iter().cycle().take(param.bytes as usize));
-        }
-        let threads = module.needs(&name).map_or(32, |(_, _, most)| most.clamp(1, 128));
-        let options = Options { step_limit: 40_000, threads: 1, ..Options::default() };
-        let block = [threads as u32, 1, 1];
-        let launch = Launch { grid: [1; 3], block, shared_bytes: 32 << 10, params: &params, options };
-        outcome = match module.launch(&device, &name, &launch) {
-            Ok(counters) => Outcome::accepted(format_args!("it ran, {} atomics", counters.instructions[5].min(1))),
+        let threads = module.needs(&name).map_or(32, |(_, _, most)| most.clamp(1, 128)) as u32;
+        let one = Size { grid: [1; 3], block: threads, host: 1 };
+        let several = Size {
+            grid: [1 + drawn % 3, 1 + drawn / 3 % 2, 1],
+            block: (threads >> (drawn / 6 % 3)).max(1),
+            host: 1 + (drawn / 18 % 2) as usize,
+        };
+        let first = launch(&device, &module, &name, &one);
+        // CTAs that do the same race with each other, and a seed that does so is sound. On two host threads it is chance
+        // what comes first, which must not lead the search.
+        let then = match launch(&device, &module, &name, &several) {
+            _ if several.host > 1 => String::new(),
+            Ok(_) => "so did several CTAs".to_owned(),
+            Err(fault) => format!("several CTAs: {:?}", fault.kind),
+        };
+        outcome = match first {
+            Ok(counters) => {
+                Outcome::accepted(format_args!("it ran, {} atomics; {then}", counters.instructions[5].min(1)))
+            }
             Err(fault) => Outcome::refused(&fault),
         };
     }
     outcome
+}
+
+/// Runs a kernel with a buffer of its own for each pointer, all of which are given back.
+fn launch(device: &Device, module: &Module, name: &str, size: &Size) -> Result<Counters, Fault> {
+    let (mut params, mut buffers) = (Vec::new(), Vec::new());
+    for param in module.params(name).unwrap_or_default() {
+        params.resize(param.offset as usize, 0);
+        let value = if param.bytes == 8 {
+            // There may be no room beside the module's variables; then pointers lead nowhere.
+            let buffer = device.memory.alloc(BUFFER).unwrap_or(0);
+            let _ = device.memory.fill(buffer, &[1, 0, 0, 0], BUFFER / 8);
+            buffers.push(buffer);
+            buffer
+        } else {
+            64
+        };
+        params.extend(value.to_le_bytes().into_iter().cycle().take(param.bytes as usize));
+    }
+    let options = Options { step_limit: 40_000, threads: size.host, ..Options::default() };
+    let (grid, block) = (size.grid, [size.block, 1, 1]);
+    let ran = module.launch(device, name, &Launch { grid, block, shared_bytes: 32 << 10, params: &params, options });
+    for buffer in buffers {
+        let _ = device.memory.free(buffer);
+    }
+    ran
 }
