@@ -49,6 +49,7 @@ mod float;
 mod memory;
 mod module;
 mod ptx;
+mod region;
 
 pub use chip::Chip;
 pub use counters::{Class, Counters};

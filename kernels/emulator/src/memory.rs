@@ -1,10 +1,11 @@
-//! Device memory: allocations that several host threads may use at once, with a shadow that knows for each word which
-//! bytes were ever written, and which CTA of which launch wrote them last. Addresses are never used twice, so that a
-//! pointer to freed memory stays wrong.
+//! Device memory: allocations that several host threads may use at once. Addresses are never used twice, so that a pointer
+//! to freed memory stays wrong.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use crate::region::Region;
 
 /// Where global memory begins in the 64-bit address space: beyond what a process of the host may use, so that the two kinds
 /// of addresses are told apart.
@@ -24,7 +25,7 @@ pub enum MemoryError {
         free: u64,
     },
     /// The host has no room for what the emulator keeps of the allocation.
-    #[error("{requested} bytes were requested, which take three times as many of the host, and it has no room")]
+    #[error("{requested} bytes were requested, which take three to five times as many of the host, and it has no room")]
     Host {
         /// Requested bytes.
         requested: u64,
@@ -37,193 +38,6 @@ pub enum MemoryError {
         /// Length of the range.
         bytes: u64,
     },
-}
-
-/// One allocation.
-#[derive(Debug)]
-pub(crate) struct Region {
-    pub(crate) base: u64,
-    pub(crate) bytes: u64,
-    words: Box<[AtomicU32]>,
-    /// Per word: written bytes (bits 0 to 3), bytes of the last weak writer (4 to 7), its epoch (8 to 27), its CTA plus
-    /// one (28 to 51), its launch (52 to 63).
-    shadow: Box<[AtomicU64]>,
-    /// The generation of launches whose stamps the shadow may hold; none while no launch was.
-    generation: AtomicU32,
-}
-
-/// Launches after which a shadow forgets who wrote: half as many as its 12 bits tell apart, so that one that still runs
-/// meets no other of its number.
-const GENERATION: u32 = 1 << 11;
-
-/// The last weak writer of a word in this launch.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Writer {
-    pub(crate) cta: u32,
-    pub(crate) epoch: u32,
-}
-
-/// Who accesses: for the shadow.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Stamp {
-    pub(crate) launch: u32,
-    pub(crate) cta: u32,
-    pub(crate) epoch: u32,
-}
-
-impl Stamp {
-    /// Epoch, CTA and launch where the shadow has them.
-    fn bits(self) -> u64 {
-        u64::from(self.cta + 1) << 28 | u64::from(self.launch & 0xfff) << 52 | u64::from(self.epoch) << 8
-    }
-
-    /// Whether a shadow names no other CTA of the launch.
-    fn is_alone(self, shadow: u64) -> bool {
-        let (cta, launch) = ((shadow >> 28) as u32 & 0xff_ffff, (shadow >> 52) as u32);
-        cta == 0 || cta == self.cta + 1 || launch != self.launch & 0xfff
-    }
-}
-
-impl Region {
-    /// Nothing where the host has no room.
-    fn new(base: u64, bytes: u64) -> Option<Region> {
-        let count = usize::try_from(bytes.div_ceil(4)).ok()?;
-        let (mut words, mut shadow) = (Vec::new(), Vec::new());
-        words.try_reserve_exact(count).ok()?;
-        shadow.try_reserve_exact(count).ok()?;
-        words.resize_with(count, AtomicU32::default);
-        shadow.resize_with(count, AtomicU64::default);
-        let generation = AtomicU32::new(u32::MAX);
-        Some(Region { base, bytes, words: words.into(), shadow: shadow.into(), generation })
-    }
-
-    /// Forgets who wrote in launches whose numbers may come again.
-    fn begin(&self, launch: u32) {
-        let now = launch / GENERATION;
-        let before = self.generation.swap(now, Relaxed);
-        if before == now || before == u32::MAX {
-            return;
-        }
-        for shadow in self.shadow.iter().filter(|shadow| shadow.load(Relaxed) > 15) {
-            shadow.fetch_and(15, Relaxed);
-        }
-    }
-
-    /// Whether `bytes` bytes at an address lie within.
-    pub(crate) fn holds(&self, address: u64, bytes: u64) -> bool {
-        let offset = address.wrapping_sub(self.base);
-        offset < self.bytes && bytes <= self.bytes - offset
-    }
-
-    /// 1, 2 or 4 bytes at an aligned address within.
-    pub(crate) fn load(&self, address: u64, bytes: u32) -> u32 {
-        let offset = address - self.base;
-        let word = self.words[(offset / 4) as usize].load(Relaxed);
-        match bytes {
-            1 => word >> (8 * (offset & 3)) & 0xff,
-            2 => word >> (8 * (offset & 3)) & 0xffff,
-            _ => word,
-        }
-    }
-
-    /// Writes 1, 2 or 4 bytes at an aligned address within; whether that changed them.
-    pub(crate) fn store(&self, address: u64, bytes: u32, value: u32) -> bool {
-        let offset = address - self.base;
-        let word = &self.words[(offset / 4) as usize];
-        if bytes >= 4 {
-            let changed = word.load(Relaxed) != value;
-            word.store(value, Relaxed);
-            return changed;
-        }
-        let shift = 8 * (offset & 3) as u32;
-        let mask = ((1u32 << (8 * bytes)) - 1) << shift;
-        self.update(address & !3, |old| old & !mask | value << shift & mask).1
-    }
-
-    /// Replaces the word at an aligned address atomically; the old value, and whether it changed.
-    pub(crate) fn update(&self, address: u64, f: impl Fn(u32) -> u32) -> (u32, bool) {
-        let word = &self.words[((address - self.base) / 4) as usize];
-        let mut old = word.load(Relaxed);
-        loop {
-            let new = f(old);
-            match word.compare_exchange_weak(old, new, Relaxed, Relaxed) {
-                Ok(_) => return (old, old != new),
-                Err(found) => old = found,
-            }
-        }
-    }
-
-    /// Index of the word at an address within.
-    pub(crate) fn word(&self, address: u64) -> usize {
-        ((address - self.base) / 4) as usize
-    }
-
-    pub(crate) fn load_word(&self, index: usize) -> u32 {
-        self.words[index].load(Relaxed)
-    }
-
-    /// Whether a word was written whole, and by nobody whom a weak read of the stamp's CTA could race with.
-    pub(crate) fn reads_freely(&self, index: usize, me: Stamp) -> bool {
-        let found = self.shadow[index].load(Relaxed);
-        found & 15 == 15 && me.is_alone(found)
-    }
-
-    /// Whether no other CTA wrote a word weakly in the stamp's launch.
-    pub(crate) fn writes_freely(&self, index: usize, me: Stamp) -> bool {
-        me.is_alone(self.shadow[index].load(Relaxed))
-    }
-
-    /// Writes a whole word weakly and notes who did; whether that changed it.
-    pub(crate) fn store_word(&self, index: usize, value: u32, by: Stamp) -> bool {
-        let word = &self.words[index];
-        let changed = word.load(Relaxed) != value;
-        word.store(value, Relaxed);
-        let (shadow, new) = (&self.shadow[index], by.bits() | 0xff);
-        if shadow.load(Relaxed) != new {
-            shadow.store(new, Relaxed);
-        }
-        changed
-    }
-
-    fn shadow_at(&self, address: u64, bytes: u32) -> (&AtomicU64, u64) {
-        let offset = address - self.base;
-        let mask = if bytes >= 4 { 15 } else { ((1 << bytes) - 1) << (offset & 3) };
-        (&self.shadow[(offset / 4) as usize], mask)
-    }
-
-    /// Whether all of up to four bytes were written.
-    pub(crate) fn is_written(&self, address: u64, bytes: u32) -> bool {
-        let (shadow, mask) = self.shadow_at(address, bytes);
-        shadow.load(Relaxed) & mask == mask
-    }
-
-    /// The last weak writer of any of up to four bytes, if another CTA of the same launch.
-    pub(crate) fn other_writer(&self, address: u64, bytes: u32, me: Stamp) -> Option<Writer> {
-        let (shadow, mask) = self.shadow_at(address, bytes);
-        let found = shadow.load(Relaxed);
-        let cta = (found >> 28) as u32 & 0xff_ffff;
-        let other = cta != 0 && cta != me.cta + 1 && found >> 52 == u64::from(me.launch & 0xfff);
-        (other && found >> 4 & mask != 0).then(|| Writer { cta: cta - 1, epoch: (found >> 8) as u32 & 0xf_ffff })
-    }
-
-    /// Notes a write: weak with the writer's stamp, strong or of the host without.
-    pub(crate) fn mark(&self, address: u64, bytes: u32, by: Option<Stamp>) {
-        let (shadow, mask) = self.shadow_at(address, bytes);
-        let old = shadow.load(Relaxed);
-        let mut new = old & 15 | mask;
-        if let Some(by) = by {
-            let own = by.bits();
-            let same = old & !0xff == own;
-            new |= own | (mask | if same { old >> 4 & 15 } else { 0 }) << 4;
-        }
-        if new != old {
-            // Another thread may mark other bytes of the word at the same time.
-            let mut found = old;
-            while let Err(now) = shadow.compare_exchange_weak(found, new | found & 15, Relaxed, Relaxed) {
-                found = now;
-            }
-        }
-    }
 }
 
 /// The memory of a device.
@@ -324,7 +138,7 @@ impl Memory {
             let mut word = [0; 4];
             word[..bytes].copy_from_slice(&rest[..bytes]);
             region.store(at, bytes as u32, u32::from_le_bytes(word));
-            region.mark(at, bytes as u32, None);
+            region.mark_written(at, bytes as u32);
             at += bytes as u64;
             rest = &rest[bytes..];
         }
@@ -365,7 +179,7 @@ impl Memory {
         for (at, (value, written)) in (to..to + bytes).zip(values) {
             target.store(at, 1, value);
             if written {
-                target.mark(at, 1, None);
+                target.mark_written(at, 1);
             }
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! Atomics and reductions on memory.
 
 use super::cta::Cta;
-use super::memory::{Place, misaligned, place, shift};
+use super::memory::{Place, misaligned, place};
 use super::op::{Access, AtomOp, Reg};
 use super::regs::LANES;
 use super::warp::Warp;
@@ -32,31 +32,32 @@ impl Cta<'_> {
             let (b, c) = (Self::get(warp, b, lane), Self::get(warp, c, lane));
             let flushes = matches!(place, Place::Global(_));
             let f = |old: u64| combine(op, ty, old, b, c, flushes);
+            let strong = access.order.is_strong_at(place);
             self.publish(place, access.order);
-            self.watch(place, lane);
+            self.watch(place);
             out[lane] = match (place, access.bytes) {
                 (Place::Global(at), 1..=4) => {
-                    self.read(warp, place, access.bytes, true, lane)?;
                     let index = self.region(at, access.bytes, lane)?;
                     let region = &self.grid.regions[index];
+                    self.check_update(region, at, access.bytes, strong, lane)?;
                     let (shift, width) = (8 * (at & 3) as u32, 8 * access.bytes);
                     let field = if width == 32 { u32::MAX } else { ((1 << width) - 1) << shift };
                     let (old, changed) = region.update(at & !3, |old| {
                         let new = (f(u64::from((old & field) >> shift)) as u32) << shift;
                         old & !field | new & field
                     });
-                    region.mark(at, access.bytes, None);
                     self.writes += u64::from(changed);
                     u64::from((old & field) >> shift)
                 }
                 (_, 8) => {
                     let guard = self.grid.wide_atomics.lock();
-                    let low = self.read(warp, place, 4, true, lane)?;
-                    let high = self.read(warp, shift(place, 4), 4, true, lane)?;
+                    let low = self.read(warp, place, 4, strong, lane)?;
+                    let upper = self.upper_half(place, true);
+                    let high = self.read(warp, upper, 4, strong, lane)?;
                     let old = u64::from(low) | u64::from(high) << 32;
                     let new = f(old);
-                    self.write(warp, place, 4, new as u32, true, lane)?;
-                    self.write(warp, shift(place, 4), 4, (new >> 32) as u32, true, lane)?;
+                    self.write(warp, place, 4, new as u32, strong, lane)?;
+                    self.write(warp, upper, 4, (new >> 32) as u32, strong, lane)?;
                     drop(guard);
                     old
                 }

@@ -158,7 +158,8 @@ impl Cta<'_> {
 
     /// Whether every thread that has not exited arrived at a barrier.
     fn has_all(&self, barrier: &Barrier, hand: Option<&Warp>) -> bool {
-        (0..self.warps.len()).all(|w| barrier.arrived[w] | !self.live(w, hand) == u32::MAX)
+        let has = |w: usize| barrier.arrived[w] | !self.live(w, hand) == u32::MAX;
+        self.alive & !barrier.warps == 0 && (0..self.warps.len()).all(has)
     }
 
     fn is_complete(&self, id: u32, hand: Option<&Warp>) -> bool {
@@ -171,26 +172,30 @@ impl Cta<'_> {
     }
 
     fn open(&mut self, id: u32, mut hand: Option<&mut Warp>) {
-        let mut barrier = std::mem::take(&mut self.barriers[id as usize]);
+        let barrier = &self.barriers[id as usize];
         // One that only announces itself goes on meanwhile.
-        let all = !barrier.is_announced && self.has_all(&barrier, hand.as_deref());
+        let all = !barrier.is_announced && self.has_all(barrier, hand.as_deref());
         self.shared.join(barrier.warps, all);
         self.writes += 1;
-        for &Waiter { warp: w, lanes, kind, d } in &barrier.waiters {
-            let value = match kind {
-                BarKind::Popc => barrier.yes,
-                BarKind::And => u32::from(barrier.yes == barrier.votes),
-                _ => u32::from(barrier.yes > 0),
-            };
+        let barrier = &mut self.barriers[id as usize];
+        let (yes, votes) = (barrier.yes, barrier.votes);
+        for Waiter { warp: w, lanes, kind, d } in barrier.waiters.drain(..) {
             if let Some(warp) = self.warps[w].as_deref_mut().or(hand.as_deref_mut()) {
-                Self::put(warp, d, &[u64::from(value); LANES], lanes);
+                let value = match kind {
+                    BarKind::Sync | BarKind::Arrive => None,
+                    BarKind::Popc => Some(yes),
+                    BarKind::And => Some(u32::from(yes == votes)),
+                    BarKind::Or => Some(u32::from(yes > 0)),
+                };
+                if let Some(value) = value {
+                    Self::put(warp, d, &[u64::from(value); LANES], lanes);
+                }
                 warp.held &= !lanes;
                 warp.state = State::Ready;
             }
         }
-        // The list serves again: barriers open often.
-        barrier.waiters.clear();
-        self.barriers[id as usize].waiters = barrier.waiters;
+        (barrier.arrived, barrier.warps, barrier.count) = ([0; 32], 0, None);
+        (barrier.is_announced, barrier.yes, barrier.votes) = (false, 0, 0);
     }
 
     /// Opens the barriers that are complete because lanes have exited since this was asked last.

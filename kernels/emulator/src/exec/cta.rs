@@ -45,6 +45,8 @@ pub(crate) struct Cta<'a> {
     pub(crate) shared: Shared,
     pub(crate) warps: Vec<Option<Box<Warp>>>,
     pub(super) barriers: Vec<Barrier>,
+    /// Warps that have lanes left.
+    pub(super) alive: u32,
     /// Whether lanes have exited since barriers were looked at for that.
     pub(super) has_exits: bool,
     /// Its own releases, and the releases of other CTAs that it acquired.
@@ -53,13 +55,15 @@ pub(crate) struct Cta<'a> {
     /// What strong reads saw since the last fence, and the epoch that it ended.
     pub(super) seen: HashMap<u32, u32>,
     pub(super) fenced: Option<u32>,
+    /// The epoch that a strong write counts as: what knows of that one knows of the write.
+    pub(super) handed: u32,
     pub(crate) counters: Counters,
     pub(crate) last_region: usize,
     /// Writes that changed something, and barriers that opened.
     pub(crate) writes: u64,
     quiet_rounds: u32,
     /// The last strong read of each warp: its place.
-    watched: HashMap<usize, Place>,
+    watched: Vec<Option<Place>>,
     watching: usize,
 }
 
@@ -75,23 +79,25 @@ impl<'a> Cta<'a> {
             shared: Shared::new(grid.shared_bytes, warps, grid.orders_some, grid.checks),
             warps: (0..warps).map(|w| Some(Box::new(Warp::new(grid.kernel, &grid.place(w, index, linear))))).collect(),
             barriers: vec![Barrier::default(); 16],
+            alive: u32::MAX >> (32 - warps),
             has_exits: false,
             epoch: 1,
             known: HashMap::new(),
             seen: HashMap::new(),
             fenced: None,
+            handed: 1,
             counters: Counters::default(),
             last_region: 0,
             writes: 0,
             quiet_rounds: 0,
-            watched: HashMap::new(),
+            watched: vec![None; warps],
             watching: 0,
         }
     }
 
     /// Notes what a warp reads in a way that other CTAs may answer, for the report of a deadlock.
-    pub(crate) fn watch(&mut self, place: Place, _lane: usize) {
-        self.watched.insert(self.watching, place);
+    pub(crate) fn watch(&mut self, place: Place) {
+        self.watched[self.watching] = Some(place);
     }
 
     /// Gives each warp a slice.
@@ -175,9 +181,9 @@ impl<'a> Cta<'a> {
                 }
                 State::Ready => {
                     let line = self.grid.kernel.code.get(warp.pc as usize).map_or(0, |inst| inst.line);
-                    let what = match self.watched.get(&w) {
+                    let what = match self.watched[w] {
                         Some(Place::Global(address)) => {
-                            let region = self.grid.regions.iter().find(|r| r.holds(*address, 4));
+                            let region = self.grid.regions.iter().find(|r| r.holds(address, 4));
                             let value = region.map_or(0, |region| region.load(address & !3, 4));
                             format!("reads global memory at {address:#x}, which holds {value}")
                         }
@@ -297,6 +303,7 @@ impl<'a> Cta<'a> {
             Op::Exit => {
                 warp.live &= !mask;
                 self.has_exits = true;
+                self.alive &= !(u32::from(warp.live == 0) << warp.index);
                 let stay = warp.mask & !mask;
                 for lane in Warp::lanes(stay) {
                     warp.pcs[lane] = warp.pc + 1;

@@ -11,8 +11,8 @@ use super::warp::Place;
 use crate::chip::Chip;
 use crate::counters::Counters;
 use crate::fault::{Fault, FaultKind};
-use crate::memory::Region;
 use crate::module::Device;
+use crate::region::Region;
 
 /// How a kernel is launched.
 #[derive(Clone, Debug)]

@@ -9,7 +9,6 @@ use super::shared::Thread;
 use super::warp::Warp;
 use crate::decode::{LOCAL_BASE, PARAM_BASE, SHARED_BASE};
 use crate::fault::{FaultKind, Wrong};
-use crate::memory::{Region, Stamp};
 use crate::ptx::tree::Space;
 
 /// A place in one of the spaces.
@@ -91,39 +90,17 @@ impl<'a> Cta<'a> {
         Err(Wrong::new(FaultKind::OutOfBounds, lane, message))
     }
 
-    fn stamp(&self) -> Stamp {
-        Stamp { launch: self.grid.launch, cta: self.linear, epoch: self.epoch }
-    }
-
-    fn check_written(region: &Region, address: u64, bytes: u32, lane: usize) -> Result<(), Wrong> {
-        if region.is_written(address, bytes) {
-            return Ok(());
-        }
-        let message = format!("global memory at {address:#x} was never written");
-        Err(Wrong::new(FaultKind::Uninitialized, lane, message))
-    }
-
-    fn check_read(&self, region: &Region, address: u64, bytes: u32, lane: usize) -> Result<(), Wrong> {
-        Self::check_written(region, address, bytes, lane)?;
-        self.check_race(region, address, bytes, lane, "reads")
-    }
-
-    fn check_race(&self, region: &Region, address: u64, bytes: u32, lane: usize, does: &str) -> Result<(), Wrong> {
-        let Some(writer) = region.other_writer(address, bytes, self.stamp()) else { return Ok(()) };
-        if self.known.get(&writer.cta).is_some_and(|&epoch| epoch >= writer.epoch) {
-            return Ok(());
-        }
-        let message = format!(
-            "{does} global memory at {address:#x}, which CTA {} wrote in this launch, and nothing orders the two",
-            writer.cta
-        );
-        Err(Wrong::new(FaultKind::GlobalRace, lane, message))
-    }
-
     /// Keeps others out while both halves of a strong access of 64 bits to global memory are made.
     fn whole(&self, access: &Access, place: Place) -> Option<MutexGuard<'a, ()>> {
         let is_wide = access.bytes == 8 && access.order.strong && matches!(place, Place::Global(_));
         is_wide.then(|| self.grid.wide_atomics.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The place of the upper half of a strong access of 64 bits, between whose halves nobody else may come.
+    pub(crate) fn upper_half(&self, place: Place, strong: bool) -> Place {
+        let is_alone = !strong || !matches!(place, Place::Global(_)) || self.grid.wide_atomics.try_lock().is_err();
+        debug_assert!(is_alone, "the halves of a strong access are made under the lock");
+        shift(place, 4)
     }
 
     /// Up to four bytes of one lane.
@@ -139,10 +116,11 @@ impl<'a> Cta<'a> {
             Place::Global(address) => {
                 let index = self.region(address, bytes, lane)?;
                 let region = &self.grid.regions[index];
-                if self.grid.checks && strong {
-                    Self::check_written(region, address, bytes, lane)?;
-                } else if self.grid.checks {
-                    self.check_read(region, address, bytes, lane)?;
+                if self.grid.checks {
+                    let free = bytes == 4 && !strong && region.reads_freely(region.word(address), self.stamp().bits());
+                    if !free {
+                        self.check_read(region, address, bytes, strong, lane)?;
+                    }
                 }
                 Ok(region.load(address, bytes))
             }
@@ -193,12 +171,8 @@ impl<'a> Cta<'a> {
             Place::Global(address) => {
                 let index = self.region(address, bytes, lane)?;
                 let region = &self.grid.regions[index];
-                if self.grid.checks && !strong {
-                    self.check_race(region, address, bytes, lane, "writes")?;
-                }
-                let changed = region.store(address, bytes, value);
-                region.mark(address, bytes, (!strong).then(|| self.stamp()));
-                changed
+                self.check_write(region, address, bytes, strong, lane)?;
+                region.store(address, bytes, value)
             }
             Place::Shared(address) => {
                 let by = Thread { warp: warp.index, lane };
@@ -233,16 +207,17 @@ impl<'a> Cta<'a> {
             if !address.is_multiple_of(u64::from(total)) {
                 return Err(misaligned(address, total, lane));
             }
+            let strong = access.order.is_strong_at(place(access.space, address));
             if access.order.strong {
-                self.watch(place(access.space, address), lane);
+                self.watch(place(access.space, address));
             }
             for (slot, out) in out.iter_mut().enumerate().take(access.regs.len()) {
                 let at = address + u64::from(access.bytes) * slot as u64;
                 let place = place(access.space, at);
                 let guard = self.whole(access, place);
-                let low = self.read(warp, place, access.bytes.min(4), access.order.strong, lane)?;
+                let low = self.read(warp, place, access.bytes.min(4), strong, lane)?;
                 out[lane] = if access.bytes == 8 {
-                    let high = self.read(warp, shift(place, 4), 4, access.order.strong, lane)?;
+                    let high = self.read(warp, self.upper_half(place, access.order.strong), 4, strong, lane)?;
                     u64::from(low) | u64::from(high) << 32
                 } else if access.signed {
                     match access.bytes {
@@ -280,13 +255,14 @@ impl<'a> Cta<'a> {
         if access.space == Space::Shared {
             self.shared.load_words(addresses, out, warp.index, true, mask)?;
         } else {
+            let own = self.stamp().bits();
             for lane in Warp::lanes(mask) {
                 let index = self.region(addresses[lane], 4 * count as u32, lane)?;
                 let region = &self.grid.regions[index];
                 let first = region.word(addresses[lane]);
                 for (offset, out) in out.iter_mut().enumerate() {
-                    if self.grid.checks && !region.reads_freely(first + offset, self.stamp()) {
-                        self.check_read(region, addresses[lane] + 4 * offset as u64, 4, lane)?;
+                    if self.grid.checks && !region.reads_freely(first + offset, own) {
+                        self.check_read(region, addresses[lane] + 4 * offset as u64, 4, false, lane)?;
                     }
                     out[lane] = region.load_word(first + offset);
                 }
@@ -339,16 +315,19 @@ impl<'a> Cta<'a> {
             self.writes += self.shared.store_words(addresses, values, warp.index, true, mask)?;
             return Ok(());
         }
-        let stamp = self.stamp();
+        let own = self.stamp().bits();
         for lane in Warp::lanes(mask) {
             let index = self.region(addresses[lane], 4 * count as u32, lane)?;
             let region = &self.grid.regions[index];
             let first = region.word(addresses[lane]);
             for (offset, values) in values.iter().enumerate() {
-                if self.grid.checks && !region.writes_freely(first + offset, stamp) {
-                    self.check_race(region, addresses[lane] + 4 * offset as u64, 4, lane, "writes")?;
+                if self.grid.checks && !region.writes_freely(first + offset, own) {
+                    let at = addresses[lane] + 4 * offset as u64;
+                    self.check_write(region, at, 4, false, lane)?;
+                    self.writes += u64::from(region.store(at, 4, values[lane]));
+                    continue;
                 }
-                self.writes += u64::from(region.store_word(first + offset, values[lane], stamp));
+                self.writes += u64::from(region.store_word(first + offset, values[lane], own));
             }
         }
         Ok(())
@@ -397,9 +376,11 @@ impl<'a> Cta<'a> {
                 let place = place(access.space, address + u64::from(access.bytes) * slot as u64);
                 let value = Self::get(warp, reg, lane);
                 let guard = self.whole(access, place);
-                self.write(warp, place, access.bytes.min(4), value as u32, access.order.strong, lane)?;
+                let strong = access.order.is_strong_at(place);
+                self.write(warp, place, access.bytes.min(4), value as u32, strong, lane)?;
                 if access.bytes == 8 {
-                    self.write(warp, shift(place, 4), 4, (value >> 32) as u32, access.order.strong, lane)?;
+                    let upper = self.upper_half(place, access.order.strong);
+                    self.write(warp, upper, 4, (value >> 32) as u32, strong, lane)?;
                 }
                 drop(guard);
             }

@@ -1,5 +1,6 @@
 //! Decoded instructions: registers are indices, branch targets positions, modifiers data.
 
+use super::memory::Place;
 use super::regs::{Args, Exec};
 use crate::counters::Class;
 use crate::ptx::tree::{Space, Ty};
@@ -41,6 +42,13 @@ pub(crate) struct Order {
     pub(crate) acquire: bool,
     pub(crate) release: bool,
     pub(crate) scope: Scope,
+}
+
+impl Order {
+    /// Whether it is strong towards all who reach a place: in global memory those are other CTAs too.
+    pub(crate) fn is_strong_at(self, place: Place) -> bool {
+        self.strong && (self.scope == Scope::Device || !matches!(place, Place::Global(_)))
+    }
 }
 
 /// An address and how it is accessed.

@@ -142,8 +142,12 @@ impl Shared {
 
     /// Orders what the warps of a mask did before what they do next; `all` where no other warp is left.
     pub(crate) fn join(&mut self, warps: u32, all: bool) {
-        self.phase += u32::from(all);
-        self.clocks.join(warps);
+        // Clocks are compared within a phase only.
+        if all {
+            self.phase += 1;
+        } else {
+            self.clocks.join(warps);
+        }
     }
 
     fn now(&self, by: Thread) -> Now {

@@ -2,6 +2,7 @@
 
 mod barriers;
 mod collectives;
+mod global;
 mod orders;
 
 use lathe_emulator::{Chip, Counters, Device, Fault, FaultKind, Launch, Module, Options};

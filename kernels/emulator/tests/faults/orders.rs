@@ -27,8 +27,10 @@ fn a_scope_of_one_cta_orders_no_two() {
     let races = |raise: &str, wait: &str, then: &str| {
         check(GlobalRace, 15, "nothing orders", &relay(raise, wait, then), 2, 1);
     };
-    races("red.release.cta.global.add.u32", ACQUIRE, "");
-    races("red.release.gpu.global.add.u32", "ld.acquire.cta.global.u32", "");
+    // The flag itself is raced for where one side's scope leaves the other out.
+    for (raise, wait) in [("red.release.cta", ACQUIRE), ("red.release.gpu", "ld.acquire.cta.global.u32")] {
+        check(GlobalRace, 14, "nothing orders", &relay(&format!("{raise}.global.add.u32"), wait, ""), 2, 1);
+    }
     races(&format!("fence.acq_rel.cta; {RELAXED}"), ACQUIRE, "");
     races(&format!("membar.cta; {RELAXED}"), ACQUIRE, "");
     races("red.release.gpu.global.add.u32", "ld.relaxed.gpu.global.u32", "fence.acq_rel.cta;");
@@ -159,17 +161,11 @@ fn many_launches_are_told_apart() {
 
 #[test]
 fn strong_accesses_of_64_bits_are_whole() {
-    // CTA 0 writes both halves alike, over and over; CTA 1 traps when it reads halves that differ.
-    let body = |write: &str| {
-        format!(
-            "setp.ne.u32 %p1, %r2, 0; @%p1 bra W; mov.u32 %r5, 0;\nL: add.u32 %r5, %r5, 1; mov.b64 %rd5, {{%r5, %r5}};\n\
-             {write} [%rd1], %rd5; setp.lt.u32 %p2, %r5, 200000; @%p2 bra L; bra E;\n\
-             W: ld.relaxed.gpu.global.b64 %rd6, [%rd1]; mov.b64 {{%r6, %r7}}, %rd6; setp.ne.u32 %p2, %r6, %r7;\n\
-             @%p2 trap; setp.lt.u32 %p3, %r6, 200000; @%p3 bra W;\nE:"
-        )
-    };
-    // Whether two threads of the host meet in between is chance, so that once would not do.
-    for write in ["st.relaxed.gpu.global.b64", "atom.relaxed.gpu.global.exch.b64 %rd7,"].repeat(4) {
-        run_on(2, &body(write), 2, 1).unwrap_or_else(|fault| panic!("{write}: {fault}"));
-    }
+    // Between the halves of each the emulator asserts that it holds the lock that keeps others out.
+    let body = "mov.b64 %rd5, 0x1111111122222222; st.relaxed.gpu.global.b64 [%rd1], %rd5;\n\
+        atom.relaxed.gpu.global.exch.b64 %rd6, [%rd1], %rd5; atom.relaxed.gpu.global.add.u64 %rd6, [%rd1], %rd6;\n\
+        ld.relaxed.gpu.global.b64 %rd7, [%rd1]; ld.volatile.global.v2.b64 {%rd7, %rd8}, [%rd1];\n\
+        st.volatile.global.b64 [%rd1+8], %rd7;";
+    let (_, words) = run_on(1, body, 1, 1).unwrap_or_else(|fault| panic!("{fault}"));
+    assert_eq!(words[..4], [0x4444_4444, 0x2222_2222, 0x4444_4444, 0x2222_2222]);
 }
