@@ -40,6 +40,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod activity;
 mod chip;
 mod counters;
 mod decode;
@@ -51,6 +52,7 @@ mod module;
 mod ptx;
 mod region;
 
+pub use activity::{Activity, Party};
 pub use chip::Chip;
 pub use counters::{Class, Counters};
 pub use exec::launch::{Launch, Options};

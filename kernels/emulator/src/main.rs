@@ -38,7 +38,7 @@ Examples, for the kernels in tests/fixtures:
 
 What is counted goes to standard error: instructions of warps and of lanes by class, bytes by space, sectors of 32 bytes
 against the fewest possible (coalescing), passes lost to bank conflicts, branches at which lanes part.
-The device has 2 GiB of memory, which take three to five times as many of the host.
+The device has 2 GiB of memory, which take three to seven times as many of the host.
 
 Exit codes:
   0  the kernel ran
@@ -151,7 +151,7 @@ fn described(module: &Module, kernel: &str) -> String {
     )
 }
 
-/// Bytes of the device's memory: each takes up to five of the host.
+/// Bytes of the device's memory: each takes up to seven of the host.
 const MEMORY: u64 = 2 << 30;
 /// The chip when none is named.
 const DEFAULT_CHIP: Chip = Chip::Sm80;

@@ -25,7 +25,9 @@ pub enum MemoryError {
         free: u64,
     },
     /// The host has no room for what the emulator keeps of the allocation.
-    #[error("{requested} bytes were requested, which take three to five times as many of the host, and it has no room")]
+    #[error(
+        "{requested} bytes were requested, which take three to seven times as many of the host, and it has no room"
+    )]
     Host {
         /// Requested bytes.
         requested: u64,

@@ -15,7 +15,7 @@ use std::{
 
 use crate::{
     codes::{Answer, Code, invalid},
-    report,
+    report, stream,
 };
 
 /// Where a function writes a result.
@@ -151,6 +151,7 @@ pub fn with_per_thread(call: impl FnOnce() -> u32) -> u32 {
 /// Runs the body of an exported function and gives what it returns to C. A panic must not cross the border: it is reported
 /// as this library's mistake.
 pub fn answer(name: &str, body: impl FnOnce() -> Answer) -> u32 {
+    stream::note_caller();
     let refusal = match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => return Code::SUCCESS.0,
         Ok(Err(refusal)) => refusal,

@@ -18,7 +18,7 @@ use crate::{
     graph::{self, Capture},
     report,
     state::{Gpu, Object, driver, lock},
-    stream::{Done, Stream},
+    stream::{Done, Stream, activity},
     work::Work,
 };
 
@@ -150,7 +150,7 @@ impl Context {
         let handle = driver.new_handle();
         let core = Arc::new(Core {
             gpu: Arc::clone(gpu),
-            options: driver.settings.launch.clone(),
+            options: Options { activity: Some(Arc::clone(activity())), ..driver.settings.launch.clone() },
             lose_at: driver.settings.lose,
         });
         core.check()?;

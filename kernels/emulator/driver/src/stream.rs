@@ -4,12 +4,15 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Condvar, Mutex, PoisonError,
+        Arc, Condvar, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering},
         mpsc::{self, Receiver, Sender},
     },
     thread,
     time::Instant,
 };
+
+use lathe_emulator::{Activity, Party};
 
 use crate::{
     codes::{Answer, Code},
@@ -32,10 +35,24 @@ impl Done {
         *lock(&self.at)
     }
 
-    /// Waits until it is done.
-    pub fn wait(&self) {
-        let at = lock(&self.at);
-        drop(self.changed.wait_while(at, |at| at.is_none()).unwrap_or_else(PoisonError::into_inner));
+    /// A thread of the program waits until it is done.
+    pub fn wait(self: &Arc<Done>) {
+        self.wait_as(Party::Host);
+    }
+
+    fn wait_as(self: &Arc<Done>, party: Party) {
+        if self.at().is_some() {
+            return;
+        }
+        let own = Arc::clone(self);
+        activity().wait(
+            party,
+            move || own.at().is_none(),
+            || {
+                let at = lock(&self.at);
+                drop(self.changed.wait_while(at, |at| at.is_none()).unwrap_or_else(PoisonError::into_inner));
+            },
+        );
     }
 
     fn set(&self) {
@@ -49,6 +66,34 @@ impl Done {
         done.set();
         Arc::new(done)
     }
+}
+
+/// What goes on in the process: what a kernel that waits for memory to change may still hope for.
+pub fn activity() -> &'static Arc<Activity> {
+    static ACTIVITY: OnceLock<Arc<Activity>> = OnceLock::new();
+    ACTIVITY.get_or_init(Arc::default)
+}
+
+/// A thread of the program, from its first call of the driver until it ends.
+struct Caller;
+
+impl Drop for Caller {
+    fn drop(&mut self) {
+        activity().leave(Party::Host);
+    }
+}
+
+thread_local! {
+    static CALLER: Caller = {
+        activity().enter(Party::Host);
+        Caller
+    };
+}
+
+/// Notes that a thread calls the driver.
+pub fn note_caller() {
+    // A thread that ends calls no more.
+    let _ = CALLER.try_with(|_| ());
 }
 
 /// Work in the queue of a stream.
@@ -73,6 +118,8 @@ pub struct Stream {
     /// The capture that its work goes to.
     pub capture: Mutex<Option<Part>>,
     queue: Sender<Item>,
+    /// Pieces of work that are not done.
+    due: Arc<AtomicUsize>,
     tail: Mutex<Arc<Done>>,
 }
 
@@ -83,8 +130,9 @@ impl Stream {
     /// A stream with its thread.
     pub fn new(handle: usize, context: usize, core: &Arc<Core>, flags: u32, priority: i32) -> Answer<Arc<Stream>> {
         let (queue, items) = mpsc::channel();
-        let core = Arc::clone(core);
-        let spawned = thread::Builder::new().name("emulated-stream".into()).spawn(move || serve(&core, &items));
+        let (core, due) = (Arc::clone(core), Arc::new(AtomicUsize::new(0)));
+        let left = Arc::clone(&due);
+        let spawned = thread::Builder::new().name("emulated-stream".into()).spawn(move || serve(&core, &items, &left));
         if let Err(error) = spawned {
             return Err(Code::ERROR_OUT_OF_MEMORY.because(format!("a stream's thread: {error}")));
         }
@@ -95,6 +143,7 @@ impl Stream {
             priority,
             capture: Mutex::default(),
             queue,
+            due,
             tail: Mutex::new(Done::now()),
         }))
     }
@@ -114,21 +163,33 @@ impl Stream {
         let done = Arc::new(Done::default());
         let item = Item { after, work, done: Arc::clone(&done) };
         *lock(&self.tail) = Arc::clone(&done);
+        if self.due.fetch_add(1, Ordering::SeqCst) == 0 {
+            activity().enter(Party::Stream);
+        }
         if self.queue.send(item).is_err() {
             // The thread lives as long as the queue's sender, so this is never so; nobody must wait for it.
-            done.set();
+            finish(&done, &self.due);
         }
         done
     }
 }
 
 /// The thread of a stream: it ends when the stream is gone and its work is done.
-fn serve(core: &Core, items: &Receiver<Item>) {
+fn serve(core: &Core, items: &Receiver<Item>, due: &AtomicUsize) {
     for item in items {
-        item.after.iter().for_each(|done| done.wait());
+        item.after.iter().for_each(|done| done.wait_as(Party::Stream));
         if catch_unwind(AssertUnwindSafe(|| item.work.run(core))).is_err() {
             core.lose(Code::ERROR_UNKNOWN, "a panic in the emulated driver; this is a bug of it");
         }
-        item.done.set();
+        finish(&item.done, due);
+    }
+}
+
+/// Notes that a piece of a stream's work is done.
+fn finish(done: &Done, due: &AtomicUsize) {
+    done.set();
+    activity().change();
+    if due.fetch_sub(1, Ordering::SeqCst) == 1 {
+        activity().leave(Party::Stream);
     }
 }

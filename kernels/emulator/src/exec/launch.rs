@@ -2,12 +2,14 @@
 //! round in turn, so CTAs that wait for each other meet; it begins new ones while old ones are quiet.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use super::cta::{Cta, Round};
 use super::op::Kernel;
 use super::warp::Place;
+use crate::activity::Activity;
 use crate::chip::Chip;
 use crate::counters::Counters;
 use crate::fault::{Fault, FaultKind};
@@ -38,12 +40,14 @@ pub struct Options {
     pub step_limit: u64,
     /// Host threads; one makes the order of CTAs, and so of their atomics, the same each time.
     pub threads: usize,
+    /// Who else may change the memory that the kernel waits for; nobody where nothing is given.
+    pub activity: Option<Arc<Activity>>,
 }
 
 impl Default for Options {
     fn default() -> Options {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Options { checks: true, step_limit: 1 << 40, threads }
+        Options { checks: true, step_limit: 1 << 40, threads, activity: None }
     }
 }
 
@@ -97,7 +101,7 @@ impl Grid<'_> {
 const MOST_PRIVATE: u64 = 1 << 28;
 
 /// What the host threads share.
-struct Pool {
+struct Pool<'a> {
     next: AtomicU64,
     stop: AtomicBool,
     fault: Mutex<Option<Fault>>,
@@ -106,7 +110,38 @@ struct Pool {
     quiet: Vec<AtomicU64>,
     waits: Mutex<HashMap<u32, String>>,
     steps: AtomicU64,
-    done: AtomicU32,
+    outside: Outside<'a>,
+}
+
+/// What goes on beside the launch.
+struct Outside<'a> {
+    activity: Option<&'a Activity>,
+    /// The launch's number there, its writes of which others were told, and since when it runs again.
+    launch: u64,
+    told: Mutex<(u64, Instant)>,
+    /// How often it looked again, though nobody had said that something changed.
+    looks: AtomicU64,
+}
+
+impl Outside<'_> {
+    /// What may have changed from outside so far.
+    fn changes(&self) -> u64 {
+        self.activity.map_or(0, |activity| activity.changes() + self.looks.load(SeqCst))
+    }
+
+    /// Waits until something may have changed; false where nothing will. `seen` are the changes, `writes` the launch's own.
+    fn await_change(&self, seen: u64, writes: u64) -> bool {
+        let Some(activity) = self.activity else { return false };
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.changes() != seen {
+            return true;
+        }
+        let (seen, has_written) = (seen - self.looks.load(SeqCst), told.0 != writes);
+        let will_change = activity.await_change(self.launch, seen, has_written, told.1.elapsed());
+        *told = (writes, Instant::now());
+        self.looks.fetch_add(1, SeqCst);
+        will_change
+    }
 }
 
 /// Runs a kernel to its end.
@@ -141,7 +176,12 @@ pub(crate) fn launch(kernel: &Kernel, device: &Device, launch: &Launch<'_>) -> R
         quiet: (0..threads).map(|_| AtomicU64::new(0)).collect(),
         waits: Mutex::default(),
         steps: AtomicU64::new(0),
-        done: AtomicU32::new(0),
+        outside: Outside {
+            activity: launch.options.activity.as_deref(),
+            launch: launch.options.activity.as_deref().map_or(0, Activity::number),
+            told: Mutex::new((0, Instant::now())),
+            looks: AtomicU64::new(0),
+        },
     };
     let most = chip.resident(launch.block.iter().product(), grid.shared_bytes).div_ceil(threads as u64);
     let work = |me| worker(&grid, &pool, me, total, most as usize, launch.options.step_limit);
@@ -216,7 +256,7 @@ pub(crate) fn check(kernel: &Kernel, chip: Chip, launch: &Launch<'_>) -> Result<
     Ok(())
 }
 
-fn worker<'a>(grid: &'a Grid<'a>, pool: &Pool, me: usize, total: u64, most: usize, limit: u64) -> Counters {
+fn worker<'a>(grid: &'a Grid<'a>, pool: &Pool<'_>, me: usize, total: u64, most: usize, limit: u64) -> Counters {
     let mut counters = Counters::default();
     let mut resident: Vec<(Cta<'a>, u64)> = Vec::new();
     let begin = |resident: &mut Vec<(Cta<'a>, u64)>| {
@@ -227,7 +267,8 @@ fn worker<'a>(grid: &'a Grid<'a>, pool: &Pool, me: usize, total: u64, most: usiz
         }
         found
     };
-    let version = || pool.writes.iter().map(|writes| writes.load(SeqCst)).sum::<u64>();
+    let own = || pool.writes.iter().map(|writes| writes.load(SeqCst)).sum::<u64>();
+    let version = || own() + pool.outside.changes();
     let fail = |fault: Fault| {
         pool.fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(fault);
         pool.stop.store(true, SeqCst);
@@ -236,7 +277,7 @@ fn worker<'a>(grid: &'a Grid<'a>, pool: &Pool, me: usize, total: u64, most: usiz
         if resident.is_empty() && !begin(&mut resident) {
             break;
         }
-        let before = version();
+        let (outside, before) = (pool.outside.changes(), version());
         let mut all_quiet = true;
         let mut index = 0;
         while index < resident.len() {
@@ -254,7 +295,6 @@ fn worker<'a>(grid: &'a Grid<'a>, pool: &Pool, me: usize, total: u64, most: usiz
                     all_quiet = false;
                     // That a CTA is gone may be what others wait for.
                     pool.writes[me].fetch_add(1, SeqCst);
-                    pool.done.fetch_add(1, SeqCst);
                     continue;
                 }
                 Ok(round) => all_quiet &= round == Round::Quiet,
@@ -296,6 +336,9 @@ fn worker<'a>(grid: &'a Grid<'a>, pool: &Pool, me: usize, total: u64, most: usiz
             std::thread::yield_now();
         }
         if all && version() == before {
+            if pool.outside.await_change(outside, own()) {
+                continue;
+            }
             let waits = pool.waits.lock().unwrap_or_else(PoisonError::into_inner);
             let mut list: Vec<_> = resident.iter().map(|(cta, _)| cta.linear).collect();
             list.extend(waits.keys().filter(|cta| !list.contains(cta)).copied().collect::<Vec<_>>());

@@ -9,4 +9,5 @@ mod graphs;
 mod kernels;
 mod machines;
 mod recorded;
+mod spinning;
 mod streams;
