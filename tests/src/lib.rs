@@ -96,7 +96,7 @@ pub fn corpus_path() -> PathBuf {
 /// When it does not build.
 pub fn lathe() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| build("lathe-runtime", "lathe"))
+    PATH.get_or_init(|| build("--bin=lathe", "lathe"))
 }
 
 /// The compiler's binary. It lies beside [`lathe`], which starts it for `lathe compile`.
@@ -105,7 +105,7 @@ pub fn lathe() -> &'static Path {
 /// When it does not build.
 pub fn lathe_compile() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| build("lathe-compiler", "lathe-compile"))
+    PATH.get_or_init(|| build("--bin=lathe-compile", "lathe-compile"))
 }
 
 /// A folder that holds the emulated CUDA driver under the names of NVIDIA's, for `LD_LIBRARY_PATH`.
@@ -115,7 +115,7 @@ pub fn lathe_compile() -> &'static Path {
 pub fn emulated_driver() -> &'static Path {
     static FOLDER: OnceLock<Scratch> = OnceLock::new();
     let make = || {
-        let library = build_with("lathe-emulator-driver", "--lib", "libcuda_emulated.so");
+        let library = build("--lib", "libcuda_emulated.so");
         let folder = Scratch::new();
         for name in ["libcuda.so", "libcuda.so.1"] {
             std::os::unix::fs::symlink(&library, folder.file(name)).expect("a link in a new folder");
@@ -125,14 +125,12 @@ pub fn emulated_driver() -> &'static Path {
     &FOLDER.get_or_init(make).0
 }
 
-fn build(package: &str, binary: &str) -> PathBuf {
-    build_with(package, &format!("--bin={binary}"), binary)
-}
-
-fn build_with(package: &str, what: &str, file: &str) -> PathBuf {
+fn build(what: &str, file: &str) -> PathBuf {
     let target = target_dir();
     let mut cargo = cargo();
-    cargo.args(["build", "--quiet", "--package", package, what, "--target-dir"]).arg(&target);
+    // With the whole workspace and one of its tests, dependencies have the features that `cargo test --workspace` gives
+    // them, and nothing is built twice.
+    cargo.args(["build", "--quiet", "--workspace", "--test=house", what, "--target-dir"]).arg(&target);
     let status = cargo.status().expect("cargo starts");
     assert!(status.success(), "`{file}` does not build");
     target.join("debug").join(file)
