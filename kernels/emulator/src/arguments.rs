@@ -162,9 +162,29 @@ fn rounded(ty: &str, value: f64) -> Vec<u8> {
     }
 }
 
+/// The contents of a file that is named on the command line.
+fn read(path: &str) -> Result<Vec<u8>, String> {
+    std::fs::read(path).map_err(|error| format!("{path} cannot be read: {error}"))
+}
+
+/// Bytes that are written as pairs of hexadecimal digits.
+fn hex(text: &str) -> Result<Vec<u8>, String> {
+    let wrong = || format!("`{text}` is no bytes: expected an even number of hexadecimal digits, or @FILE");
+    let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return Err(wrong()) };
+    let digit = |byte: u8| char::from(byte).to_digit(16).ok_or_else(wrong);
+    pairs.iter().map(|&[high, low]| Ok((digit(high)? << 4 | digit(low)?) as u8)).collect()
+}
+
 impl Argument {
     fn parse(text: &str) -> Result<Argument, String> {
-        let form = || format!("`{text}` is no value of `--arg`: expected TYPE=VALUE or TYPE:N=FILL");
+        let form = || format!("`{text}` is no value of `--arg`: expected TYPE=VALUE, TYPE:N=FILL or raw=HEX");
+        if let Some(value) = text.strip_prefix("raw=") {
+            let fill = match value.strip_prefix('@') {
+                Some(path) => Fill::File(path.to_owned()),
+                None => Fill::Number(hex(value)?),
+            };
+            return Ok(Argument { ty: "raw".into(), count: None, fill });
+        }
         let (ty, value) = text.split_once('=').ok_or_else(form)?;
         let (ty, count) = match ty.split_once(':') {
             Some((ty, count)) => (ty, Some(count.parse().map_err(|_| form())?)),
@@ -185,6 +205,7 @@ impl Argument {
     pub fn place(&self, device: &Device) -> Result<(Vec<u8>, Option<u64>), Box<dyn Error>> {
         let (count, fill) = match (self.count, &self.fill) {
             (None, Fill::Number(bytes)) => return Ok((bytes.clone(), None)),
+            (None, Fill::File(path)) => return Ok((read(path)?, None)),
             (count, fill) => (count.unwrap_or(0), fill),
         };
         let size = count.saturating_mul(width(&self.ty).unwrap_or(4));
@@ -208,7 +229,7 @@ impl Argument {
             }
             // A file fills it from the start; what is left stays unwritten.
             Fill::File(path) => {
-                let contents = std::fs::read(path).map_err(|error| format!("{path} cannot be read: {error}"))?;
+                let contents = read(path)?;
                 if contents.len() > size {
                     return Err(format!("{path} has {} bytes, and the buffer {size}", contents.len()).into());
                 }

@@ -25,6 +25,7 @@ Options:
   --arg TYPE=VALUE   The kernel's next argument, a number: u8, u16, u32, u64, s8, s16, s32, s64, f16, bf16, f32, f64
   --arg TYPE:N=FILL  The same, a buffer of N elements: a number, `iota` (0, 1, 2, ...), `random` (in [0, 1), or whole below 256),
                      `none` (never written) or `@FILE`
+  --arg raw=HEX      The same, byte by byte, as a structure is passed: hexadecimal digits, or `@FILE`
   --print I          Print argument I, a buffer, after the run; the first one is 0
   --no-checks        Read unwritten memory and race without a fault
   --steps N          The most instructions of warps (default 2^40); past it, the kernel has a fault
@@ -112,7 +113,10 @@ fn run(command: &arguments::Command) -> Result<(), Box<dyn Error>> {
         let (value, address) = argument.place(&device)?;
         if value.len() != param.bytes as usize {
             let (name, bytes, found) = (&param.name, param.bytes, value.len());
-            return Err(format!("{name} has {bytes} bytes, found an argument of {found}; choose another type").into());
+            return Err(format!(
+                "{name} has {bytes} bytes, found an argument of {found}; choose another type, or raw=HEX"
+            )
+            .into());
         }
         bytes.extend(value);
         addresses.push(address);

@@ -1,7 +1,7 @@
 //! Device memory: allocations that several host threads may use at once. Addresses are never used twice, so that a pointer
 //! to freed memory stays wrong.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -48,9 +48,14 @@ pub struct Memory {
     regions: RwLock<BTreeMap<u64, Arc<Region>>>,
     /// Next free address, and bytes in use.
     state: Mutex<(u64, u64)>,
+    /// Base and length of what was freed last.
+    freed: Mutex<VecDeque<(u64, u64)>>,
     limit: u64,
     launches: AtomicU32,
 }
+
+/// How many freed allocations are remembered, for the report of an access to one.
+const MOST_FREED: usize = 4096;
 
 impl Memory {
     /// An empty memory of `limit` bytes.
@@ -61,7 +66,13 @@ impl Memory {
     /// The same for one of several devices, whose addresses differ.
     pub(crate) fn numbered(limit: u64, number: u32) -> Memory {
         let base = GLOBAL_BASE + (u64::from(number) << 44);
-        Memory { regions: RwLock::default(), state: Mutex::new((base, 0)), limit, launches: AtomicU32::new(1) }
+        Memory {
+            regions: RwLock::default(),
+            state: Mutex::new((base, 0)),
+            freed: Mutex::default(),
+            limit,
+            launches: AtomicU32::new(1),
+        }
     }
 
     /// Bytes that are free, and bytes in all.
@@ -96,7 +107,16 @@ impl Memory {
         let mut regions = self.regions.write().unwrap_or_else(PoisonError::into_inner);
         let region = regions.remove(&address).ok_or(MemoryError::Unmapped { address, bytes: 0 })?;
         self.state.lock().unwrap_or_else(PoisonError::into_inner).1 -= region.bytes;
+        let mut freed = self.freed.lock().unwrap_or_else(PoisonError::into_inner);
+        freed.truncate(MOST_FREED - 1);
+        freed.push_front((address, region.bytes));
         Ok(())
+    }
+
+    /// Length of the allocation that held an address until it was freed.
+    pub(crate) fn freed(&self, address: u64) -> Option<u64> {
+        let freed = self.freed.lock().unwrap_or_else(PoisonError::into_inner);
+        freed.iter().find(|(base, bytes)| address.wrapping_sub(*base) < *bytes).map(|&(_, bytes)| bytes)
     }
 
     /// Base and length of the allocation that holds an address.

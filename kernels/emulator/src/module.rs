@@ -40,7 +40,10 @@ pub enum ModuleError {
     #[error(transparent)]
     Ptx(#[from] PtxError),
     /// The module is for another chip.
-    #[error("the module is for {target}, and the device is sm_{major}{minor}")]
+    #[error(
+        "the module is for {target}, and the device is sm_{major}{minor}; compile it for that or an earlier one, or choose \
+         another device"
+    )]
     Target {
         /// Its `.target`.
         target: String,

@@ -34,6 +34,12 @@ fn syntax() {
     check("hello", (1, 1), "expected a directive of a module");
     check("\u{1}", (1, 1), "has no place in PTX");
     check(".version x", (1, 10), "expected a version");
+    check(".version 7.0\n.address_size 64\n.entry k() { ret; }", (1, 1), "`.target` is missing");
+    check(
+        &format!("{HEAD}.entry k() {{\n{}", "{".repeat(300) + &"}".repeat(301)),
+        (5, 256),
+        "nested more than 256 deep",
+    );
     check(".version 99.0", (1, 10), "are understood");
     check(&format!("{HEAD}.visible .entry k(\n"), (5, 1), "the end of the text");
     check(&format!("{HEAD}.global .b99 x;"), (4, 9), "type");
@@ -55,7 +61,7 @@ fn unknown_instructions_and_names() {
     check_body("L: L: ret;", (7, 4), "there twice");
     check_body("call nothing, ();", (7, 1), "`nothing` has no body");
     check_body(".frob 3;", (7, 1), "expected an instruction");
-    check_body("add.s64 %r1, %rd1, %rd2;", (7, 1), "too narrow");
+    check_body("add.s64 %r1, %rd1, %rd2;", (7, 1), "another width or kind than the result of 64 bits");
     check_body("setp.eq.u32 %r1, %r2, %r3;", (7, 1), "`%r1`");
     check_body("@%r1 ret;", (7, 6), "not a predicate");
     check_body("mma.sync.aligned.m16n8k99.row.col.f32.f16.f16.f32 %r1, %r1, %r1, %r1;", (7, 1), "shape");
@@ -97,6 +103,17 @@ fn what_ptxas_refuses_too() {
         ("cp.async.ca.shared.global [%r1], [%rd1], 4, 99;", "more bytes than it copies"),
         ("bar.sync 16;", "barriers 0 to 15"),
         ("fma.rn.relu.f32 %f1, %f1, %f1, %f1;", "`.relu`"),
+        ("add.s32 %r1, %rd1, %r2;", "`%rd1` has 64 bits, and the instruction takes 32 there"),
+        ("add.s64 %rd1, %r1, %rd2;", "`%r1` has 32 bits, and the instruction takes 64 there"),
+        ("add.s32 %rd1, %r1, %r2;", "another width"),
+        ("setp.lt.f32 %p1, %f1, %rd1;", "`%rd1` has 64 bits"),
+        ("mov.b64 %rd1, {%r1, %rd2};", "`%rd2` has 64 bits"),
+        ("shfl.sync.idx.b32 %r1, %rd1, 0, 31, -1;", "`%rd1` has 64 bits"),
+        ("st.global.u64 [%rd1], %r1;", "`%r1` has 32 bits"),
+        ("atom.global.and.f32 %f1, [%rd1], %f2;", "not there for its type"),
+        ("red.global.max.f32 [%rd1], %f2;", "not there for its type"),
+        ("atom.global.inc.s32 %r1, [%rd1], %r2;", "not there for its type"),
+        ("call %rd1, ();", "in a register are not emulated"),
         (".reg .b32 %r1;", "declared twice"),
         (".reg .b32 %r<9>;", "declared twice"),
         (".reg .b32 %x, %x;", "declared twice"),
@@ -109,7 +126,9 @@ fn what_ptxas_refuses_too() {
     let body = "membar.gl; fence.acq_rel.gpu; fence.gpu; prefetch.global.L2::evict_last [%rd1]; pmevent 3; nanosleep.u32 5;\n\
         ld.acquire.gpu.global.u32 %r1, [%rd1]; ld.global.ca.nc.u32 %r1, [%rd1]; st.global.wt.u32 [%rd1], %r1;\n\
         ld.volatile.global.u32 %r1, [%rd1]; red.release.cta.global.add.u32 [%rd1], 1; activemask.b32 %r1;\n\
-        { .reg .b32 %r<9>; .reg .b32 %r09, %r10; mov.u32 %r10, %r8; }";
+        { .reg .b32 %r<9>; .reg .b32 %r09, %r10; mov.u32 %r10, %r8; }\n\
+        cvt.u32.u32 %r1, %rd1; cvt.u64.u32 %rd1, %r1; st.global.u16 [%rd1], %r1; st.global.u8 [%rd1], %rd1; ld.global.u8 %rd1, [%rd1];\n\
+        .reg .b8 %b<4>; mov.b32 %r1, {%b0, %b1, %b2, %b3};";
     let head = ".reg .b32 %r<4>; .reg .b64 %rd<4>;";
     load(&format!("{HEAD}.visible .entry k(.param .u64 a)\n{{\n{head}\n{body}\nret;\n}}\n")).expect("sound PTX");
 }

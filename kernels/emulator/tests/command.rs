@@ -80,7 +80,9 @@ fn mistakes_on_the_command_line() {
         ("--threads", "0", "`0` is no value of `--threads`"),
         ("--print", "0", "argument 0 is no buffer"),
         ("--arg", "q8=1", "`q8` in `q8=1` is no type: u8, "),
-        ("--arg", "f32", "expected TYPE=VALUE or TYPE:N=FILL"),
+        ("--arg", "f32", "expected TYPE=VALUE, TYPE:N=FILL or raw=HEX"),
+        ("--arg", "raw=123", "`123` is no bytes: expected an even number of hexadecimal digits"),
+        ("--arg", "raw=0g", "`0g` is no bytes"),
         ("--arg", "u32=-1", "`-1` is no u32: expected a whole number from 0 to 4294967295"),
         ("--arg", "s8:4=0x80", "`0x80` is no s8: expected a whole number from -128 to 127"),
         ("--arg", "f32:4=two", "`two` is no f32"),
@@ -104,6 +106,20 @@ fn buffers_are_filled_from_files() {
     assert_eq!(text(&run(3).stdout), "3 6 -5\n");
     let message = text(&run(2).stderr);
     assert!(message.contains("has 12 bytes, and the buffer 8"), "{message}");
+}
+
+#[test]
+fn arguments_are_given_byte_by_byte() {
+    let run = |factor: &str| {
+        let arguments = ["--arg", factor, "--arg", "f32:2=3", "--arg", "f32:2=1", "--arg", "u32=2", "--print", "2"];
+        emulator(&[&["kernels.ptx", "saxpy"][..], &arguments].concat())
+    };
+    assert_eq!(text(&run("raw=00000040").stdout), "7 7\n", "2.0, lowest byte first");
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("factor.bin");
+    std::fs::write(&path, 0.5f32.to_le_bytes()).expect("a file");
+    assert_eq!(text(&run(&format!("raw=@{}", path.display())).stdout), "2.5 2.5\n");
+    let message = text(&run("raw=0000").stderr);
+    assert!(message.contains("saxpy_param_0 has 4 bytes, found an argument of 2"), "{message}");
 }
 
 #[test]

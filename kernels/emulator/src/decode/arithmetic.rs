@@ -55,11 +55,14 @@ impl Decoder<'_> {
         match (reg, ty.bytes() == 8) {
             (Reg::R32(reg, _), false) | (Reg::R64(reg), true) if ty != Ty::Pred => Ok((reg, None)),
             (Reg::Pred(reg), _) if ty == Ty::Pred => Ok((reg, None)),
-            (Reg::R64(_), false) if ty != Ty::Pred => {
+            (Reg::R64(_), false) if ty != Ty::Pred && self.takes_wider => {
                 let narrow = self.fresh(Ty::B32, at)?;
                 Ok((own(narrow), Some(reg)))
             }
-            _ => Err(PtxError::new(at, format!("`{name}` is too narrow, or of another kind than the result"))),
+            _ => Err(PtxError::new(
+                at,
+                format!("`{name}` has another width or kind than the result of {} bits", 8 * ty.bytes()),
+            )),
         }
     }
 
@@ -324,7 +327,11 @@ impl Decoder<'_> {
             (_, Operand::List(parts)) => {
                 let width = 8 * ty.bytes() / (parts.len().max(1) as u32);
                 let (d, _) = self.target(d, ty, i.at)?;
-                let part_ty = if width == 32 { Ty::B32 } else { Ty::B16 };
+                let part_ty = match width {
+                    32 => Ty::B32,
+                    16 => Ty::B16,
+                    _ => Ty::B8,
+                };
                 let sources: Vec<u32> =
                     parts.iter().map(|part| self.source32(part, part_ty, i.at)).collect::<Result<_>>()?;
                 match (ty.bytes(), &sources[..]) {

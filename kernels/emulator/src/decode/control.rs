@@ -100,6 +100,9 @@ impl<'a> Decoder<'a> {
             self.push(Op::Nop, guard, Class::Control, i.at)?;
             return Ok(());
         }
+        if name.starts_with('%') {
+            return Err(PtxError::new(i.at, "calls of a function whose address is in a register are not emulated"));
+        }
         let function = self.functions.get(name.as_str()).copied();
         let function =
             function.ok_or_else(|| PtxError::new(i.at, format!("the function `{name}` has no body in this module")))?;

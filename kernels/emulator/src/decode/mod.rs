@@ -116,6 +116,8 @@ struct Decoder<'a> {
     last_label: Option<String>,
     /// The predicate that stands for the carry, once something uses it.
     carry_flag: Option<u32>,
+    /// Whether the instruction takes registers that are wider than its type.
+    takes_wider: bool,
 }
 
 impl<'a> Decoder<'a> {
@@ -157,6 +159,7 @@ impl<'a> Decoder<'a> {
             returns: vec![],
             last_label: None,
             carry_flag: None,
+            takes_wider: false,
         };
         decoder.open();
         let mut dynamic = Vec::new();
@@ -253,10 +256,9 @@ impl<'a> Decoder<'a> {
         self.open();
         for statement in body {
             match statement {
-                Statement::Open => {
+                Statement::Open(at) => {
                     if self.scopes.len() > 256 {
-                        let at = Position::default();
-                        return Err(PtxError::new(at, "braces are nested more than 256 deep"));
+                        return Err(PtxError::new(*at, "braces are nested more than 256 deep"));
                     }
                     self.open();
                 }
@@ -395,8 +397,22 @@ impl<'a> Decoder<'a> {
         })
     }
 
+    /// Checks that a register has the width of a type.
+    fn check_width(&mut self, operand: &Operand, ty: Ty, at: Position) -> Result<()> {
+        let Operand::Name { name, .. } = operand else { return Ok(()) };
+        let Some(Symbol::Register(declared, _)) = self.symbol(name, at)? else { return Ok(()) };
+        let (found, due) = (declared.bytes(), ty.bytes());
+        // A register of 8 bits is one of 16 for most purposes.
+        let fits = found == due || due == 1 || declared == Ty::Pred || self.takes_wider && found > due;
+        if fits {
+            return Ok(());
+        }
+        Err(PtxError::new(at, format!("`{name}` has {} bits, and the instruction takes {} there", 8 * found, 8 * due)))
+    }
+
     /// An operand to read as 32 bits or fewer.
     fn source32(&mut self, operand: &Operand, ty: Ty, at: Position) -> Result<u32> {
+        self.check_width(operand, ty, at)?;
         if let Some(bits) = Self::bits(operand, ty) {
             let mask = if ty.bytes() < 4 { (1 << (8 * ty.bytes())) - 1 } else { u32::MAX };
             return self.literal32(bits as u32 & mask, at);
@@ -414,6 +430,7 @@ impl<'a> Decoder<'a> {
 
     /// An operand to read as 64 bits.
     fn source64(&mut self, operand: &Operand, ty: Ty, at: Position) -> Result<u32> {
+        self.check_width(operand, ty, at)?;
         if let Some(bits) = Self::bits(operand, ty) {
             return self.literal64(bits, at);
         }
@@ -519,6 +536,7 @@ impl<'a> Decoder<'a> {
         let mut mods = Mods { list: parts.collect(), at: i.at, opcode: &i.opcode };
         Self::hopper(name, &mods, i)?;
         mods.check_target(name, self.target)?;
+        self.takes_wider = matches!(name, "cvt" | "ld" | "ldu" | "st");
         if self.control(name, &mut mods, i, guard)? || self.system(name, &mut mods, i, guard)? {
             return mods.finish();
         }

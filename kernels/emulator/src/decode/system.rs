@@ -202,6 +202,16 @@ impl Decoder<'_> {
         });
         let Some(op) = op else { return wrong(i, "has no operation that is known") };
         let ty = mods.ty()?;
+        let has_type = match op {
+            AtomOp::Add => true,
+            AtomOp::Exch | AtomOp::Cas => !ty.is_float() || name == "atom",
+            AtomOp::Min | AtomOp::Max => !ty.is_float(),
+            AtomOp::And | AtomOp::Or | AtomOp::Xor => !ty.is_float() && !ty.is_signed(),
+            AtomOp::Inc | AtomOp::Dec => ty == Ty::U32,
+        };
+        if !has_type {
+            return wrong(i, "has an operation that is not there for its type");
+        }
         let (d, rest) = match (name, &i.operands[..]) {
             ("atom", [d, rest @ ..]) => (self.reg(d, i)?, rest),
             (_, rest) => (Reg::None, rest),

@@ -13,6 +13,7 @@ use crate::activity::Activity;
 use crate::chip::Chip;
 use crate::counters::Counters;
 use crate::fault::{Fault, FaultKind};
+use crate::memory::Memory;
 use crate::module::Device;
 use crate::region::Region;
 
@@ -58,6 +59,7 @@ pub(crate) struct Grid<'a> {
     pub(crate) block: [u32; 3],
     pub(crate) chip: Chip,
     pub(crate) params: &'a [u8],
+    pub(crate) memory: &'a Memory,
     pub(crate) regions: Vec<Arc<Region>>,
     pub(crate) shared_bytes: u64,
     pub(crate) dynamic_shared: u32,
@@ -157,6 +159,7 @@ pub(crate) fn launch(kernel: &Kernel, device: &Device, launch: &Launch<'_>) -> R
         block: launch.block,
         chip,
         params: launch.params,
+        memory: &device.memory,
         regions,
         shared_bytes: kernel.shared_bytes + u64::from(launch.shared_bytes),
         dynamic_shared: launch.shared_bytes,

@@ -85,8 +85,10 @@ impl<'a> Cta<'a> {
             let past = address - region.base;
             format!("; the allocation before it begins {past} bytes earlier and is {} bytes long", region.bytes)
         });
-        let message =
-            format!("{bytes} bytes at {address:#x} are in no allocation of global memory{}", near.unwrap_or_default());
+        let freed = self.grid.memory.freed(address);
+        let freed = freed.map(|bytes| format!("; the allocation of {bytes} bytes that was there has been freed"));
+        let hint = freed.or(near).unwrap_or_default();
+        let message = format!("{bytes} bytes at {address:#x} are in no allocation of global memory{hint}");
         Err(Wrong::new(FaultKind::OutOfBounds, lane, message))
     }
 
@@ -98,8 +100,10 @@ impl<'a> Cta<'a> {
 
     /// The place of the upper half of a strong access of 64 bits, between whose halves nobody else may come.
     pub(crate) fn upper_half(&self, place: Place, strong: bool) -> Place {
-        let is_alone = !strong || !matches!(place, Place::Global(_)) || self.grid.wide_atomics.try_lock().is_err();
-        debug_assert!(is_alone, "the halves of a strong access are made under the lock");
+        debug_assert!(
+            !strong || !matches!(place, Place::Global(_)) || self.grid.wide_atomics.try_lock().is_err(),
+            "the halves of a strong access are made under the lock"
+        );
         shift(place, 4)
     }
 

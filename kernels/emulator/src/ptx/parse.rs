@@ -119,8 +119,13 @@ impl<'a> Parser<'a> {
         if let Some(twice) = tree.functions.iter().find(|f| f.body.is_some() && !defined.insert(f.name.as_str())) {
             return Err(PtxError::new(twice.at, format!("the function `{}` is defined twice", twice.name)));
         }
-        if tree.version == (0, 0) {
-            return Err(PtxError::new(Position { line: 1, column: 1 }, "`.version` is missing"));
+        let missing = match (tree.version, tree.target.as_str()) {
+            ((0, 0), _) => Some("`.version` is missing"),
+            (_, "") => Some("`.target` is missing"),
+            _ => None,
+        };
+        if let Some(missing) = missing {
+            return Err(PtxError::new(Position { line: 1, column: 1 }, missing));
         }
         Ok(tree)
     }
@@ -261,7 +266,7 @@ impl<'a> Parser<'a> {
                 Token::Punct('{') => {
                     self.at += 1;
                     depth += 1;
-                    out.push(Statement::Open);
+                    out.push(Statement::Open(at));
                 }
                 Token::Punct('}') => {
                     self.at += 1;

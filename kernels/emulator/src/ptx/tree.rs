@@ -176,7 +176,7 @@ pub(crate) enum Statement {
     /// The labels of a `.branchtargets`, whose own label precedes it.
     Targets(Vec<String>),
     /// `{` and `}`.
-    Open,
+    Open(Position),
     Close,
 }
 

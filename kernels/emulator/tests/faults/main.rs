@@ -193,6 +193,7 @@ fn traps_and_freed_memory() {
     let launch = Launch { grid: [1; 3], block: [1; 3], shared_bytes: 0, params: &params, options };
     let fault = module.launch(&device, "k", &launch).expect_err("the memory is gone");
     assert_eq!(fault.kind, FaultKind::OutOfBounds, "{fault}");
+    assert!(fault.message.ends_with("the allocation of 256 bytes that was there has been freed"), "{fault}");
 }
 
 #[test]
