@@ -42,6 +42,9 @@ enum Fill {
     File(String),
 }
 
+/// Options that take a value.
+const OPTIONS: [&str; 8] = ["--chip", "--grid", "--block", "--shared", "--print", "--steps", "--threads", "--arg"];
+
 /// Reads the words of the command line.
 pub fn parse(words: &[String]) -> Result<Command, String> {
     if words[0].starts_with('-') {
@@ -70,6 +73,13 @@ pub fn parse(words: &[String]) -> Result<Command, String> {
             command.checks = false;
             continue;
         }
+        if !word.starts_with("--") {
+            let kernel = command.kernel.as_deref().unwrap_or_default();
+            return Err(format!("expected an option, found `{word}`; the kernel is `{kernel}`"));
+        }
+        if !OPTIONS.contains(&word.as_str()) {
+            return Err(format!("`{word}` is no option"));
+        }
         let value = words.next().ok_or_else(|| format!("`{word}` needs a value"))?;
         let wrong = |expected: &str| format!("`{value}` is no value of `{word}`: expected {expected}");
         let count = || wrong("a whole number");
@@ -82,8 +92,7 @@ pub fn parse(words: &[String]) -> Result<Command, String> {
             "--print" => command.print.push(value.parse().map_err(|_| count())?),
             "--steps" => command.steps = Some(value.parse().map_err(|_| count())?),
             "--threads" => command.threads = Some(threads(value)?),
-            "--arg" => command.arguments.push(Argument::parse(value)?),
-            _ => return Err(format!("`{word}` is no option")),
+            _ => command.arguments.push(Argument::parse(value)?),
         }
     }
     for &index in &command.print {

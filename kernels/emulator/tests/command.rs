@@ -90,6 +90,8 @@ fn mistakes_on_the_command_line() {
         refused(&["kernels.ptx", "saxpy", option, value], 2, told);
     }
     refused(&["kernels.ptx", "saxpy", "--block"], 2, "`--block` needs a value");
+    refused(&["kernels.ptx", "saxpy", "--frob"], 2, "`--frob` is no option");
+    refused(&["kernels.ptx", "saxpy", "scan"], 2, "expected an option, found `scan`; the kernel is `saxpy`");
     refused(&["--frob"], 2, "expected a PTX file, found `--frob`");
     refused(&["bench", "--frob"], 2, "`--frob`");
 }

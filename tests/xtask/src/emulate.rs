@@ -18,7 +18,9 @@ const MEMORY: (&str, &str) = ("LATHE_EMULATE_MEMORY", "2G");
 /// Builds the driver, and runs the command with a folder of its own first on the loader's path.
 pub fn emulate(command: &[&str]) -> Result<()> {
     let [program, arguments @ ..] = command else {
-        return Err(Failure::Usage("`cargo xtask emulate` needs a command, such as `-- lathe run model.plan`".into()));
+        return Err(Failure::Usage(
+            "`cargo xtask emulate` needs a command after `--`, such as `-- lathe run model.plan`".into(),
+        ));
     };
     run(cargo().args(["build", "--quiet", "--release", "-p", "lathe-emulator-driver"]))?;
     let folder = link(&target_dir().join("release/libcuda_emulated.so"))?;

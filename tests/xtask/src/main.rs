@@ -102,6 +102,7 @@ fn dispatch(arguments: &[&str]) -> Result<()> {
         ["fuzz", rest @ ..] if !rest.is_empty() => tasks::fuzz(rest),
         ["instructions"] => instructions::count(),
         ["emulate", "--", command @ ..] => emulate::emulate(command),
+        ["emulate", ..] => emulate::emulate(&[]),
         ["simulate"] => tasks::simulate("0..200"),
         ["simulate", seeds] => tasks::simulate(seeds),
         ["dist"] => tasks::dist(),

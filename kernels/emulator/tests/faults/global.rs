@@ -2,7 +2,7 @@
 
 use lathe_emulator::FaultKind::GlobalRace;
 
-use super::{HEAD, run_on};
+use super::{HEAD, lanes, run_on};
 
 /// CTA 0 does something in line 9, CTA 1 in line 12, CTA 2 in line 15, one after the other; each has one thread.
 fn in_turn(first: &str, second: &str, third: &str) -> Result<(), (u32, String)> {
@@ -118,4 +118,26 @@ fn the_last_access_of_a_kind_is_what_is_kept() {
     in_turn(READ, &second, &format!("ld.acquire.gpu.global.u32 %r7, [%rd1+64]; {WRITE}")).expect("the limit");
     let (line, message) = in_turn(READ, READ, WRITE).expect_err("the second reader is not ordered");
     assert!(line == 15 && message.contains("which CTA 1 read"), "{message}");
+}
+
+#[test]
+fn one_thread_counts_for_its_cta() {
+    // A thread of CTA 0 writes, and another one releases with no barrier between: a limit, for CTAs are compared as wholes.
+    let body = |barrier: &str| {
+        format!(
+            "setp.eq.u32 %p1, %r2, 1; @%p1 bra B;\nsetp.eq.u32 %p2, %r1, 0; @%p2 st.global.u32 [%rd1], 7;\n{barrier}\n\
+             setp.eq.u32 %p3, %r1, 32; @%p3 st.release.gpu.global.u32 [%rd1+64], 1;\nbra E;\n\
+             B: ld.acquire.gpu.global.u32 %r6, [%rd1+64]; setp.eq.u32 %p1, %r6, 0; @%p1 bra B;\n\
+             ld.global.u32 %r7, [%rd1];\nE:"
+        )
+    };
+    for barrier in ["", "bar.sync 0;"] {
+        run_on(1, &body(barrier), 2, 64).unwrap_or_else(|fault| panic!("{fault}"));
+    }
+}
+
+#[test]
+fn registers_that_nothing_wrote_are_zero() {
+    // A limit: reading them is no fault.
+    assert_eq!(lanes("st.global.u32 [%rd4], %r9;"), [0; 32]);
 }
