@@ -11,7 +11,7 @@
 //! ```
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// The last epoch of a CTA; all that comes later is of it too.
@@ -88,20 +88,54 @@ pub(crate) struct Region {
     words: Box<[AtomicU32]>,
     /// The last weak write of each word.
     writes: Box<[AtomicU64]>,
-    /// The last reading, from the first one of a kernel on; empty where the host has no room.
-    reads: OnceLock<Box<[AtomicU64]>>,
-    /// The last strong write, from the first one on.
-    strong: OnceLock<Box<[AtomicU64]>>,
+    /// The last reading of each word, and the last strong write.
+    reads: Pieces,
+    strong: Pieces,
+    has_strong: AtomicBool,
     /// Weak writes of other bytes of words whose shadow says that there are more.
     more: Mutex<HashMap<usize, Vec<u64>>>,
     /// The generation of launches whose stamps the shadow may hold; none while no launch was.
     generation: AtomicU32,
 }
 
-/// A shadow that may not be there yet.
-#[inline]
-fn at(shadows: &OnceLock<Box<[AtomicU64]>>, index: usize) -> u64 {
-    shadows.get().and_then(|shadows| shadows.get(index)).map_or(0, |shadow| shadow.load(Relaxed))
+/// A shadow that is made piece by piece where it is used, and not where the host has no room.
+#[derive(Debug)]
+struct Pieces(Box<[OnceLock<Box<[AtomicU64]>>]>);
+
+impl Pieces {
+    /// Words of a piece, as a power of two.
+    const SHIFT: usize = 12;
+
+    fn new(count: usize) -> Option<Pieces> {
+        zeros(count.div_ceil(1 << Self::SHIFT)).map(Pieces)
+    }
+
+    /// The shadow of a word; zero where nothing was noted.
+    #[inline]
+    fn at(&self, index: usize) -> u64 {
+        let piece = self.0[index >> Self::SHIFT].get();
+        let shadow = piece.and_then(|piece| piece.get(index & ((1 << Self::SHIFT) - 1)));
+        shadow.map_or(0, |shadow| shadow.load(Relaxed))
+    }
+
+    /// Where the shadow of a word is kept.
+    #[inline]
+    fn slot(&self, index: usize) -> Option<&AtomicU64> {
+        let piece = &self.0[index >> Self::SHIFT];
+        let piece = match piece.get() {
+            Some(piece) => piece,
+            None => piece.get_or_init(|| zeros(1 << Self::SHIFT).unwrap_or_default()),
+        };
+        piece.get(index & ((1 << Self::SHIFT) - 1))
+    }
+
+    fn clear(&self) {
+        for shadow in self.0.iter().filter_map(OnceLock::get).flatten() {
+            if shadow.load(Relaxed) != 0 {
+                shadow.store(0, Relaxed);
+            }
+        }
+    }
 }
 
 /// So many zeros, if the host has room.
@@ -121,8 +155,9 @@ impl Region {
             bytes,
             words: zeros(count)?,
             writes: zeros(count)?,
-            reads: OnceLock::new(),
-            strong: OnceLock::new(),
+            reads: Pieces::new(count)?,
+            strong: Pieces::new(count)?,
+            has_strong: AtomicBool::new(false),
             more: Mutex::default(),
             generation: AtomicU32::new(u32::MAX),
         })
@@ -138,11 +173,8 @@ impl Region {
         for shadow in self.writes.iter().filter(|shadow| shadow.load(Relaxed) > 15) {
             shadow.fetch_and(15, Relaxed);
         }
-        for shadow in [&self.reads, &self.strong].into_iter().filter_map(OnceLock::get).flatten() {
-            if shadow.load(Relaxed) != 0 {
-                shadow.store(0, Relaxed);
-            }
-        }
+        self.reads.clear();
+        self.strong.clear();
         self.more().clear();
     }
 
@@ -150,12 +182,10 @@ impl Region {
         self.more.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The last strong write of a word.
     #[inline]
-    fn reads(&self) -> &[AtomicU64] {
-        match self.reads.get() {
-            Some(reads) => reads,
-            None => self.reads.get_or_init(|| zeros(self.words.len()).unwrap_or_default()),
-        }
+    fn strong_at(&self, index: usize) -> u64 {
+        if self.has_strong.load(Relaxed) { self.strong.at(index) } else { 0 }
     }
 
     /// Whether `bytes` bytes at an address lie within.
@@ -216,10 +246,10 @@ impl Region {
     #[inline]
     pub(crate) fn reads_freely(&self, index: usize, own: u64) -> bool {
         let found = self.writes[index].load(Relaxed);
-        if found & 15 != 15 || !is_alone(own, found) || !is_alone(own, at(&self.strong, index)) {
+        if found & 15 != 15 || !is_alone(own, found) || !is_alone(own, self.strong_at(index)) {
             return false;
         }
-        if let Some(read) = self.reads().get(index)
+        if let Some(read) = self.reads.slot(index)
             && read.load(Relaxed) != own | 15
         {
             read.store(own | 15, Relaxed);
@@ -231,8 +261,8 @@ impl Region {
     #[inline]
     pub(crate) fn writes_freely(&self, index: usize, own: u64) -> bool {
         is_alone(own, self.writes[index].load(Relaxed))
-            && is_alone(own, at(&self.reads, index))
-            && is_alone(own, at(&self.strong, index))
+            && is_alone(own, self.reads.at(index))
+            && is_alone(own, self.strong_at(index))
     }
 
     /// Writes a whole word weakly and notes who did; whether that changed it.
@@ -286,7 +316,7 @@ impl Region {
             list.unwrap_or_default().into_iter().find_map(|write| found(write, write >> 4, "wrote"))
         };
         let strong = || {
-            let shadow = at(&self.strong, index);
+            let shadow = self.strong_at(index);
             if touch.strong {
                 return None;
             }
@@ -294,7 +324,7 @@ impl Region {
             found(shadow, if is_observed { 0 } else { shadow }, "wrote by an atomic or volatile access")
         };
         let read = || {
-            let shadow = at(&self.reads, index);
+            let shadow = self.reads.at(index);
             match shadow & STRONG != 0 {
                 _ if !touch.writes => None,
                 true if touch.strong => None,
@@ -353,11 +383,14 @@ impl Region {
     /// Notes a reading of up to four bytes.
     pub(crate) fn mark_read(&self, address: u64, bytes: u32, by: Stamp, strong: bool) {
         let (index, mask) = self.shadow_at(address, bytes);
-        let Some(shadow) = self.reads().get(index) else { return };
+        let Some(shadow) = self.reads.slot(index) else { return };
         let (old, own) = (shadow.load(Relaxed), by.bits() | if strong { STRONG } else { 0 });
         let joined = if (old ^ own) & !15 == 0 { old & 15 } else { 0 };
         shadow.store(own | mask | joined, Relaxed);
-        if strong && let Some(writes) = self.strong.get().and_then(|writes| writes.get(index)) {
+        if strong
+            && self.strong_at(index) != 0
+            && let Some(writes) = self.strong.slot(index)
+        {
             // The writer's value was seen, so that what follows here comes after the write.
             writes.fetch_or(1 << 4 << (by.cta & 3), Relaxed);
         }
@@ -367,8 +400,8 @@ impl Region {
     pub(crate) fn mark_strong_write(&self, address: u64, bytes: u32, by: Stamp) {
         self.mark_written(address, bytes);
         let (index, mask) = self.shadow_at(address, bytes);
-        let strong = self.strong.get_or_init(|| zeros(self.words.len()).unwrap_or_default());
-        let Some(shadow) = strong.get(index) else { return };
+        self.has_strong.store(true, Relaxed);
+        let Some(shadow) = self.strong.slot(index) else { return };
         let (old, own) = (shadow.load(Relaxed), by.bits());
         shadow.store(own | mask | if same(old, own) { old & 15 } else { 0 }, Relaxed);
     }
