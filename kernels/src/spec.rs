@@ -39,7 +39,8 @@ pub enum Activation {
     F32,
     /// Quantized records in groups of 32, `[M, G · 44 bytes]`.
     Int8,
-    /// bf16, `[M, K]`, for the tensor cores of a GPU.
+    /// bf16, `[M, K]`, for the tensor cores of a GPU. Of each 32 columns, columns `8 j + 2 t` and `8 j + 2 t + 1` are word
+    /// `4 t + j`: the four words that a thread takes of them lie side by side.
     Bf16,
 }
 
@@ -402,6 +403,28 @@ impl KernelSpec {
             _ => None,
         });
         head.unwrap_or(STRIP_ROWS / BLOCK_ROWS)
+    }
+
+    /// Blocks of 16 weight rows that a block of threads, or a worker, finishes at once: a strip, or less of one, see
+    /// [`KernelSpec::partner_blocks`].
+    pub fn tile_blocks(tile: Tile, epilogue: &[Stage]) -> usize {
+        Self::partner_blocks(tile, epilogue).map_or_else(|| Self::strip_blocks(epilogue), |_| 2)
+    }
+
+    /// Where a tile for few rows takes a block of a head together with its rotary partner alone, so that heads keep more
+    /// multiprocessors busy: blocks from the one to the other.
+    pub fn partner_blocks(tile: Tile, epilogue: &[Stage]) -> Option<usize> {
+        let stages = match epilogue {
+            [Stage::Bias, rest @ ..] => rest,
+            all => all,
+        };
+        match (tile, stages) {
+            (Tile::Mma { .. }, &[Stage::Rope { head_dim, dim, .. }, Stage::AppendQkv { dtype, .. }]) => {
+                let suits = dim == head_dim && rotary_is_aligned(dim) && dtype != DType::Int8;
+                (suits && dim > STRIP_ROWS).then_some(dim / STRIP_ROWS)
+            }
+            _ => None,
+        }
     }
 
     /// Consecutive tokens that a CPU's attention kernel takes together where it can, for `group` heads each: as many as

@@ -21,7 +21,8 @@ use lathe_kernels::spec::{Activation, BLOCK_ROWS, GROUP, KernelSpec, MapOp, Norm
 use lathe_kernels::targets::Machine;
 
 use super::{
-    ArenaBuffer, Bucket, Buffer, CacheGroup, Launch, ScheduleError, ScheduledCache, ScheduledWeight, Share, cost, tile,
+    ArenaBuffer, Bucket, Buffer, CacheGroup, Launch, MMA_FEW_ROWS, ScheduleError, ScheduledCache, ScheduledWeight,
+    Share, cost, tile,
 };
 
 /// What all buckets of a program share.
@@ -325,8 +326,14 @@ impl Lowering<'_> {
             self.padded.insert(Value { node: id, result: 0 }, n);
         }
         check_multiple(label, "rows", n.c, strip_rows)?;
-        let tile = tile([rows, n], KernelSpec::strip_blocks(&epilogue), scheme, act, self.max, self.machine);
-        if act == Activation::F32 && matches!(tile, Tile::Staged { .. }) {
+        let tile = tile([rows, n], &epilogue, scheme, act, self.max, self.machine);
+        // Few rows are rounded where they are read, if nothing else is to be done to them before.
+        let comes_rounded = match tile {
+            Tile::Staged { .. } => true,
+            Tile::Mma { tokens } => tokens > MMA_FEW_ROWS || !linear.prologue.is_empty(),
+            Tile::Stream { .. } | Tile::Unpack { .. } => false,
+        };
+        if act == Activation::F32 && comes_rounded {
             act = Activation::Bf16;
         }
         // Rows are brought into the form that the product takes in a launch of their own.
@@ -340,8 +347,8 @@ impl Lowering<'_> {
         if appended.is_some() {
             params.extend([Dim::S, self.pages]);
         }
+        let units = Dim::of(n.c / BLOCK_ROWS / KernelSpec::tile_blocks(tile, &epilogue) * tile.parts());
         let kernel = KernelSpec::Linear { scheme, act, tile, epilogue };
-        let units = Dim::of(n.c / strip_rows * tile.parts());
         let out = self.launch(label, kernel, &buffers, params, units, Share::Even)?;
         self.values.insert(Value { node: id, result: 0 }, out);
         if let Some(cache) = appended {

@@ -13,7 +13,7 @@ pub mod print;
 use lathe_ir::graph::{Graph, NodeId, StepInput, Weight};
 use lathe_ir::scheme::Scheme;
 use lathe_ir::types::{CacheType, Dim, StepSize, Type};
-use lathe_kernels::spec::{Access, Activation, BLOCK_ROWS, GROUP, KernelSpec, PAGE_TOKENS, Tile, Warps};
+use lathe_kernels::spec::{Access, Activation, BLOCK_ROWS, GROUP, KernelSpec, PAGE_TOKENS, Stage, Tile, Warps};
 use lathe_kernels::targets::Machine;
 
 /// Rows of activations that a streaming kernel multiplies by each decoded weight: four rows of accumulators fit the 32
@@ -263,10 +263,17 @@ pub fn build(graph: &Graph, max_context: usize, machine: Machine) -> Result<Sche
     Ok(Schedule { name: graph.name.clone(), weights, caches, groups, max_context, buckets })
 }
 
-/// The tile for a product over at most `rows` rows of activations and `n` rows of weights in strips of `strip` blocks. Rows
+/// The tile for a product over at most `rows` rows of activations and `n` rows of weights, with these stages behind it. Rows
 /// whose logits are wanted are few even where tokens are many. A GPU's tensor cores take what is quantized, and bf16; the
 /// operands of large steps come by shared memory.
-fn tile([rows, n]: [Dim; 2], strip: usize, scheme: Scheme, act: Activation, max: StepSize, machine: Machine) -> Tile {
+fn tile(
+    [rows, n]: [Dim; 2],
+    epilogue: &[Stage],
+    scheme: Scheme,
+    act: Activation,
+    max: StepSize,
+    machine: Machine,
+) -> Tile {
     let most = match (machine, act) {
         (Machine::X86, Activation::Int8) if scheme.group == GROUP => STREAM_MAX_ROWS,
         _ => FEW_ROWS,
@@ -276,8 +283,10 @@ fn tile([rows, n]: [Dim; 2], strip: usize, scheme: Scheme, act: Activation, max:
         (Machine::Nvptx, Activation::F32) if scheme != Scheme::BF16 => Tile::Stream { tokens: STREAM_ROWS },
         (Machine::Nvptx, _) if few => Tile::Mma { tokens: MMA_FEW_ROWS },
         (Machine::Nvptx, _) => {
-            let staged = if rows.eval(max) > GPU_BATCH.tokens { staged(strip, n.c, act) } else { None };
-            staged.unwrap_or(Tile::Mma { tokens: (MMA_SUMS / BLOCK_ROWS / strip).max(MMA_FEW_ROWS) })
+            let is_large = rows.eval(max) > GPU_BATCH.tokens;
+            let staged = is_large.then(|| staged(KernelSpec::strip_blocks(epilogue), n.c, act)).flatten();
+            let blocks = KernelSpec::tile_blocks(Tile::Mma { tokens: MMA_FEW_ROWS }, epilogue);
+            staged.unwrap_or(Tile::Mma { tokens: (MMA_SUMS / BLOCK_ROWS / blocks).max(MMA_FEW_ROWS) })
         }
         (Machine::X86, _) if few => Tile::Stream { tokens: STREAM_ROWS },
         (Machine::X86, _) => Tile::Unpack { tokens: UNPACK_ROWS },

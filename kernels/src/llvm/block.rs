@@ -8,6 +8,8 @@ use super::builder::{Builder, Kind, LANES, Val, ok};
 
 /// Threads of a warp.
 pub const WARP: usize = 32;
+/// Indices whose loads a team has under way together.
+const AT_ONCE: usize = 4;
 /// LLVM's number of the address space of a block's shared memory.
 const SHARED: u16 = 3;
 
@@ -58,6 +60,29 @@ impl<'c> Builder<'c> {
         }
     }
 
+    /// Runs `body` for each index below `count`, shared among the teams of a unit, on what `load` has loaded for it. Where
+    /// teams are threads, what several indices need is loaded before the first of them is worked on.
+    pub fn for_team_ahead<L>(&self, count: Val<'c>, load: impl Fn(Val<'c>) -> L, body: impl Fn(Val<'c>, L)) {
+        let (team, teams) = self.team();
+        if teams == 1 {
+            return self.for_range(team, count, self.int(1), |i| body(i, load(i)));
+        }
+        // A team behind the last index has nothing to do.
+        let end = self.overloaded("llvm.smax", &[team, count]);
+        let at_once = |times: usize, begin: Val<'c>, end: Val<'c>| {
+            self.for_range(begin, end, self.int((teams * times) as i64), |first| {
+                let indices = (0..times).map(|i| self.add(first, self.int((teams * i) as i64)));
+                let loaded: Vec<(Val<'c>, L)> = indices.map(|i| (i, load(i))).collect();
+                for (i, loaded) in loaded {
+                    body(i, loaded);
+                }
+            });
+        };
+        let whole = self.sub(end, self.urem(self.sub(end, team), self.int((teams * AT_ONCE) as i64)));
+        at_once(AT_ONCE, team, whole);
+        at_once(1, whole, end);
+    }
+
     /// A uniform f32 as the first team has it, for all teams of a unit.
     pub fn first_teams(&self, value: Val<'c>) -> Val<'c> {
         let (team, teams) = self.team();
@@ -75,6 +100,22 @@ impl<'c> Builder<'c> {
     /// Waits until all threads of the block are here; what they wrote before is then seen by all.
     pub fn barrier(&self) {
         self.effect("llvm.nvvm.barrier.cta.sync.aligned.all", &[self.int32(0)]);
+    }
+
+    /// Lets the kernels behind this one begin, where the chip can: they wait for this one to end before they read what it
+    /// writes.
+    pub(super) fn let_later_kernels_begin(&self) {
+        if self.target.begins_kernels_early() {
+            self.effect("llvm.nvvm.griddepcontrol.launch.dependents", &[]);
+        }
+    }
+
+    /// Waits until the kernels before this one have ended, where the chip begins kernels early. Nothing but weights may be
+    /// read, and nothing written, before.
+    pub fn await_earlier_kernels(&self) {
+        if self.target.begins_kernels_early() {
+            self.effect("llvm.nvvm.griddepcontrol.wait", &[]);
+        }
     }
 
     /// Two f32 rounded to bf16, the first in the low half of a word; NVPTX only.

@@ -148,6 +148,10 @@ impl<'c> Builder<'c> {
             for (key, value) in [("target-cpu", self.target.cpu), ("target-features", self.target.llvm_features)] {
                 function.add_attribute(AttributeLoc::Function, self.context.create_string_attribute(key, value));
             }
+            self.let_later_kernels_begin();
+            if !spec.loads_weights_early() {
+                self.await_earlier_kernels();
+            }
             let arg = |i: usize| function.get_nth_param(i as u32).expect("declared");
             self.operands = (0..operands.len()).map(|i| arg(i).into_pointer_value()).collect();
             for (pointer, operand) in self.operands.iter().zip(&operands) {

@@ -32,14 +32,8 @@ impl<'c> Builder<'c> {
         self.effect("llvm.nvvm.cp.async.wait.group", &[self.int32(left as i32)]);
     }
 
-    /// Four matrices of eight rows of 16 bytes in shared memory. Lane `8 i + r` gives the address of row `r` of matrix
-    /// `i`; lane `4 r + w` gets word `w` of row `r` of each.
-    pub fn load_matrices(&self, row: PointerValue<'c>) -> [Val<'c>; 4] {
-        let name = "llvm.nvvm.ldmatrix.sync.aligned.m8n8.x4.b16";
-        self.four(self.intrinsic(name, &[row.get_type().into()], &[Val(row.into())]))
-    }
-
-    /// As [`Builder::load_matrices`], each turned: lane `4 c + w` gets elements `c` of rows `2 w` and `2 w + 1`.
+    /// Four matrices of eight rows of 16 bytes in shared memory, each turned. Lane `8 i + r` gives the address of row `r` of
+    /// matrix `i`; lane `4 c + w` gets elements `c` of rows `2 w` and `2 w + 1` of each.
     pub fn load_transposed(&self, row: PointerValue<'c>) -> [Val<'c>; 4] {
         let name = "llvm.nvvm.ldmatrix.sync.aligned.m8n8.x4.trans.b16";
         self.four(self.intrinsic(name, &[row.get_type().into()], &[Val(row.into())]))
@@ -60,14 +54,14 @@ impl<'c> Builder<'c> {
         })
     }
 
-    /// Stores two f32 of this thread's own, one behind the other, by one store; the address is a multiple of 8.
-    pub fn store_pair(&self, pointer: PointerValue<'c>, values: [Val<'c>; 2]) {
-        let mut pair = self.context.f32_type().vec_type(2).get_undef();
+    /// Stores `N` f32 of this thread's own, one behind the other, by one store; the address is a multiple of their size.
+    pub fn store_together<const N: usize>(&self, pointer: PointerValue<'c>, values: [Val<'c>; N]) {
+        let mut vector = self.context.f32_type().vec_type(N as u32).get_undef();
         for (i, value) in values.into_iter().enumerate() {
             let index = self.context.i32_type().const_int(i as u64, false);
-            pair = ok(self.llvm.build_insert_element(pair, value.0, index, ""));
+            vector = ok(self.llvm.build_insert_element(vector, value.0, index, ""));
         }
-        self.aligned_store(pointer, Val(pair.into()), 2 * Kind::F32.bytes());
+        self.aligned_store(pointer, Val(vector.into()), N * Kind::F32.bytes());
     }
 
     /// Runs `body` with each number below `count`, shared among the `threads` of a block: those of a thread are `threads`

@@ -79,7 +79,8 @@ impl KernelSpec {
                 units: (blocks / Self::strip_blocks(epilogue)) as u32,
                 rows: *tokens as u32,
             },
-            KernelSpec::Rows { .. } | KernelSpec::Embed { .. } => whole(128),
+            KernelSpec::Rows { .. } => whole(512),
+            KernelSpec::Embed { .. } => whole(128),
             KernelSpec::Attention { group, head_dim, dtype, .. }
             | KernelSpec::AttentionSplits { group, head_dim, dtype, .. } => {
                 match attention_rows(*group, *head_dim, *dtype) {
@@ -95,11 +96,27 @@ impl KernelSpec {
         }
     }
 
+    /// Whether a block takes one unit and no more, so that a launch has as many blocks as units.
+    pub fn takes_one_unit(&self) -> bool {
+        matches!(self, KernelSpec::Linear { tile: Tile::Mma { .. }, .. })
+    }
+
+    /// Whether the kernel loads weights before it waits for the kernels before it to end.
+    pub fn loads_weights_early(&self) -> bool {
+        matches!(self, KernelSpec::Linear { tile: Tile::Mma { .. }, .. })
+    }
+
     /// Blocks that a multiprocessor must have registers for, where the assembler's own guess leaves too few to a thread.
     pub fn blocks_at_once(&self) -> Option<u32> {
         match self {
             KernelSpec::Attention { group, head_dim, .. } if group * head_dim >= 1024 => Some(1),
-            KernelSpec::AttentionSplits { .. } | KernelSpec::Linear { tile: Tile::Staged { .. }, .. } => Some(1),
+            // The sums of many results, and where their rows are, take what two blocks would share.
+            KernelSpec::Linear { tile: tile @ Tile::Mma { tokens }, epilogue, .. } => {
+                Some(if tokens * Self::tile_blocks(*tile, epilogue) > 16 { 1 } else { 2 })
+            }
+            KernelSpec::Rows { .. }
+            | KernelSpec::AttentionSplits { .. }
+            | KernelSpec::Linear { tile: Tile::Staged { .. }, .. } => Some(1),
             _ => None,
         }
     }

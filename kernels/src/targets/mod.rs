@@ -239,6 +239,12 @@ impl Target {
         TARGETS.iter().filter(|target| target.machine == Machine::X86 && target.proven)
     }
 
+    /// Whether a kernel can begin before the one before it has ended, and wait for that by itself.
+    pub fn begins_kernels_early(&self) -> bool {
+        let capability = self.name.strip_prefix("sm_").and_then(|digits| digits.parse::<u32>().ok());
+        capability.is_some_and(|capability| capability >= 90)
+    }
+
     /// Whether code of this target may use a feature.
     pub fn has(&self, feature: &str) -> bool {
         self.features.contains(&feature)

@@ -41,30 +41,50 @@ fn to_cache<'c>(b: &Builder<'c>, value: Val<'c>, dtype: DType) -> (Kind, Val<'c>
     if dtype == DType::F16 { (Kind::F16, b.to_width(value, Kind::F16)) } else { (Kind::F32, value) }
 }
 
-/// Writes one key, given in blocks of 16, to its slot of a head's part of a page.
-pub fn store_key<'c>(b: &Builder<'c>, head: PointerValue<'c>, slot: Val<'c>, values: &[Val<'c>], dtype: DType) {
+/// A key or a value vector in blocks of 16, or some blocks of it.
+#[derive(Clone, Copy)]
+pub struct Vector<'a, 'c> {
+    /// Elements of all of it.
+    pub head_dim: usize,
+    /// The blocks.
+    pub values: &'a [Val<'c>],
+    /// The number of each block.
+    pub numbers: &'a [Val<'c>],
+    /// The cache's type. One whose elements share scales takes whole vectors.
+    pub dtype: DType,
+}
+
+/// Writes a key to its slot of a head's part of a page.
+pub fn store_key<'c>(b: &Builder<'c>, head: PointerValue<'c>, slot: Val<'c>, key: Vector<'_, 'c>) {
+    let Vector { values, dtype, .. } = key;
     if dtype == DType::Int8 {
         return store_key_codes(b, head, slot, values);
     }
     let stride = PAGE_TOKENS * dtype.bytes();
     let column = b.element(head, slot, dtype.bytes());
-    for (i, value) in values.iter().enumerate() {
-        let (kind, value) = to_cache(b, *value, dtype);
-        b.store_strided(kind, b.offset(column, b.int((i * LANES * stride) as i64)), value, stride);
+    for (&value, &number) in values.iter().zip(key.numbers) {
+        let (kind, value) = to_cache(b, value, dtype);
+        b.store_strided(kind, b.element(column, number, LANES * stride), value, stride);
     }
 }
 
-/// Writes one value vector, given in blocks of 16, to its slot of a head's part of a page.
-pub fn store_value<'c>(b: &Builder<'c>, head: PointerValue<'c>, slot: Val<'c>, values: &[Val<'c>], dtype: DType) {
+/// Writes a value vector to its slot of a head's part of a page.
+pub fn store_value<'c>(b: &Builder<'c>, head: PointerValue<'c>, slot: Val<'c>, value: Vector<'_, 'c>) {
+    let Vector { head_dim, values, dtype, .. } = value;
     if dtype == DType::Int8 {
         return store_value_codes(b, head, slot, values);
     }
-    let row_bytes = values.len() * LANES * dtype.bytes();
+    let row_bytes = head_dim * dtype.bytes();
     let row = b.element(b.offset(head, b.int((PAGE_TOKENS * row_bytes) as i64)), slot, row_bytes);
-    for (i, value) in values.iter().enumerate() {
-        let (kind, value) = to_cache(b, *value, dtype);
-        b.store_lanes(kind, b.offset(row, b.int((i * LANES * dtype.bytes()) as i64)), value);
+    for (&value, &number) in values.iter().zip(value.numbers) {
+        let (kind, value) = to_cache(b, value, dtype);
+        b.store_lanes(kind, b.element(row, number, LANES * dtype.bytes()), value);
     }
+}
+
+/// The numbers of the blocks of a whole vector.
+pub fn numbers<'c>(b: &Builder<'c>, blocks: usize) -> Vec<Val<'c>> {
+    (0..blocks).map(|block| b.int(block as i64)).collect()
 }
 
 fn store_key_codes<'c>(b: &Builder<'c>, head: PointerValue<'c>, slot: Val<'c>, values: &[Val<'c>]) {
@@ -124,23 +144,26 @@ pub fn append(b: &Builder<'_>, head_dim: usize, dtype: DType) {
     let pages = pages_from(b, 2, b.param(3));
     let heads = b.param(1);
     let side = page_bytes(1, head_dim, dtype);
+    let numbers = numbers(b, head_dim / LANES);
     b.for_units(|token| {
         let (base, slot) = page(b, &pages, token, b.mul(heads, b.int(side as i64)));
         b.for_range(b.int(0), heads, b.int(1), |head| {
             let at = b.add(b.mul(token, heads), head);
             let base = b.element(base, head, side);
-            store_key(b, base, slot, &load_head(b, b.element(b.operand(0), at, 4 * head_dim), head_dim), dtype);
-            store_value(b, base, slot, &load_head(b, b.element(b.operand(1), at, 4 * head_dim), head_dim), dtype);
+            let vector = |operand: usize| load_head(b, b.element(b.operand(operand), at, 4 * head_dim), head_dim);
+            store_key(b, base, slot, Vector { head_dim, values: &vector(0), numbers: &numbers, dtype });
+            store_value(b, base, slot, Vector { head_dim, values: &vector(1), numbers: &numbers, dtype });
         });
     });
 }
 
 /// Operands: qkv, positions, sequences, block table, cache, out. Params: T, H, KV, S, B.
-pub fn append_qkv(b: &Builder<'_>, head_dim: usize, dtype: DType) {
+pub fn append_qkv<'c>(b: &Builder<'c>, head_dim: usize, dtype: DType) {
     let pages = pages_from(b, 1, b.param(4));
     let (qkv, out) = (b.operand(0), b.operand(5));
     let (heads, kv_heads) = (b.param(1), b.param(2));
     let side = page_bytes(1, head_dim, dtype);
+    let numbers = numbers(b, head_dim / LANES);
     b.for_units(|token| {
         let all = b.add(heads, b.mul(kv_heads, b.int(2)));
         let row = b.element(qkv, b.mul(token, all), 4 * head_dim);
@@ -157,8 +180,9 @@ pub fn append_qkv(b: &Builder<'_>, head_dim: usize, dtype: DType) {
             let base = b.element(base, head, side);
             let key = b.add(heads, head);
             let value = b.add(key, kv_heads);
-            store_key(b, base, slot, &load_head(b, b.element(row, key, 4 * head_dim), head_dim), dtype);
-            store_value(b, base, slot, &load_head(b, b.element(row, value, 4 * head_dim), head_dim), dtype);
+            let vector = |number: Val<'c>| load_head(b, b.element(row, number, 4 * head_dim), head_dim);
+            store_key(b, base, slot, Vector { head_dim, values: &vector(key), numbers: &numbers, dtype });
+            store_value(b, base, slot, Vector { head_dim, values: &vector(value), numbers: &numbers, dtype });
         });
     });
 }

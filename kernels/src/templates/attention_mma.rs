@@ -253,7 +253,7 @@ impl<'b, 'c> Kernel<'b, 'c> {
         };
         let zero = b.float(0.0);
         if total.values.is_none() {
-            of_rows(&|row, out| self.each_pair(&state.values, row, out, |at, _| b.store_pair(at, [zero; 2])));
+            of_rows(&|row, out| self.each_pair(&state.values, row, out, |at, _| b.store_together(at, [zero; 2])));
         }
         let split_tokens = b.int(ATTENTION_SPLIT as i64);
         let splits = [b.udiv(history.first, split_tokens), b.add(b.udiv(history.last, split_tokens), b.int(1))];
@@ -265,7 +265,7 @@ impl<'b, 'c> Kernel<'b, 'c> {
                 of_rows(&|row, out| {
                     self.each_pair(&state.values, row, out, |at, values| {
                         let old: [Val<'c>; 2] = b.load_together(Kind::F32, at);
-                        b.store_pair(at, [0, 1].map(|i| combined(b, old[i], values[i], shares[row])));
+                        b.store_together(at, [0, 1].map(|i| combined(b, old[i], values[i], shares[row])));
                     });
                 });
             }
@@ -274,11 +274,11 @@ impl<'b, 'c> Kernel<'b, 'c> {
             let sum = b.get(total.sum[row]);
             match &total.values {
                 Some(values) => self.each_pair(values, row, out, |at, values| {
-                    b.store_pair(at, values.map(|value| b.fdiv(value, sum)));
+                    b.store_together(at, values.map(|value| b.fdiv(value, sum)));
                 }),
                 None => self.each_pair(&state.values, row, out, |at, _| {
                     let values: [Val<'c>; 2] = b.load_together(Kind::F32, at);
-                    b.store_pair(at, values.map(|value| b.fdiv(value, sum)));
+                    b.store_together(at, values.map(|value| b.fdiv(value, sum)));
                 }),
             }
         });
@@ -419,7 +419,7 @@ impl<'b, 'c> Kernel<'b, 'c> {
             b.when(b.icmp(IntPredicate::SLT, row, b.int(self.shape.group as i64)), || {
                 let number = b.add(b.mul(record, b.int(self.shape.group as i64)), row);
                 let base = b.element(b.operand(5), number, 4 * partial_floats(head_dim));
-                self.each_pair(&state.values, i, base, |at, values| b.store_pair(at, values));
+                self.each_pair(&state.values, i, base, |at, values| b.store_together(at, values));
                 b.when(b.icmp(IntPredicate::EQ, self.warp, b.int(0)), || {
                     let lanes = b.element(b.offset(base, b.int(4 * head_dim as i64)), self.column, LANES);
                     let is_first = b.icmp(IntPredicate::EQ, self.column, b.int(0));

@@ -16,7 +16,7 @@ use crate::spec::{BLOCK_ROWS, GROUP};
 /// Bytes of a line: four for each of the 16 rows.
 pub const LINE: usize = 64;
 /// Bits that a half-line holds of each row.
-const HALF_LINE_BITS: usize = 16;
+pub const HALF_LINE_BITS: usize = 16;
 
 /// Bytes of a span of a block.
 pub fn block_span_bytes(scheme: Scheme) -> usize {

@@ -46,7 +46,7 @@ pub fn linear(b: &Builder<'_>, scheme: Scheme, act: Activation, tile: Tile, epil
         // As many rows at once as fit, then what is left by fewer. The first one is a multiple of all of these numbers.
         let mut begin = first;
         let whole = |count: usize| b.sub(last, b.urem(last, b.int(count as i64)));
-        let finish = |row, values| finish(b, epilogue, Strip { row, index: strip, values });
+        let finish = |row, values| finish(b, epilogue, Strip { row, index: strip, values, partners: None });
         if let Some(tiles) = &tiles {
             let end = whole(TILE_ROWS);
             b.for_range(begin, end, b.int(TILE_ROWS as i64), |row| {

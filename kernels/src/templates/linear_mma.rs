@@ -1,15 +1,20 @@
-//! Linear kernels on tensor cores: integer weights and activations quantized to int8, then the epilogue; or weights in
-//! bf16, see [`floats`].
+//! Linear kernels on tensor cores for few rows of activations, which live on reading each weight once: integer weights and
+//! activations quantized to int8, see [`codes`]; or weights in bf16, see [`floats`]. Then the epilogue.
 //!
 //! A block of threads takes a strip of the weight and some rows of activations. Columns are cut into [`PARTS`] runs, one
-//! for each of its warps: weights stream through all of them at once even where a matrix has few strips. Per group of
-//! the scheme the tensor cores give the integer dot products of 16 weight rows with 8 rows of activations, which are
-//! exact; what follows is the arithmetic of the linear kernels for CPUs. The runs' sums meet in shared memory, where 16
-//! threads add them in order and finish a row of the strip. Nothing of this depends on how many rows there are.
+//! for each of its warps: weights stream through all of them at once even where a matrix has few strips. The runs' sums
+//! meet in shared memory, where 16 threads add them in order and finish a row of the strip. Nothing of this depends on how
+//! many rows there are.
 //!
-//! Since integer sums are exact, columns may be taken in any order inside a group: a thread takes eight neighbouring ones,
-//! which for 4-bit codes lie in one word.
+//! A warp takes blocks of 16 weight rows by pairs. Thread `4 g + t` reads four neighbouring rows of each line that it
+//! needs, the quarter `g mod 4` of block `g / 4` of a pair, by one load of 16 bytes. Two products of 16 rows make use of
+//! them: their rows `g` and `g + 8` are the first two of the four in one product, and the last two in the other.
+//!
+//! A thread holds what it has loaded of the next [`Product::depth`] groups of 32 columns, and asks for one more where it
+//! multiplies one, so that memory never waits for arithmetic. The first ones are loaded before the kernels that make the
+//! activations have finished, where the chip can start kernels early.
 
+mod codes;
 mod floats;
 pub(super) mod scaled;
 
@@ -17,38 +22,56 @@ use inkwell::IntPredicate;
 use inkwell::values::PointerValue;
 use lathe_ir::scheme::Scheme;
 
-use super::decode::{Columns, Parameters, block_span_bytes, span_groups};
+use super::decode::{block_span_bytes, span_groups};
 use super::stages::{Strip, finish};
 use crate::llvm::block::WARP;
 use crate::llvm::builder::{Builder, Kind, LANES, Val};
 use crate::llvm::memory::Var;
-use crate::spec::{ACT_GROUP_BYTES, BLOCK_ROWS, GROUP, KernelSpec, PARTS, Stage};
-use scaled::{Activations, Fragment, accumulate, activations, parts, wants_scaled_sums};
+use crate::spec::{Activation, BLOCK_ROWS, KernelSpec, PARTS, Stage, Tile};
 
 /// Rows of activations that tensor cores take at once.
 const TILE_ROWS: usize = 8;
-/// Groups of columns whose loads are under way together where one tile of activations is multiplied; more tiles have
-/// enough loads of their own, and need the registers.
-const UNROLL: usize = 2;
+/// Weight rows of a pair of blocks.
+const PAIR_ROWS: usize = 2 * BLOCK_ROWS;
+/// Most words of weights that a thread holds before they are multiplied, so that no register spills: of floats, which are
+/// multiplied as they are, and of codes, which are unpacked and scaled, where there is one tile of activations and where there
+/// are more. See [`KernelSpec::blocks_at_once`] for how many registers a thread has.
+const FLOATS_AHEAD: usize = 64;
+const CODES_AHEAD: [usize; 2] = [40, 16];
+/// Most groups of columns that they are of, by how many parameters scale a group's codes.
+const MOST_AHEAD: [usize; 3] = [8, 5, 3];
+/// Groups of columns whose activations are loaded together, where there is one tile of them; more tiles have enough loads of
+/// their own.
+const FLOAT_ROWS_AHEAD: usize = 4;
+const CODE_ROWS_AHEAD: usize = 2;
 /// Most bytes of shared memory for the sums of all runs; where they take more, runs are added one after the other.
-const MOST_SHARED: usize = 32 * 1024;
+const MOST_SHARED: usize = 48 * 1024;
 
 /// Operands: x, w, those of the stages, out, scratch (unused). Params: M, N, G and those of the stages.
-pub fn linear(b: &Builder<'_>, scheme: Scheme, tokens: usize, epilogue: &[Stage]) {
-    let blocks = KernelSpec::strip_blocks(epilogue);
-    let product = Product::new(b, scheme, blocks, tokens);
-    b.for_units(|strip| {
-        let sums = if scheme.is_integer() { product.multiply(strip) } else { product.multiply_floats(strip) };
-        product.share(&sums);
-        product.each_row(|row, values| finish(b, epilogue, Strip { row, index: strip, values }));
-        b.barrier();
-    });
+pub fn linear(b: &Builder<'_>, scheme: Scheme, act: Activation, tokens: usize, epilogue: &[Stage]) {
+    let tile = Tile::Mma { tokens };
+    let product = Product::new(b, (scheme, act), KernelSpec::tile_blocks(tile, epilogue), tokens);
+    let apart = KernelSpec::partner_blocks(tile, epilogue);
+    // One unit for each block: what a loop over more would hoist takes registers from what is loaded ahead.
+    let (unit, _) = b.unit_range();
+    // A strip, or of a head one of as many blocks as lie before their partners.
+    let (strip, partners) = match apart {
+        Some(apart) => {
+            let count = b.int(apart as i64);
+            (b.udiv(unit, count), Some((b.urem(unit, count), apart)))
+        }
+        None => (unit, None),
+    };
+    let sums = product.multiply(strip, partners);
+    product.share(&sums);
+    product.each_row(|row, values| finish(b, epilogue, Strip { row, index: strip, values, partners }));
 }
 
 /// A product in the making, as one thread sees it.
 struct Product<'b, 'c> {
     b: &'b Builder<'c>,
     scheme: Scheme,
+    act: Activation,
     blocks: usize,
     tokens: usize,
     /// Groups of 32 columns.
@@ -57,7 +80,7 @@ struct Product<'b, 'c> {
     first_row: Val<'c>,
     /// Which warp of the block.
     warp: Val<'c>,
-    /// Row of weights and of activations, 0 to 7, in the fragments.
+    /// Row of activations, 0 to 7, in the fragments, and of which rows of a pair the thread has.
     row: Val<'c>,
     /// Which of four columns and pairs of results, 0 to 3.
     column: Val<'c>,
@@ -67,22 +90,24 @@ struct Product<'b, 'c> {
 
 /// What a thread reads of a tile of eight rows of activations.
 struct Rows<'c> {
-    /// The row whose codes it reads.
-    codes: PointerValue<'c>,
+    /// The row of its fragments.
+    own: PointerValue<'c>,
     /// The rows of its two columns of results.
     results: [PointerValue<'c>; 2],
 }
 
-/// Sums of a thread: `[tiles][blocks][4]`.
-type Sums<'c> = Vec<Vec<[Var<'c>; 4]>>;
+/// Sums of a thread: `[tiles][pairs][2]`, of each of both products those of its first row with rows `2 t` and `2 t + 1` of
+/// activations, then those of its second.
+type Sums<'c> = Vec<Vec<[[Var<'c>; 4]; 2]>>;
 
 impl<'b, 'c> Product<'b, 'c> {
-    fn new(b: &'b Builder<'c>, scheme: Scheme, blocks: usize, tokens: usize) -> Product<'b, 'c> {
+    fn new(b: &'b Builder<'c>, (scheme, act): (Scheme, Activation), blocks: usize, tokens: usize) -> Self {
         let thread = b.special("tid.x");
         let lane = b.urem(thread, b.int(WARP as i64));
         let mut product = Product {
             b,
             scheme,
+            act,
             blocks,
             tokens,
             groups: b.mul(b.param(2), b.int(span_groups(scheme) as i64)),
@@ -97,10 +122,15 @@ impl<'b, 'c> Product<'b, 'c> {
         product
     }
 
+    /// Pairs of blocks of weight rows; of an odd number of blocks the last one is its own partner.
+    fn pairs(&self) -> usize {
+        self.blocks.div_ceil(2)
+    }
+
     /// Floats from one row of activations to the next in shared memory: with four more than there are weight rows, the
     /// threads of a warp write to different banks.
     fn stride(&self) -> usize {
-        self.blocks * BLOCK_ROWS + 4
+        self.pairs() * PAIR_ROWS + 4
     }
 
     /// Whether the sums of all runs fit shared memory together.
@@ -108,26 +138,113 @@ impl<'b, 'c> Product<'b, 'c> {
         4 * PARTS * self.tokens * self.stride() <= MOST_SHARED
     }
 
-    /// This warp's run of the products of a strip.
-    fn multiply(&self, strip: Val<'c>) -> Sums<'c> {
+    /// Groups of columns whose weights a thread holds.
+    fn depth(&self) -> usize {
+        let (words, most) = if self.scheme.is_integer() {
+            (self.code_words(), CODES_AHEAD[usize::from(self.tokens > TILE_ROWS)])
+        } else {
+            (floats::WORDS, FLOATS_AHEAD)
+        };
+        (most / (self.pairs() * words)).clamp(1, MOST_AHEAD[self.scheme.parameters()])
+    }
+
+    /// This warp's run of the products of a strip, or of a block of a head with its partner.
+    fn multiply(&self, strip: Val<'c>, partners: Option<(Val<'c>, usize)>) -> Sums<'c> {
         let b = self.b;
-        let block = b.mul(strip, b.int(self.blocks as i64));
-        let weights = b.element(b.operand(1), b.mul(block, b.param(2)), block_span_bytes(self.scheme));
+        let pairs: Vec<PointerValue<'c>> = (0..self.pairs()).map(|pair| self.block(strip, pair, partners)).collect();
+        let [begin, end] = self.run();
+        // What lies behind the run is for others: the last group is loaded again, for nobody.
+        let last = b.sub(end, b.int(1));
+        let bounded = |group: Val<'c>| b.overloaded("llvm.smin", &[group, last]);
+        let fetch = |group: Val<'c>| -> Vec<Val<'c>> {
+            let group = bounded(group);
+            pairs.iter().flat_map(|&block| self.fetch(block, group)).collect()
+        };
+        let depth = self.depth();
+        let after = |group: Val<'c>, count: usize| b.add(group, b.int(count as i64));
+        let ahead: Vec<Vec<Var<'c>>> =
+            (0..depth).map(|i| fetch(after(begin, i)).into_iter().map(|word| b.var(word)).collect()).collect();
+        b.await_earlier_kernels();
         let tiles: Vec<Rows<'c>> = (0..self.tokens / TILE_ROWS).map(|tile| self.rows(tile)).collect();
         let sums = self.zeros(tiles.len());
-        let times = if tiles.len() == 1 { UNROLL } else { 1 };
-        b.unrolled(self.run(), 1, times, |group| self.add_group(weights, &tiles, group, &sums));
+        let rows_ahead = if self.scheme.is_integer() { CODE_ROWS_AHEAD } else { FLOAT_ROWS_AHEAD };
+        let turn = |first: Val<'c>, is_whole: bool| {
+            for chunk in (0..depth).step_by(rows_ahead) {
+                let chunk = chunk..(chunk + rows_ahead).min(depth);
+                let of_one =
+                    |i: usize| (tiles.len() == 1).then(|| self.fetch_rows(&tiles[0], bounded(after(first, i))));
+                let rows: Vec<Option<Vec<Val<'c>>>> = chunk.clone().map(of_one).collect();
+                for (i, rows) in chunk.zip(rows) {
+                    let group = after(first, i);
+                    let add = || {
+                        let words: Vec<Val<'c>> = ahead[i].iter().map(|&word| b.get(word)).collect();
+                        let of = |tile: usize| rows.clone().unwrap_or_else(|| self.fetch_rows(&tiles[tile], group));
+                        self.add(&words, group, of, &sums);
+                    };
+                    if !is_whole {
+                        b.when(b.icmp(IntPredicate::SLT, group, end), add);
+                        continue;
+                    }
+                    add();
+                    for (&word, next) in ahead[i].iter().zip(fetch(after(group, depth))) {
+                        b.set(word, next);
+                    }
+                }
+            }
+        };
+        let whole = b.sub(end, b.urem(b.sub(end, begin), b.int(depth as i64)));
+        b.for_range(begin, whole, b.int(depth as i64), |first| turn(first, true));
+        if depth > 1 {
+            turn(whole, false);
+        }
         sums
+    }
+
+    /// Where the first span of this thread's block of a pair lies.
+    fn block(&self, strip: Val<'c>, pair: usize, partners: Option<(Val<'c>, usize)>) -> PointerValue<'c> {
+        let b = self.b;
+        let half = b.udiv(self.row, b.int(4));
+        let (blocks, block) = match partners {
+            Some((first, apart)) => (2 * apart, b.add(first, b.mul(half, b.int(apart as i64)))),
+            None if 2 * pair + 1 < self.blocks => (self.blocks, b.add(b.int(2 * pair as i64), half)),
+            None => (self.blocks, b.int(2 * pair as i64)),
+        };
+        let block = b.add(b.mul(strip, b.int(blocks as i64)), block);
+        b.element(b.operand(1), b.mul(block, b.param(2)), block_span_bytes(self.scheme))
+    }
+
+    /// Which four rows of a block the thread has.
+    fn quarter(&self) -> Val<'c> {
+        self.b.urem(self.row, self.b.int(4))
+    }
+
+    /// Loads what the thread needs of 32 columns of a block.
+    fn fetch(&self, block: PointerValue<'c>, group: Val<'c>) -> Vec<Val<'c>> {
+        if self.scheme.is_integer() { self.fetch_codes(block, group) } else { self.fetch_floats(block, group) }
+    }
+
+    /// Loads what the thread needs of 32 columns of a tile of activations.
+    fn fetch_rows(&self, rows: &Rows<'c>, group: Val<'c>) -> Vec<Val<'c>> {
+        if self.scheme.is_integer() { self.fetch_records(rows, group) } else { self.fetch_float_rows(rows, group) }
+    }
+
+    /// Adds the products of 32 columns: `words` are those of all pairs, `rows` gives those of a tile.
+    fn add(&self, words: &[Val<'c>], group: Val<'c>, rows: impl Fn(usize) -> Vec<Val<'c>>, sums: &Sums<'c>) {
+        if self.scheme.is_integer() {
+            self.add_codes(words, group, rows, sums);
+        } else {
+            self.add_floats(words, rows, sums);
+        }
     }
 
     /// Sums to begin with.
     fn zeros(&self, tiles: usize) -> Sums<'c> {
         let zero = self.b.float(0.0);
-        let block = || [(); 4].map(|()| self.b.var(zero));
-        (0..tiles).map(|_| (0..self.blocks).map(|_| block()).collect()).collect()
+        let pair = || [(); 2].map(|()| [(); 4].map(|()| self.b.var(zero)));
+        (0..tiles).map(|_| (0..self.pairs()).map(|_| pair()).collect()).collect()
     }
 
-    /// The groups of columns that are this warp's: from the first to before the second.
+    /// The groups of columns that are this warp's: from the first to before the second, which is not 0.
     fn run(&self) -> [Val<'c>; 2] {
         let b = self.b;
         let run = b.udiv(b.add(self.groups, b.int(PARTS as i64 - 1)), b.int(PARTS as i64));
@@ -140,108 +257,49 @@ impl<'b, 'c> Product<'b, 'c> {
     fn rows(&self, tile: usize) -> Rows<'c> {
         let b = self.b;
         let last = b.sub(b.param(0), b.int(1));
-        let record = |within: Val<'c>| {
+        let row = |within: Val<'c>| {
             let row = b.add(b.add(self.first_row, b.int((TILE_ROWS * tile) as i64)), within);
             let row = b.overloaded("llvm.smin", &[row, last]);
-            b.element(b.operand(0), b.mul(row, self.groups), ACT_GROUP_BYTES)
+            b.element(b.operand(0), b.mul(row, self.groups), self.act.group_bytes())
         };
         let pair = b.mul(self.column, b.int(2));
-        Rows { codes: record(self.row), results: [record(pair), record(b.add(pair, b.int(1)))] }
-    }
-
-    /// Adds the products of 32 columns.
-    fn add_group(&self, weights: PointerValue<'c>, tiles: &[Rows<'c>], group: Val<'c>, sums: &Sums<'c>) {
-        let b = self.b;
-        let per_span = b.int(span_groups(self.scheme) as i64);
-        let (span, index) = (b.udiv(group, per_span), b.urem(group, per_span));
-        let fragments: Vec<Vec<Fragment<'c>>> = (0..self.blocks)
-            .map(|block| {
-                let span = b.add(b.mul(b.param(2), b.int(block as i64)), span);
-                self.weights(b.element(weights, span, block_span_bytes(self.scheme)), index)
-            })
-            .collect();
-        for (rows, sums) in tiles.iter().zip(sums) {
-            let activations = self.activations(rows, group);
-            for (parts, sums) in fragments.iter().zip(sums) {
-                for (weights, activations) in parts.iter().zip(&activations) {
-                    accumulate(b, weights, activations, sums);
-                }
-            }
-        }
-    }
-
-    /// The quads of a group's columns that this thread takes.
-    fn quads(&self, part: usize) -> Vec<Val<'c>> {
-        let b = self.b;
-        if self.scheme.group == GROUP {
-            let first = b.mul(self.column, b.int(2));
-            return vec![first, b.add(first, b.int(1))];
-        }
-        vec![b.add(self.column, b.int((part * self.scheme.group / 4) as i64))]
-    }
-
-    /// 32 columns of a block of weights, as this thread holds them: one fragment for each group of the scheme.
-    fn weights(&self, span: PointerValue<'c>, index: Val<'c>) -> Vec<Fragment<'c>> {
-        let b = self.b;
-        let rows = [self.row, b.add(self.row, b.int(8))];
-        let columns = rows.map(|row| Columns { b, scheme: self.scheme, span, index, row: Some(row) });
-        let parameters: Vec<Parameters<'c>> = columns.iter().map(Columns::parameters).collect();
-        (0..parts(self.scheme))
-            .map(|part| {
-                let quads = self.quads(part);
-                let words = quads.iter().flat_map(|&quad| columns.iter().map(move |columns| columns.quad(quad)));
-                Fragment {
-                    words: words.collect(),
-                    scales: parameters.iter().map(|of| of.scales[part]).collect(),
-                    mins: parameters.iter().filter_map(|of| of.mins.get(part).copied()).collect(),
-                }
-            })
-            .collect()
-    }
-
-    /// 32 columns of a tile of activations: one for each group of the scheme.
-    fn activations(&self, rows: &Rows<'c>, group: Val<'c>) -> Vec<Activations<'c>> {
-        let b = self.b;
-        let field = |row: PointerValue<'c>, bytes: usize| b.element(b.element(row, self.groups, bytes), group, 4);
-        let codes = b.element(rows.codes, group, GROUP);
-        let scales = rows.results.map(|row| b.load(Kind::F32, field(row, GROUP)));
-        let word = |quad: Val<'c>| b.load(Kind::I32, b.element(codes, quad, 4));
-        let words = (0..parts(self.scheme)).map(|part| self.quads(part).into_iter().map(word).collect()).collect();
-        let (kind, at) = if wants_scaled_sums(self.scheme) { (Kind::F32, GROUP + 4) } else { (Kind::I32, GROUP + 8) };
-        let sums = rows.results.map(|row| b.load(kind, field(row, at)));
-        activations(b, self.scheme, words, scales, sums)
+        Rows { own: row(self.row), results: [row(pair), row(b.add(pair, b.int(1)))] }
     }
 
     /// Brings the sums of all runs to shared memory.
     fn share(&self, sums: &Sums<'c>) {
         let b = self.b;
         if self.keeps_all() {
-            self.put(sums, self.warp, |_, sum| sum);
+            self.put(sums, self.warp, |_, sums| sums);
             return b.barrier();
         }
         b.for_range(b.int(0), b.int(PARTS as i64), b.int(1), |turn| {
             b.when(b.icmp(IntPredicate::EQ, self.warp, turn), || {
                 let first = b.icmp(IntPredicate::EQ, turn, b.int(0));
-                let add = |at: PointerValue<'c>, sum: Val<'c>| b.fadd(b.load(Kind::F32, at), sum);
-                b.either(first, || self.put(sums, b.int(0), |_, sum| sum), || self.put(sums, b.int(0), add));
+                let add = |at: PointerValue<'c>, sums: [Val<'c>; 4]| {
+                    let before: [Val<'c>; 4] = b.load_together(Kind::F32, at);
+                    [0, 1, 2, 3].map(|i| b.fadd(before[i], sums[i]))
+                };
+                b.either(first, || self.put(sums, b.int(0), |_, sums| sums), || self.put(sums, b.int(0), add));
             });
             b.barrier();
         });
     }
 
-    /// Writes this thread's sums into run `run` of shared memory, as `combine` makes them of what lies there.
-    fn put(&self, sums: &Sums<'c>, run: Val<'c>, combine: impl Fn(PointerValue<'c>, Val<'c>) -> Val<'c>) {
+    /// Writes this thread's sums into run `run` of shared memory, four rows at a time, as `combine` makes them of what lies
+    /// there.
+    fn put(&self, sums: &Sums<'c>, run: Val<'c>, combine: impl Fn(PointerValue<'c>, [Val<'c>; 4]) -> [Val<'c>; 4]) {
         let b = self.b;
         let pair = b.mul(self.column, b.int(2));
         let base = b.element(self.shared, b.add(b.mul(run, b.int(self.tokens as i64)), pair), 4 * self.stride());
-        let base = b.element(base, self.row, 4);
+        let base = b.element(base, self.row, 4 * 4);
         for (tile, sums) in sums.iter().enumerate() {
-            for (block, sums) in sums.iter().enumerate() {
-                for (i, &sum) in sums.iter().enumerate() {
-                    let token = TILE_ROWS * tile + i % 2;
-                    let at = token * self.stride() + block * BLOCK_ROWS + 8 * (i / 2);
+            for (pair, [first, second]) in sums.iter().enumerate() {
+                for token in 0..2 {
+                    let at = (TILE_ROWS * tile + token) * self.stride() + pair * PAIR_ROWS;
                     let at = b.offset(base, b.int(4 * at as i64));
-                    b.plain_store(Kind::F32, at, combine(at, b.get(sum)));
+                    let rows = [first[token], first[2 + token], second[token], second[2 + token]];
+                    b.store_together(at, combine(at, rows.map(|sum| b.get(sum))));
                 }
             }
         }

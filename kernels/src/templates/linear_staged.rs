@@ -43,7 +43,7 @@ pub fn linear(b: &Builder<'_>, scheme: Scheme, [blocks, tokens]: [usize; 2], epi
         kernel.each_row(&totals, strip_blocks, |strip, row, values| {
             let index = b.add(first, strip);
             b.when(b.icmp(IntPredicate::SLT, index, b.unit_range().1), || {
-                finish(b, epilogue, Strip { row, index, values });
+                finish(b, epilogue, Strip { row, index, values, partners: None });
             });
         });
     });
@@ -60,8 +60,6 @@ struct Staged<'b, 'c> {
     first_row: Val<'c>,
     /// This warp's place along the weight rows and along the rows of activations.
     place: [Val<'c>; 2],
-    /// Number of the thread in its warp.
-    lane: Val<'c>,
     /// Row of weights and of activations, 0 to 7, in the fragments.
     row: Val<'c>,
     /// Which of four columns and pairs of results, 0 to 3.
@@ -87,7 +85,6 @@ impl<'b, 'c> Staged<'b, 'c> {
             groups: b.mul(b.param(2), b.int(span_groups(scheme) as i64)),
             first_row: b.int(0),
             place: [b.urem(warp, down), b.udiv(warp, down)],
-            lane,
             row: b.udiv(lane, b.int(4)),
             column: b.urem(lane, b.int(4)),
             shared: b.operand(0),
@@ -215,7 +212,7 @@ impl<'b, 'c> Staged<'b, 'c> {
                 for token in 0..2 {
                     let at = (TILE_ROWS * tile + token) * self.stride() + block * BLOCK_ROWS;
                     let pair = [b.get(totals[token]), b.get(totals[2 + token])];
-                    b.store_pair(b.offset(base, b.int(4 * at as i64)), pair);
+                    b.store_together(b.offset(base, b.int(4 * at as i64)), pair);
                 }
             }
         }

@@ -28,7 +28,9 @@ pub fn missing(spec: &KernelSpec, vector: bool) -> Option<&'static str> {
             Some("CPUs have no tensor cores")
         }
         KernelSpec::Rows { form: Activation::Bf16, .. } if vector => Some("products on CPUs take f32 or int8"),
-        KernelSpec::Linear { tile: Tile::Mma { .. }, act: Activation::F32, scheme, .. } if *scheme != Scheme::BF16 => {
+        KernelSpec::Linear { tile: Tile::Mma { .. }, act, scheme, .. }
+            if *scheme != Scheme::BF16 && (*act != Activation::Int8 || !scheme.is_integer()) =>
+        {
             Some("on tensor cores, integer weights meet activations quantized to int8, and floats are bf16")
         }
         KernelSpec::Linear { tile: Tile::Staged { .. }, act, scheme, .. }
@@ -59,8 +61,8 @@ pub fn generate(b: &mut Builder<'_>, symbol: &str, spec: &KernelSpec) {
             rows::rows(b, rows::Steps { gather: *gather, norm: *norm, add: *add, form: *form });
         }
         KernelSpec::Rotary { dim, theta, scaling } => rotary::rotary(b, *dim, *theta, scaling),
-        KernelSpec::Linear { scheme, tile: Tile::Mma { tokens }, epilogue, .. } => {
-            linear_mma::linear(b, *scheme, *tokens, epilogue);
+        KernelSpec::Linear { scheme, act, tile: Tile::Mma { tokens }, epilogue } => {
+            linear_mma::linear(b, *scheme, *act, *tokens, epilogue);
         }
         KernelSpec::Linear { scheme, tile: Tile::Staged { blocks, tokens }, epilogue, .. } => {
             linear_staged::linear(b, *scheme, [*blocks, *tokens], epilogue);

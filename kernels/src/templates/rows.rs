@@ -53,28 +53,37 @@ pub fn rows<'c>(b: &Builder<'c>, Steps { gather, norm, add, form }: Steps) {
             }
         };
         let row_base = b.mul(row, groups);
-        b.for_team(groups, |g| {
-            let half = |i: usize| {
-                let load = |base: PointerValue<'c>| {
-                    let at = b.offset(b.element(base, g, 4 * GROUP), b.int((i * 4 * LANES) as i64));
-                    b.load_lanes(Kind::F32, at)
-                };
-                let mut value = load(x);
-                if let (Some(factor), Some(weight)) = (factor, weight) {
-                    let scaled = b.fmul(mean.map_or(value, |mean| b.fsub(value, mean)), factor);
-                    value = match bias {
-                        Some(bias) => b.fma(scaled, load(weight), load(bias)),
-                        None => b.fmul(scaled, load(weight)),
-                    };
-                }
-                residual.map_or(value, |residual| b.fadd(value, load(b.element(residual, row_base, 4 * GROUP))))
-            };
+        let load = |g: Val<'c>| {
             // Half of a row comes from another core, which wrote it: the next one is asked for in time.
             if b.is_vector() && !gather {
                 let next = b.element(x, b.add(g, groups), 4 * GROUP);
                 (0..2).for_each(|line| b.prefetch(b.offset(next, b.int((line * 4 * LANES) as i64))));
             }
-            let halves = [half(0), half(1)];
+            [0, 1].map(|i| {
+                let load = |base: PointerValue<'c>| {
+                    let at = b.offset(b.element(base, g, 4 * GROUP), b.int((i * 4 * LANES) as i64));
+                    b.load_lanes(Kind::F32, at)
+                };
+                Half {
+                    x: load(x),
+                    weight: weight.map(load),
+                    bias: bias.map(load),
+                    residual: residual.map(|residual| load(b.element(residual, row_base, 4 * GROUP))),
+                }
+            })
+        };
+        b.for_team_ahead(groups, load, |g, loaded| {
+            let halves = loaded.map(|Half { x, weight, bias, residual }| {
+                let mut value = x;
+                if let (Some(factor), Some(weight)) = (factor, weight) {
+                    let scaled = b.fmul(mean.map_or(value, |mean| b.fsub(value, mean)), factor);
+                    value = match bias {
+                        Some(bias) => b.fma(scaled, weight, bias),
+                        None => b.fmul(scaled, weight),
+                    };
+                }
+                residual.map_or(value, |residual| b.fadd(value, residual))
+            });
             let group = || b.element(out, b.add(row_base, g), form.group_bytes());
             match form {
                 Activation::Int8 => store_group(b, b.element(out, row_base, ACT_GROUP_BYTES), g, groups, halves),
@@ -82,17 +91,37 @@ pub fn rows<'c>(b: &Builder<'c>, Steps { gather, norm, add, form }: Steps) {
                 Activation::Bf16 => {
                     let zero = b.float(0.0);
                     let rounded = halves.map(|value| b.trunc(b.to_bf16_pair(value, zero), Kind::I16));
-                    store_halves(b, Kind::I16, group(), rounded);
+                    store_fragments(b, group(), rounded);
                 }
             }
         });
     });
 }
 
+/// What 16 columns of a result are made of.
+struct Half<'c> {
+    x: Val<'c>,
+    weight: Option<Val<'c>>,
+    bias: Option<Val<'c>>,
+    residual: Option<Val<'c>>,
+}
+
 /// Stores a group of 32 elements.
 fn store_halves<'c>(b: &Builder<'c>, kind: Kind, out: PointerValue<'c>, halves: [Val<'c>; 2]) {
     for (i, value) in halves.into_iter().enumerate() {
         b.store_lanes(kind, b.offset(out, b.int((i * kind.bytes() * LANES) as i64)), value);
+    }
+}
+
+/// Stores a group of 32 elements in bf16 in the order of [`Activation::Bf16`].
+fn store_fragments<'c>(b: &Builder<'c>, out: PointerValue<'c>, halves: [Val<'c>; 2]) {
+    let lane = b.zext(b.lane_index(), Kind::I64);
+    let (eighth, within) = (b.udiv(lane, b.int(8)), b.urem(lane, b.int(8)));
+    let (column, odd) = (b.udiv(within, b.int(2)), b.urem(within, b.int(2)));
+    for (i, value) in halves.into_iter().enumerate() {
+        let word = b.add(b.mul(column, b.int(4)), b.add(eighth, b.int(2 * i as i64)));
+        let at = b.add(b.mul(word, b.int(2)), odd);
+        b.plain_store(Kind::I16, b.element(out, at, 2), value);
     }
 }
 
@@ -135,9 +164,10 @@ fn sum_row<'c>(
     b.for_range(b.int(0), columns, b.int(ROW_PIECE as i64), |first| {
         let count = b.overloaded("llvm.smin", &[b.sub(columns, first), b.int(ROW_PIECE as i64)]);
         let from = b.element(x, first, 4);
-        b.for_team(b.udiv(count, b.int(LANES as i64)), |at| {
-            let bytes = b.mul(at, b.int(4 * LANES as i64));
-            b.store_lanes(Kind::F32, b.offset(piece, bytes), b.load_lanes(Kind::F32, b.offset(from, bytes)));
+        let load = |at: Val<'c>| b.load_lanes(Kind::F32, b.element(from, at, 4 * LANES));
+        let count_of_teams = b.udiv(count, b.int(LANES as i64));
+        b.for_team_ahead(count_of_teams, load, |at, value| {
+            b.store_lanes(Kind::F32, b.element(piece, at, 4 * LANES), value);
         });
         b.barrier();
         b.when(b.icmp(IntPredicate::EQ, team, b.int(0)), || {

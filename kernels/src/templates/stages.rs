@@ -6,7 +6,7 @@
 use inkwell::IntPredicate;
 use inkwell::values::PointerValue;
 
-use super::append::{Page, page};
+use super::append::{Page, Vector, numbers, page};
 use crate::llvm::builder::{Builder, Kind, LANES, Val};
 use crate::spec::{Stage, page_bytes, rotary_columns, rotary_is_aligned};
 
@@ -21,6 +21,18 @@ pub struct Strip<'c> {
     pub index: Val<'c>,
     /// The blocks.
     pub values: Vec<Val<'c>>,
+    /// Where the strip is a block of a head and its rotary partner: the number of the first, and blocks from it to the other.
+    pub partners: Option<(Val<'c>, usize)>,
+}
+
+impl<'c> Strip<'c> {
+    /// The number of each of its blocks in the head, or in the strip.
+    fn numbers(&self, b: &Builder<'c>) -> Vec<Val<'c>> {
+        match self.partners {
+            Some((first, apart)) => vec![first, b.add(first, b.int(apart as i64))],
+            None => numbers(b, self.values.len()),
+        }
+    }
 }
 
 /// Applies the stages in order and stores the result, the operand behind those of the stages.
@@ -39,7 +51,14 @@ pub fn finish<'c>(b: &Builder<'c>, epilogue: &[Stage], mut strip: Strip<'c>) {
             Stage::Rope { dim, heads, .. } => {
                 let table = b.element(next(), strip.row, 4 * rotary_columns(dim));
                 let turns = b.icmp(IntPredicate::SLT, strip.index, b.int(heads as i64));
-                rotate(b, &mut strip.values, table, dim, turns);
+                match strip.partners {
+                    Some((first, _)) => {
+                        let own = b.element(table, first, 4 * LANES);
+                        let turned = rotate_pair(b, [strip.values[0], strip.values[1]], own, dim, turns);
+                        strip.values = turned.to_vec();
+                    }
+                    None => rotate(b, &mut strip.values, table, dim, turns),
+                }
             }
             Stage::Glu(function) => {
                 let gated = |pair: &[Val<'c>]| b.fmul(b.activate(function, pair[0]), pair[1]);
@@ -57,10 +76,12 @@ pub fn finish<'c>(b: &Builder<'c>, epilogue: &[Stage], mut strip: Strip<'c>) {
                 }
             }
             Stage::Bias => {
-                let first = b.mul(strip.index, b.int((strip.values.len() * LANES) as i64));
+                let blocks = strip.partners.map_or(strip.values.len(), |(_, apart)| 2 * apart);
+                let first = b.mul(strip.index, b.int((blocks * LANES) as i64));
                 let bias = b.element(next(), first, 4);
-                for (i, value) in strip.values.iter_mut().enumerate() {
-                    *value = b.fadd(*value, b.load_lanes(Kind::F32, b.offset(bias, block_offset(b, i))));
+                let numbers = strip.numbers(b);
+                for (value, number) in strip.values.iter_mut().zip(numbers) {
+                    *value = b.fadd(*value, b.load_lanes(Kind::F32, b.element(bias, number, 4 * LANES)));
                 }
             }
             Stage::AppendQkv { head_dim, heads, kv_heads, dtype } => {
@@ -118,13 +139,25 @@ pub fn rotate<'c>(b: &Builder<'c>, values: &mut [Val<'c>], table: PointerValue<'
     }
     let half = dim / 2 / LANES;
     for i in 0..half {
-        let cos = b.load_lanes(Kind::F32, b.offset(table, block_offset(b, i)));
-        let sin = b.load_lanes(Kind::F32, b.offset(table, block_offset(b, half + i)));
-        let (x, y) = (values[i], values[half + i]);
-        let minus_sin = b.fsub(b.float_lanes(0.0), sin);
-        values[i] = b.select(turns, b.fma(x, cos, b.fmul(y, minus_sin)), x);
-        values[half + i] = b.select(turns, b.fma(y, cos, b.fmul(x, sin)), y);
+        let own = b.offset(table, block_offset(b, i));
+        [values[i], values[half + i]] = rotate_pair(b, [values[i], values[half + i]], own, dim, turns);
     }
+}
+
+/// Rotates a block and its partner where `turns` holds. `table` is where the block's cosines begin; its sines lie `dim / 2`
+/// elements behind them.
+fn rotate_pair<'c>(
+    b: &Builder<'c>,
+    [x, y]: [Val<'c>; 2],
+    table: PointerValue<'c>,
+    dim: usize,
+    turns: Val<'c>,
+) -> [Val<'c>; 2] {
+    let cos = b.load_lanes(Kind::F32, table);
+    let sin = b.load_lanes(Kind::F32, b.offset(table, b.int(2 * dim as i64)));
+    let minus_sin = b.fsub(b.float_lanes(0.0), sin);
+    let turned = [b.fma(x, cos, b.fmul(y, minus_sin)), b.fma(y, cos, b.fmul(x, sin))];
+    [b.select(turns, turned[0], x), b.select(turns, turned[1], y)]
 }
 
 /// As [`rotate`] where partners, `dim / 2` elements apart, lie in different lanes.
@@ -165,12 +198,17 @@ fn append_strip<'c>(
     dtype: lathe_ir::types::DType,
 ) {
     let head = strip.index;
+    let numbers = strip.numbers(b);
+    let vector = Vector { head_dim, values: &strip.values, numbers: &numbers, dtype };
     let below = |limit: usize| b.icmp(IntPredicate::SLT, head, b.int(limit as i64));
     b.either(
         below(heads),
         || {
             let at = b.add(b.mul(strip.row, b.int(heads as i64)), head);
-            store_blocks(b, b.element(out, at, 4 * head_dim), &strip.values);
+            let out = b.element(out, at, 4 * head_dim);
+            for (&value, &number) in strip.values.iter().zip(&numbers) {
+                b.store_lanes(Kind::F32, b.element(out, number, 4 * LANES), value);
+            }
         },
         || {
             let (base, slot) = page(b, pages, strip.row, b.int(bytes as i64));
@@ -179,11 +217,11 @@ fn append_strip<'c>(
                 below(heads + kv_heads),
                 || {
                     let base = b.element(base, b.sub(head, b.int(heads as i64)), side);
-                    super::append::store_key(b, base, slot, &strip.values, dtype);
+                    super::append::store_key(b, base, slot, vector);
                 },
                 || {
                     let base = b.element(base, b.sub(head, b.int((heads + kv_heads) as i64)), side);
-                    super::append::store_value(b, base, slot, &strip.values, dtype);
+                    super::append::store_value(b, base, slot, vector);
                 },
             );
         },

@@ -39,8 +39,9 @@ pub fn run(spec: &KernelSpec, operands: &[Vec<u8>], params: &[i64], units: i64) 
     let Grid { threads, rows, .. } = grid;
     let threads = if grid.is_shared() { threads } else { 64 };
     let row_blocks = if rows == 0 { 1 } else { (params[0] as u32).div_ceil(rows) };
+    let blocks = if spec.takes_one_unit() { units as u32 } else { 3 };
     let launch =
-        Launch { grid: [3, row_blocks, 1], block: [threads, 1, 1], shared_bytes: 0, params: &arguments, options };
+        Launch { grid: [blocks, row_blocks, 1], block: [threads, 1, 1], shared_bytes: 0, params: &arguments, options };
     module.launch(&device, &name, &launch).unwrap_or_else(|fault| panic!("{spec}: {fault}"));
     let read = |(operand, address): (&Vec<u8>, &u64)| {
         let mut contents = vec![0; operand.len()];

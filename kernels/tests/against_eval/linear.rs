@@ -27,10 +27,10 @@ fn tiles(scheme: Scheme, act: Activation) -> Vec<Vec<Tile>> {
     tiles
 }
 
-/// The form in which a tile takes activations: those of floats are rounded before they come to shared memory.
+/// The form in which a tile takes activations: those of floats are rounded before where they are many.
 fn taken(act: Activation, tile: Tile) -> Activation {
     match (act, tile) {
-        (Activation::F32, Tile::Staged { .. }) => Activation::Bf16,
+        (Activation::F32, Tile::Staged { .. } | Tile::Mma { tokens: 16.. }) => Activation::Bf16,
         _ => act,
     }
 }
@@ -47,7 +47,14 @@ fn activations(act: Activation, x: &[f32], k: usize) -> (Vec<u8>, Tensor) {
     let tensor = Tensor::f32(vec![x.len() / k, k], x.to_vec());
     match act {
         Activation::F32 => (f32_bytes(x), tensor),
-        Activation::Bf16 => (x.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect(), tensor),
+        Activation::Bf16 => {
+            // Where the kernel looks for the columns of each 32: pair 4 j + t lies at 4 t + j.
+            let pair = |word: usize| 2 * (word % 4 * 4 + word / 4);
+            let columns = (0..k).map(|at| at / 32 * 32 + pair(at % 32 / 2) + at % 2).collect::<Vec<usize>>();
+            let of_row = |row: &[f32]| columns.iter().map(|&column| row[column]).collect::<Vec<f32>>();
+            let ordered = x.chunks(k).flat_map(of_row);
+            (ordered.flat_map(|x| half::bf16::from_f32(x).to_le_bytes()).collect(), tensor)
+        }
         Activation::Int8 => {
             let op: Op = quantize::Quantize { group: 32 }.into();
             let quantized = op.eval(&[tensor], &mut EvalContext::default()).unwrap().remove(0);
@@ -86,7 +93,7 @@ fn check(
             buffers.extend([Output, Output]);
             let mut params = vec![rows as i64, n as i64, (k / scheme.span()) as i64, 2, 2];
             params.truncate(spec.params().len());
-            let units = n / 16 / KernelSpec::strip_blocks(epilogue) * tile.parts();
+            let units = n / 16 / KernelSpec::tile_blocks(tile, epilogue) * tile.parts();
             let outputs = run(&spec, buffers, &params, units as i64, 3);
             let mut inputs = vec![x_tensor, Tensor::matrix(matrix)];
             inputs.extend(extra_tensors);
@@ -242,7 +249,7 @@ fn large_tiles_have_the_bits_of_small_ones() {
             }));
             buffers.extend([Output, Output]);
             let out = buffers.len() - 2;
-            let units = n / 16 / KernelSpec::strip_blocks(&epilogue);
+            let units = n / 16 / KernelSpec::tile_blocks(tile, &epilogue);
             run(&spec, buffers, &[rows as i64, n as i64, (k / 32) as i64], units as i64, 1).swap_remove(out)
         };
         let (small, large) = (product(Tile::Mma { tokens: 8 }), product(Tile::Staged { blocks, tokens }));
@@ -253,12 +260,25 @@ fn large_tiles_have_the_bits_of_small_ones() {
 #[test]
 fn the_fused_epilogue_writes_the_cache_that_separate_kernels_write() {
     for dtype in [DType::F16, DType::Int8] {
-        check_fused_append(dtype);
+        check_fused_append(dtype, 64, (TILES[0], Activation::F32), &[]);
     }
 }
 
-fn check_fused_append(dtype: DType) {
-    let (head_dim, heads, kv_heads, rows, k) = (64, 2, 1, 5, 64);
+#[test]
+fn a_block_with_its_rotary_partner_is_finished_as_in_a_whole_head() {
+    if !ON_EMULATOR {
+        return;
+    }
+    let tile = (Tile::Mma { tokens: 8 }, Activation::Int8);
+    for (head_dim, before) in [(64, &[][..]), (64, &[Stage::Bias]), (128, &[Stage::Bias])] {
+        check_fused_append(DType::F16, head_dim, tile, before);
+    }
+}
+
+/// The cache and the queries of a product with everything behind it, against those of one kernel after the other; `before` is
+/// nothing, or a bias.
+fn check_fused_append(dtype: DType, head_dim: usize, (tile, act): (Tile, Activation), before: &[Stage]) {
+    let (heads, kv_heads, rows, k) = (2, 1, 5, 64);
     let n = (heads + 2 * kv_heads) * head_dim;
     let mut random = Random(11);
     let (_, packed) = weight(&mut random, Scheme::INT4, n, k);
@@ -269,24 +289,27 @@ fn check_fused_append(dtype: DType) {
         [positions.to_vec(), sequences.to_vec(), table.to_vec()].map(|values: Vec<i32>| Bytes(i32_bytes(&values)))
     };
     let cache = || Bytes(vec![0xff; 4 * page_bytes(kv_heads, head_dim, dtype)]);
-    let stages = vec![
+    let bias = f32_bytes(&random.floats(n));
+    let stages = [
         Stage::Rope { head_dim, dim: head_dim, heads: heads + kv_heads },
         Stage::AppendQkv { head_dim, heads, kv_heads, dtype },
     ];
-    let linear = |epilogue: Vec<Stage>, extra: Vec<Buffer>| {
-        let units = (n / 16 / KernelSpec::strip_blocks(&epilogue)) as i64;
-        let spec = KernelSpec::Linear { scheme: Scheme::INT4, act: Activation::F32, tile: TILES[0], epilogue };
+    let linear = |behind: &[Stage], extra: Vec<Buffer>| {
+        let epilogue = [before, behind].concat();
+        let units = (n / 16 / KernelSpec::tile_blocks(tile, &epilogue)) as i64;
+        let spec = KernelSpec::Linear { scheme: Scheme::INT4, act, tile, epilogue };
         let mut params = vec![rows as i64, n as i64, k as i64 / 32, 2, 2];
         params.truncate(spec.params().len());
-        let mut buffers = vec![Bytes(f32_bytes(&x)), Bytes(packed.clone())];
+        let mut buffers = vec![Bytes(activations(act, &x, k).0), Bytes(packed.clone())];
+        buffers.extend(before.iter().map(|_| Bytes(bias.clone())));
         buffers.extend(extra);
         buffers.extend([Output, Output]);
-        run(&spec, buffers, &params, units, 1)
+        run(&spec, buffers, &params, units, 1).split_off(before.len())
     };
     let [positions, sequences, table] = tables();
-    let fused = linear(stages, vec![Bytes(rotary.clone()), positions, sequences, table, cache()]);
+    let fused = linear(&stages, vec![Bytes(rotary.clone()), positions, sequences, table, cache()]);
 
-    let product = linear(vec![], vec![]).swap_remove(2);
+    let product = linear(&[], vec![]).swap_remove(2);
     let buffers = vec![Bytes(product), Bytes(rotary), Output];
     let turned = run(&KernelSpec::Rope { head_dim, dim: head_dim }, buffers, &[5, 4, 3], 5, 5).swap_remove(2);
     let [positions, sequences, table] = tables();

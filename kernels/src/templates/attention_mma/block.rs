@@ -113,7 +113,7 @@ impl<'c> Kernel<'_, 'c> {
             for (i, &word) in weights[0].words.iter().enumerate() {
                 b.plain_store(Kind::I32, b.offset(words, b.int(4 * i as i64)), word);
             }
-            b.store_pair(b.element(exchange.sums, at, 8), weights[0].sums);
+            b.store_together(b.element(exchange.sums, at, 8), weights[0].sums);
         }
         weights
     }

@@ -1,8 +1,8 @@
 //! Pieces of weights and activations in bf16: a ring of them in shared memory, filled by asynchronous copies.
 //!
 //! A line of weights holds two columns of each of 16 rows, so the words of two neighbouring rows are one load. Of four
-//! lines that are read together the halves of the last two change places, and the quarters of a row of activations by its
-//! number: threads of a warp then read from different banks.
+//! lines that are read together the halves of the last two change places: threads of a warp then read from different banks.
+//! Of a row of activations a thread reads a quarter: its words of 32 columns, as the row's maker has laid them.
 
 use inkwell::IntPredicate;
 use inkwell::values::PointerValue;
@@ -107,9 +107,8 @@ impl<'c> Staged<'_, 'c> {
         b.for_pieces(count.next_multiple_of(THREADS), THREADS, |_, copy| {
             let (token, quarter) = (b.udiv(copy, b.int(4)), b.urem(copy, b.int(4)));
             let row = b.element(b.operand(0), b.mul(self.token(token), self.groups), ROW_PIECE);
-            let to = b.add(b.mul(token, b.int(4)), b.xor(quarter, turn(self, token)));
             copies.from.push(b.element(row, quarter, COPY));
-            copies.to.push(b.add(b.int(self.rows_at() as i64), b.mul(to, b.int(COPY as i64))));
+            copies.to.push(b.add(b.int(self.rows_at() as i64), b.mul(copy, b.int(COPY as i64))));
         });
         copies
     }
@@ -128,43 +127,36 @@ impl<'c> Staged<'_, 'c> {
         });
     }
 
-    /// Where this thread reads in a piece: its words of weights, and its row of activations in each step.
-    fn reads(&self) -> [Val<'c>; 3] {
+    /// Where this thread reads in a piece: its words of weights, and of its row of activations.
+    fn reads(&self) -> [Val<'c>; 2] {
         let b = self.b;
         let first = b.mul(self.place[0], b.int((self.warps.blocks * BLOCK_PIECE) as i64));
         let turned = b.mul(b.urem(b.udiv(self.column, b.int(2)), b.int(2)), b.int(2 * COPY as i64));
         let within = b.xor(b.mul(self.row, b.int(8)), turned);
         let weights = b.add(first, b.add(b.mul(self.column, b.int(LINE as i64)), within));
-        // Matrices of `ldmatrix`: first and second eight columns of eight rows, then of the next eight.
-        let (matrix, row) = (b.udiv(self.lane, b.int(8)), b.urem(self.lane, b.int(8)));
-        let token = b.add(b.mul(b.udiv(matrix, b.int(2)), b.int(TILE_ROWS as i64)), row);
-        let token = b.add(token, b.mul(self.place[1], b.int((TILE_ROWS * self.warps.tiles) as i64)));
+        let token = b.add(self.row, b.mul(self.place[1], b.int((TILE_ROWS * self.warps.tiles) as i64)));
         let row = b.add(b.int(self.rows_at() as i64), b.mul(token, b.int(ROW_PIECE as i64)));
-        let half = b.urem(matrix, b.int(2));
-        let step = |step: i64| {
-            let quarter = b.xor(b.add(half, b.int(2 * step)), turn(self, token));
-            b.add(row, b.mul(quarter, b.int(COPY as i64)))
-        };
-        [weights, step(0), step(1)]
+        [weights, b.add(row, b.mul(self.column, b.int(COPY as i64)))]
     }
 
     /// Adds the products of a piece.
-    fn add_piece(&self, [weights, rows @ ..]: &[Val<'c>; 3], slot: Val<'c>, sums: &Sums<'c>) {
+    fn add_piece(&self, &[weights, rows]: &[Val<'c>; 2], slot: Val<'c>, sums: &Sums<'c>) {
         let b = self.b;
         let at = |from: Val<'c>| b.offset(self.shared, b.add(slot, from));
-        let weights = at(*weights);
-        for (step, row) in rows.iter().map(|&row| at(row)).enumerate() {
+        let (weights, rows) = (at(weights), at(rows));
+        // This thread's words of all tiles, of both steps.
+        let rows: Vec<[Val<'c>; 4]> = (0..self.warps.tiles)
+            .map(|tile| b.load_together(Kind::I32, b.offset(rows, b.int((tile * TILE_ROWS * ROW_PIECE) as i64))))
+            .collect();
+        for step in 0..GROUP / STEP {
             let fragments: Vec<[Val<'c>; 4]> =
                 (0..self.warps.blocks).map(|block| self.float_weights(weights, block, step)).collect();
-            for pair in 0..self.warps.tiles / 2 {
-                let bytes = (pair * 2 * TILE_ROWS * ROW_PIECE) as i64;
-                let [first, second, third, fourth] = b.load_matrices(b.offset(row, b.int(bytes)));
-                for (tile, activations) in [[first, second], [third, fourth]].into_iter().enumerate() {
-                    for (weights, sums) in fragments.iter().zip(&sums[2 * pair + tile]) {
-                        let products = b.mma_bf16(weights, &activations, sums.map(|sum| b.get(sum)));
-                        for (&sum, product) in sums.iter().zip(products) {
-                            b.set(sum, product);
-                        }
+            for (words, sums) in rows.iter().zip(sums) {
+                let activations = [words[2 * step], words[2 * step + 1]];
+                for (weights, sums) in fragments.iter().zip(sums) {
+                    let products = b.mma_bf16(weights, &activations, sums.map(|sum| b.get(sum)));
+                    for (&sum, product) in sums.iter().zip(products) {
+                        b.set(sum, product);
                     }
                 }
             }
@@ -181,10 +173,4 @@ impl<'c> Staged<'_, 'c> {
         let ([first, second], [third, fourth]) = (pair(0), pair(4));
         [first, second, third, fourth]
     }
-}
-
-/// What the quarters of a row of activations change places by.
-fn turn<'c>(kernel: &Staged<'_, 'c>, token: Val<'c>) -> Val<'c> {
-    let b = kernel.b;
-    b.urem(b.udiv(token, b.int(2)), b.int(4))
 }

@@ -220,15 +220,23 @@ pub enum Image<'a> {
 pub struct Module {
     context: Arc<Context>,
     raw: sys::CUmodule,
-    kernels: Vec<sys::CUfunction>,
+    kernels: Vec<Kernel>,
+}
+
+/// A kernel of a module.
+#[derive(Clone, Copy, Debug)]
+struct Kernel {
+    raw: sys::CUfunction,
+    /// Whether it waits by itself for the kernels before it to end.
+    waits: bool,
 }
 
 // SAFETY: see `Context`.
 unsafe impl Send for Module {}
 
 impl Module {
-    /// Hands code to the driver and finds the kernels of these names.
-    pub fn load(context: &Arc<Context>, image: Image<'_>, names: &[&str]) -> Result<Module> {
+    /// Hands code to the driver and finds the kernels of these names, and whether each waits by itself for those before it.
+    pub fn load(context: &Arc<Context>, image: Image<'_>, names: &[(&str, bool)]) -> Result<Module> {
         context.enter()?;
         let raw = match image {
             Image::Cubin(cubin) => {
@@ -252,11 +260,11 @@ impl Module {
             }
         };
         let mut module = Module { context: Arc::clone(context), raw, kernels: Vec::with_capacity(names.len()) };
-        for name in names {
-            let name = CString::new(*name).map_err(|_| Error::Program("a kernel's name holds a zero byte".into()))?;
+        for &(name, waits) in names {
+            let name = CString::new(name).map_err(|_| Error::Program("a kernel's name holds a zero byte".into()))?;
             // SAFETY: the module is loaded.
             let kernel = ask("cuModuleGetFunction", unsafe { result::module::get_function(raw, name) })?;
-            module.kernels.push(kernel);
+            module.kernels.push(Kernel { raw: kernel, waits });
         }
         Ok(module)
     }
@@ -322,7 +330,8 @@ impl Stream {
         ask("cuMemcpyDtoDAsync", unsafe { result::memcpy_dtod_async(to, from, bytes, self.raw) })
     }
 
-    /// Starts kernel `index` of a module on `blocks` blocks of `threads` threads.
+    /// Starts kernel `index` of a module on `blocks` blocks of `threads` threads, before the one before it has ended if the
+    /// kernel waits for that by itself.
     ///
     /// # Safety
     /// `arguments` are what the kernel takes, 8 bytes each, and what it does with them is sound.
@@ -337,11 +346,34 @@ impl Stream {
     ) -> Result<()> {
         pointers.clear();
         pointers.extend(arguments.iter_mut().map(|argument| ptr::from_mut(argument).cast::<c_void>()));
-        let kernel = module.kernels[index];
-        // SAFETY: as the caller promises; the driver copies the arguments before it returns.
+        let Kernel { raw: kernel, waits } = module.kernels[index];
+        if !waits {
+            let (grid, block) = ((blocks, row_blocks, 1), (threads, 1, 1));
+            // SAFETY: as the caller promises; the driver copies the arguments before it returns.
+            let answer = unsafe { result::launch_kernel(kernel, grid, block, 0, self.raw, pointers) };
+            return ask("cuLaunchKernel", answer);
+        }
+        let mut early = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: Default::default(),
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: blocks,
+            gridDimY: row_blocks,
+            gridDimZ: 1,
+            blockDimX: threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: 0,
+            hStream: self.raw,
+            attrs: &raw mut early,
+            numAttrs: 1,
+        };
+        // SAFETY: as the caller promises; the driver copies the attribute and the arguments before it returns.
         let answer =
-            unsafe { result::launch_kernel(kernel, (blocks, row_blocks, 1), (threads, 1, 1), 0, self.raw, pointers) };
-        ask("cuLaunchKernel", answer)
+            unsafe { sys::cuLaunchKernelEx(&raw const config, kernel, pointers.as_mut_ptr(), ptr::null_mut()) };
+        ask("cuLaunchKernelEx", answer.result())
     }
 
     /// Collects the work that `hand_over` gives to this stream in a graph instead of doing it.

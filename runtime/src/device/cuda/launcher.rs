@@ -15,8 +15,8 @@ use crate::{
     exec::{Numbers, Prepared},
 };
 
-/// Most blocks of a launch along an axis; kernels walk over units that are more.
-const MOST_BLOCKS: u64 = 65_535;
+/// Most blocks of a launch along its first axis, by the driver's rules.
+const MOST_BLOCKS: u64 = i32::MAX as u64;
 /// Most graphs that are kept.
 const MOST_GRAPHS: usize = 128;
 

@@ -72,6 +72,11 @@ enum State {
 /// The prefix of the targets that are GPUs, before their compute capability.
 const TARGET_PREFIX: &str = "sm_";
 
+/// What stands before a kernel's name in PTX.
+const ENTRY: &str = ".entry ";
+/// The instruction of a kernel that waits by itself for the kernels before it to end.
+const WAIT: &str = "griddepcontrol.wait";
+
 /// Whether a plan has code for GPUs.
 pub fn has_code(plan: &Plan) -> bool {
     plan.codes("main").any(|code| code.object.target.starts_with(TARGET_PREFIX))
@@ -101,16 +106,17 @@ fn choose<'a>(objects: impl Iterator<Item = &'a CodeObject>, found: u32) -> Resu
     }
 }
 
-/// The kernels' names, from where they stand in the PTX.
-fn names(object: &CodeObject) -> Result<(&str, Vec<&str>)> {
+/// The kernels' names, from where they stand in the PTX, and whether each waits by itself for the kernels before it to end.
+fn names(object: &CodeObject) -> Result<(&str, Vec<(&str, bool)>)> {
     let wrong = |what: &str| Error::Program(format!("its PTX {what}"));
     let text = std::str::from_utf8(&object.code).map_err(|_| wrong("is no text"))?;
     let name = |&at: &u64| {
         let from = usize::try_from(at).ok().and_then(|at| text.get(at..)).ok_or_else(|| wrong("lacks a kernel"))?;
         let end = from.find('(').ok_or_else(|| wrong("has a kernel without parameters"))?;
-        Ok(&from[..end])
+        let body = &from[..from.find(ENTRY).unwrap_or(from.len())];
+        Ok((&from[..end], body.contains(WAIT)))
     };
-    Ok((text, object.entries.iter().map(name).collect::<Result<Vec<&str>>>()?))
+    Ok((text, object.entries.iter().map(name).collect::<Result<Vec<_>>>()?))
 }
 
 /// Loads a target's cubin where there is one for this GPU, else its PTX; what to tell of that.
@@ -119,7 +125,7 @@ fn load_module(
     cubin: Option<&[u8]>,
     object: &CodeObject,
     ptx: &str,
-    names: &[&str],
+    names: &[(&str, bool)],
 ) -> Result<(Module, Option<String>)> {
     let Some(cubin) = cubin else { return Ok((Module::load(context, Image::Ptx(ptx), names)?, None)) };
     let (target, found) = (&object.target, context.capability);
@@ -323,10 +329,10 @@ mod tests {
 
     #[test]
     fn kernels_are_named_by_where_they_stand() {
-        let text = ".visible .entry kernel0(\n.visible .entry kernel1(";
+        let text = ".visible .entry kernel0(\n.visible .entry kernel1(\ngriddepcontrol.wait;\n.visible .entry kernel2(";
         let at = |name: &str| text.find(name).unwrap() as u64;
-        let found = object("sm_80", text, &[at("kernel0"), at("kernel1")]);
-        assert_eq!(names(&found).unwrap().1, ["kernel0", "kernel1"]);
+        let found = object("sm_90", text, &["kernel0", "kernel1", "kernel2"].map(at));
+        assert_eq!(names(&found).unwrap().1, [("kernel0", false), ("kernel1", true), ("kernel2", false)]);
         assert!(names(&object("sm_80", text, &[1000])).is_err());
         assert!(names(&object("sm_80", "kernel0", &[0])).is_err());
     }
