@@ -9,7 +9,7 @@ use lathe_ir::types::{Dim, StepSize};
 use lathe_kernels::packing::random;
 use lathe_kernels::recipes::recipe;
 use lathe_kernels::spec::{self, KernelSpec, PAGE_TOKENS, page_bytes};
-use lathe_kernels::targets::Target;
+use lathe_kernels::targets::{Machine, Target};
 use lathe_models::Model;
 use lathe_models::hf::generation::Generation;
 use lathe_models::tokenizer::{Algorithm, Matching, Merge, SpacePrefix, TokenKind, Tokenizer};
@@ -64,7 +64,7 @@ pub fn program(schedule: &Schedule, vocabulary: usize) -> plan::Program {
         inputs: INPUTS.into_iter().chain(tables).collect(),
         cache_groups: groups.collect(),
         weights: spans.collect(),
-        kernels: kernels.iter().map(kernel).collect(),
+        kernels: kernels.iter().map(|of| kernel(of, schedule.machine)).collect(),
         buckets: schedule.buckets.iter().map(|of| bucket(schedule, of, &kernels)).collect(),
     }
 }
@@ -82,7 +82,7 @@ fn input(input: StepInput) -> u32 {
     }
 }
 
-fn kernel(kernel: &KernelSpec) -> plan::Kernel {
+fn kernel(kernel: &KernelSpec, machine: Machine) -> plan::Kernel {
     let operands = kernel.operands().into_iter().map(|operand| plan::Operand {
         access: match operand.access {
             spec::Access::Read => plan::Access::Read,
@@ -95,7 +95,7 @@ fn kernel(kernel: &KernelSpec) -> plan::Kernel {
             .map(|term| plan::Term { coefficient: term.coefficient, factors: term.factors })
             .collect(),
     });
-    let recipe = recipe(kernel).map_or_else(String::new, |recipe| recipe.to_string());
+    let recipe = recipe(kernel, machine).map_or_else(String::new, |recipe| recipe.to_string());
     let spec::Grid { threads, units, rows } = kernel.grid();
     plan::Kernel {
         name: kernel.to_string(),

@@ -3,12 +3,16 @@
 use lathe_ir::recipe::{ATTENTION_SPLIT, Recipe};
 use lathe_ir::types::DType;
 
-use crate::spec::{Activation, KernelSpec, PARTS, Tile};
+use crate::spec::{Activation, KernelSpec, PARTS, ROW_TEAMS, Tile};
+use crate::targets::Machine;
 
-/// The order in which a kernel reduces; `None` when each of its results comes from one element of each operand. A tile
+/// The order in which a kernel reduces on a kind of machine; `None` when each of its results comes from one element of each operand. A tile
 /// is no part of it, but for those of tensor cores: all tiles of a product on one kind of machine give the same bits.
-pub fn recipe(spec: &KernelSpec) -> Option<Recipe> {
+pub fn recipe(spec: &KernelSpec, machine: Machine) -> Option<Recipe> {
     match spec {
+        KernelSpec::Rows { norm: Some(_), .. } if machine == Machine::Nvptx => {
+            Some(Recipe::TeamTree { teams: ROW_TEAMS })
+        }
         KernelSpec::Rows { norm: Some(_), .. } | KernelSpec::HeadNorm { .. } => Some(Recipe::LaneTree),
         KernelSpec::Linear { scheme, tile: Tile::Mma { .. } | Tile::Staged { .. }, .. } => {
             Some(Recipe::Parts { scheme: *scheme, parts: PARTS })

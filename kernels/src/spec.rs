@@ -12,7 +12,7 @@ mod grid;
 mod page;
 mod print;
 
-pub use grid::{Grid, PARTS, Warps, attention_rows};
+pub use grid::{Grid, PARTS, ROW_TEAMS, Warps, attention_rows};
 use lathe_ir::ops::glu::Function;
 use lathe_ir::ops::rotary::Scaling;
 use lathe_ir::scheme::Scheme;
@@ -183,7 +183,7 @@ pub enum KernelSpec {
         scheme: Scheme,
     },
     /// Row by row: gather, then a norm, then a residual, each optional, in the form in which a product reads it. Params M,
-    /// T (rows of the input), G. Units: rows.
+    /// T (rows of the input), G. Units: rows; see [`KernelSpec::takes_groups`].
     Rows {
         /// Whether row `m` of the result comes from row `rows[m]`.
         gather: bool,

@@ -20,6 +20,12 @@ pub enum Recipe {
     /// A sum over a row: lane `i` adds elements `i, i+16, i+32, …` from zero by fused multiply-add, then lanes add
     /// pairwise at distance 8, 4, 2, 1.
     LaneTree,
+    /// A sum over a row by several teams of 16 lanes: team `j` sums the blocks of 16 elements `j, j+teams, …` as
+    /// [`Recipe::LaneTree`] does, and the teams' sums are added up in the same way.
+    TeamTree {
+        /// How many teams.
+        teams: usize,
+    },
     /// A dot product over K with f32 activations: from zero, one fused multiply-add per element in order of k, with
     /// the weight first dequantized to f32.
     Sequential,
@@ -62,6 +68,7 @@ impl fmt::Display for Recipe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Recipe::LaneTree => write!(f, "lane_tree(16)"),
+            Recipe::TeamTree { teams } => write!(f, "lane_tree(16) by {teams} teams"),
             Recipe::Sequential => write!(f, "sequential"),
             Recipe::Groups { scheme } => write!(f, "groups({scheme})"),
             Recipe::Parts { scheme, parts } => write!(f, "groups({scheme}) in {parts} parts"),

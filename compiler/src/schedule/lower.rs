@@ -22,7 +22,7 @@ use lathe_kernels::targets::Machine;
 
 use super::{
     ArenaBuffer, Bucket, Buffer, CacheGroup, Launch, MMA_FEW_ROWS, ScheduleError, ScheduledCache, ScheduledWeight,
-    Share, cost, tile,
+    Share, cost, tile, times,
 };
 
 /// What all buckets of a program share.
@@ -424,7 +424,9 @@ impl Lowering<'_> {
         let rows = if gather { Dim::R } else { source_rows };
         let form = if quantize { Activation::Int8 } else { float };
         let kernel = KernelSpec::Rows { gather, norm, add, form };
-        self.launch(label, kernel, operands, vec![rows, source_rows, spans(k, GROUP)], rows, Share::Even)
+        let by_groups = self.machine == Machine::Nvptx && kernel.takes_groups();
+        let units = if by_groups { times(rows, k.c / GROUP) } else { rows };
+        self.launch(label, kernel, operands, vec![rows, source_rows, spans(k, GROUP)], units, Share::Even)
     }
 
     fn map(&mut self, op: MapOp, operands: &[Buffer], rows: Dim, columns: Dim) -> Result<Buffer, ScheduleError> {

@@ -55,6 +55,8 @@ const FEW_ROWS: usize = DECODE.tokens;
 pub struct Schedule {
     /// Name of the program.
     pub name: String,
+    /// The kind of machine that it is for.
+    pub machine: Machine,
     /// Weights in the order in which launches first read them.
     pub weights: Vec<ScheduledWeight>,
     /// Caches by name, in the order of their layers.
@@ -260,7 +262,7 @@ pub fn build(graph: &Graph, max_context: usize, machine: Machine) -> Result<Sche
         buckets.push(bucket);
     }
     let lower::Program { weights, caches, groups } = program;
-    Ok(Schedule { name: graph.name.clone(), weights, caches, groups, max_context, buckets })
+    Ok(Schedule { name: graph.name.clone(), machine, weights, caches, groups, max_context, buckets })
 }
 
 /// The tile for a product over at most `rows` rows of activations and `n` rows of weights, with these stages behind it. Rows

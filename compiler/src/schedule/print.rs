@@ -15,7 +15,7 @@ pub fn schedule(schedule: &Schedule) -> String {
 }
 
 fn write_schedule(text: &mut String, schedule: &Schedule) -> fmt::Result {
-    let Schedule { name, weights, caches, groups, max_context, buckets } = schedule;
+    let Schedule { name, machine: _, weights, caches, groups, max_context, buckets } = schedule;
     writeln!(text, "schedule {name}: {max_context} positions, {} pages per sequence", schedule.pages())?;
     writeln!(text, "\nweights")?;
     for weight in weights {

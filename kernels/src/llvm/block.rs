@@ -1,8 +1,8 @@
 //! What a block of GPU threads shares: memory, a barrier, and the tensor cores of each warp.
 
+use inkwell::AddressSpace;
 use inkwell::types::BasicType;
 use inkwell::values::{BasicValueEnum, PointerValue};
-use inkwell::{AddressSpace, IntPredicate};
 
 use super::builder::{Builder, Kind, LANES, Val, ok};
 
@@ -83,18 +83,23 @@ impl<'c> Builder<'c> {
         at_once(1, whole, end);
     }
 
-    /// A uniform f32 as the first team has it, for all teams of a unit.
-    pub fn first_teams(&self, value: Val<'c>) -> Val<'c> {
+    /// The sum of a uniform f32 of each team of a unit, for all of them: lane `i` adds those of teams `i`, `i + 16`, and so
+    /// on, then lanes add pairwise.
+    pub fn sum_teams(&self, value: Val<'c>) -> Val<'c> {
         let (team, teams) = self.team();
         if teams == 1 {
             return value;
         }
-        let slot = self.shared("first", 1);
-        self.when(self.icmp(IntPredicate::EQ, team, self.int(0)), || self.store(Kind::F32, slot, value));
+        debug_assert!(teams.is_multiple_of(LANES), "as many sums for each lane");
+        let slots = self.shared("teams", teams);
+        self.store(Kind::F32, self.element(slots, team, Kind::F32.bytes()), value);
         self.barrier();
-        let value = self.load(Kind::F32, slot);
+        let of = |first: usize| self.load_lanes(Kind::F32, self.offset(slots, self.int((4 * first) as i64)));
+        let sum = (LANES..teams).step_by(LANES).fold(of(0), |sum, first| self.fadd(sum, of(first)));
+        let total = self.sum(sum);
+        // The next value goes to the same place.
         self.barrier();
-        value
+        total
     }
 
     /// Waits until all threads of the block are here; what they wrote before is then seen by all.

@@ -9,6 +9,9 @@ use super::{BLOCK_ROWS, KernelSpec, PAGE_TOKENS, Tile};
 /// rows have as many warps, each of which takes all parts.)
 pub const PARTS: usize = 8;
 
+/// Teams of 16 threads that share a row of which a GPU computes the norm.
+pub const ROW_TEAMS: usize = 32;
+
 /// How blocks of GPU threads cover a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grid {
@@ -79,7 +82,7 @@ impl KernelSpec {
                 units: (blocks / Self::strip_blocks(epilogue)) as u32,
                 rows: *tokens as u32,
             },
-            KernelSpec::Rows { .. } => whole(512),
+            KernelSpec::Rows { norm: Some(_), .. } => whole((ROW_TEAMS * BLOCK_ROWS) as u32),
             KernelSpec::Embed { .. } => whole(128),
             KernelSpec::Attention { group, head_dim, dtype, .. }
             | KernelSpec::AttentionSplits { group, head_dim, dtype, .. } => {
@@ -94,6 +97,11 @@ impl KernelSpec {
             }
             _ => Grid { threads: 128, units: 128 / BLOCK_ROWS as u32, rows: 0 },
         }
+    }
+
+    /// Whether a GPU's units are groups of 32 columns of rows: nothing of a row without a norm depends on the rest of it.
+    pub fn takes_groups(&self) -> bool {
+        matches!(self, KernelSpec::Rows { norm: None, .. })
     }
 
     /// Whether a block takes one unit and no more, so that a launch has as many blocks as units.
@@ -114,7 +122,7 @@ impl KernelSpec {
             KernelSpec::Linear { tile: tile @ Tile::Mma { tokens }, epilogue, .. } => {
                 Some(if tokens * Self::tile_blocks(*tile, epilogue) > 16 { 1 } else { 2 })
             }
-            KernelSpec::Rows { .. }
+            KernelSpec::Rows { norm: Some(_), .. }
             | KernelSpec::AttentionSplits { .. }
             | KernelSpec::Linear { tile: Tile::Staged { .. }, .. } => Some(1),
             _ => None,

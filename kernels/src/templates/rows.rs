@@ -5,17 +5,14 @@
 //! two by one fused multiply-add. The result is f32, or rounded to bf16, or quantized. Quantization takes groups of 32:
 //! scale = max|y| / 127, code = y / scale rounded to even, and stores scale · Σcode and Σcode beside the codes.
 
+use inkwell::FloatPredicate;
 use inkwell::values::PointerValue;
-use inkwell::{FloatPredicate, IntPredicate};
 
 use crate::llvm::builder::{Builder, Kind, LANES, Val};
-use crate::spec::{ACT_GROUP_BYTES, Activation, GROUP, Norm};
+use crate::spec::{ACT_GROUP_BYTES, Activation, GROUP, KernelSpec, Norm};
 
 /// The largest magnitude of a code.
 const MAX_CODE: f32 = 127.0;
-
-/// Columns of a row that lie in shared memory at once.
-const ROW_PIECE: usize = 4096;
 
 /// What is done to a row, in order.
 #[derive(Clone, Copy)]
@@ -41,7 +38,10 @@ pub fn rows<'c>(b: &Builder<'c>, Steps { gather, norm, add, form }: Steps) {
     let residual = add.then(&mut next);
     let out = next();
     let groups = b.param(2);
-    b.for_units(|row| {
+    let one_group = KernelSpec::Rows { gather, norm, add, form }.takes_groups() && !b.is_vector();
+    b.for_units(|unit| {
+        // A row, or a group of one.
+        let (row, group) = if one_group { (b.udiv(unit, groups), Some(b.urem(unit, groups))) } else { (unit, None) };
         let source = index.map_or(row, |index| b.load_index(index, row));
         let x = b.element(x, b.mul(source, groups), 4 * GROUP);
         let (mean, factor) = match norm {
@@ -72,7 +72,7 @@ pub fn rows<'c>(b: &Builder<'c>, Steps { gather, norm, add, form }: Steps) {
                 }
             })
         };
-        b.for_team_ahead(groups, load, |g, loaded| {
+        let finish = |g: Val<'c>, loaded: [Half<'c>; 2]| {
             let halves = loaded.map(|Half { x, weight, bias, residual }| {
                 let mut value = x;
                 if let (Some(factor), Some(weight)) = (factor, weight) {
@@ -84,17 +84,21 @@ pub fn rows<'c>(b: &Builder<'c>, Steps { gather, norm, add, form }: Steps) {
                 }
                 residual.map_or(value, |residual| b.fadd(value, residual))
             });
-            let group = || b.element(out, b.add(row_base, g), form.group_bytes());
+            let place = || b.element(out, b.add(row_base, g), form.group_bytes());
             match form {
                 Activation::Int8 => store_group(b, b.element(out, row_base, ACT_GROUP_BYTES), g, groups, halves),
-                Activation::F32 => store_halves(b, Kind::F32, group(), halves),
+                Activation::F32 => store_halves(b, Kind::F32, place(), halves),
                 Activation::Bf16 => {
                     let zero = b.float(0.0);
                     let rounded = halves.map(|value| b.trunc(b.to_bf16_pair(value, zero), Kind::I16));
-                    store_fragments(b, group(), rounded);
+                    store_fragments(b, place(), rounded);
                 }
             }
-        });
+        };
+        match group {
+            Some(g) => finish(g, load(g)),
+            None => b.for_team_ahead(groups, load, finish),
+        }
     });
 }
 
@@ -143,8 +147,8 @@ fn inverse_rms<'c>(b: &Builder<'c>, x: PointerValue<'c>, groups: Val<'c>, mean: 
     b.fdiv(b.float(1.0), root)
 }
 
-/// Sums a row by the lane tree: `add` takes 16 columns and the lanes' sums. Where teams of threads share a row, all of
-/// them bring it to shared memory, piece by piece, and the first adds it up.
+/// Sums a row by the lane tree: `add` takes 16 columns and the lanes' sums. Teams of threads that share a row take 16 columns
+/// in turn, and their sums are added up by the lane tree as well.
 fn sum_row<'c>(
     b: &Builder<'c>,
     x: PointerValue<'c>,
@@ -152,30 +156,9 @@ fn sum_row<'c>(
     add: impl Fn(Val<'c>, Val<'c>) -> Val<'c>,
 ) -> Val<'c> {
     let sum = b.var(b.float_lanes(0.0));
-    let add_from = |base: PointerValue<'c>, k: Val<'c>| {
-        b.set(sum, add(b.load_lanes(Kind::F32, b.element(base, k, 4)), b.get(sum)));
-    };
-    let (team, teams) = b.team();
-    if teams == 1 {
-        b.for_range(b.int(0), columns, b.int(LANES as i64), |k| add_from(x, k));
-        return b.sum(b.get(sum));
-    }
-    let piece = b.shared("row", ROW_PIECE);
-    b.for_range(b.int(0), columns, b.int(ROW_PIECE as i64), |first| {
-        let count = b.overloaded("llvm.smin", &[b.sub(columns, first), b.int(ROW_PIECE as i64)]);
-        let from = b.element(x, first, 4);
-        let load = |at: Val<'c>| b.load_lanes(Kind::F32, b.element(from, at, 4 * LANES));
-        let count_of_teams = b.udiv(count, b.int(LANES as i64));
-        b.for_team_ahead(count_of_teams, load, |at, value| {
-            b.store_lanes(Kind::F32, b.element(piece, at, 4 * LANES), value);
-        });
-        b.barrier();
-        b.when(b.icmp(IntPredicate::EQ, team, b.int(0)), || {
-            b.unrolled([b.int(0), count], LANES, 8, |k| add_from(piece, k));
-        });
-        b.barrier();
-    });
-    b.first_teams(b.sum(b.get(sum)))
+    let load = |at: Val<'c>| b.load_lanes(Kind::F32, b.element(x, at, 4 * LANES));
+    b.for_team_ahead(b.udiv(columns, b.int(LANES as i64)), load, |_, value| b.set(sum, add(value, b.get(sum))));
+    b.sum_teams(b.sum(b.get(sum)))
 }
 
 /// Quantizes 32 values into group `g` of the record at `record`.

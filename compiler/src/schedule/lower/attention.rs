@@ -7,12 +7,14 @@ use lathe_ir::types::{CacheType, Dim};
 use lathe_kernels::spec::{KernelSpec, PAGE_TOKENS, partial_floats};
 use lathe_kernels::targets::Machine;
 
-use super::super::{BATCH, Buffer, GPU_BATCH, ScheduleError, Share, times};
+use super::super::{BATCH, Buffer, DECODE, GPU_BATCH, MULTIPROCESSORS, ScheduleError, Share, times};
 use super::{Lowering, check_head};
 
-/// Most blocks for a token's key/value head: with the heads of a model they fill a chip, and where histories are short few
-/// of them find nothing to do.
-const MOST_WAYS: usize = 64;
+/// Fewest and most blocks for a token's key/value head.
+const WAYS: [usize; 2] = [4, 64];
+/// Blocks of the least step of a bucket that fill a chip, if its histories are long; where they are short, blocks that find
+/// nothing to do take longer to come and go than the others to work.
+const FULL: usize = 2 * MULTIPROCESSORS;
 /// Most bytes of intermediate results for which splits get blocks of their own.
 const MOST_PARTIAL_BYTES: usize = 256 << 20;
 
@@ -44,7 +46,9 @@ impl Lowering<'_> {
             let grain = if self.max.tokens > BATCH.tokens { KernelSpec::attention_tokens(group) } else { 1 };
             return self.launch("attention", kernel, operands, params, units, Share::Claim(grain as u32));
         }
-        let (ways, width) = (splits.min(MOST_WAYS), Dim::of(kv_heads * splits));
+        let least = if self.max.tokens > DECODE.tokens { DECODE.tokens + 1 } else { 1 };
+        let ways = (FULL / (kv_heads * least)).clamp(WAYS[0], WAYS[1]).min(splits);
+        let width = Dim::of(kv_heads * splits);
         params.extend([Dim::of(ways), width]);
         let kernel = KernelSpec::AttentionSplits { group, head_dim, dtype, scale, window, softcap };
         let units = times(rows, kv_heads * ways);
