@@ -70,8 +70,10 @@ pub struct StepRecord {
 pub struct StepTime {
     /// As past steps told; `None` for the first ones.
     pub predicted: Option<Duration>,
-    /// As it was.
+    /// As it was, without the time of drafters.
     pub measured: Duration,
+    /// What drafters took before it.
+    pub drafting: Duration,
     /// Tokens in the step.
     pub tokens: usize,
 }
@@ -89,8 +91,9 @@ impl Engine {
 
     /// The same; what there is to tell people of the device.
     pub fn load_told(plan: &Plan, options: &EngineOptions) -> Result<(Engine, About)> {
-        let Loaded { device, about } = choice::load(plan, &options.device)?;
-        let drafters = choice::drafters(plan, device.limits(), options)?;
+        let loaded = choice::load(plan, &options.device)?;
+        let drafters = choice::drafters(plan, &loaded, options)?;
+        let Loaded { device, about, .. } = loaded;
         Ok((Engine::with_drafters(device, drafters, options), about))
     }
 
@@ -194,7 +197,9 @@ impl Engine {
         self.last = None;
         let begin = self.is_recording.then(Instant::now);
         self.batcher.admit(self.now(), &mut self.events);
+        let asked = self.now();
         self.draft()?;
+        let drafting = self.now().saturating_sub(asked);
         if self.batcher.compose(&mut self.step) {
             let predicted = self.batcher.predicted();
             let start = self.now();
@@ -203,7 +208,7 @@ impl Engine {
                 return Err(error);
             }
             let measured = self.now().saturating_sub(start);
-            self.last = Some(StepTime { predicted, measured, tokens: self.step.tokens.len() });
+            self.last = Some(StepTime { predicted, measured, drafting, tokens: self.step.tokens.len() });
             self.batcher.retire(measured, &self.output, &mut self.events);
             if let Some(begin) = begin {
                 self.keep_record(begin, self.clock + start, self.clock + start + measured);

@@ -122,19 +122,17 @@ pub enum Mode {
 }
 
 /// How speculation is done. None of it changes a token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Speculation {
     /// Who guesses.
     pub mode: Mode,
-    /// The most guesses for one answer in a step, at most [`MOST_DEPTH`].
-    pub depth: usize,
+    /// The most guesses for one answer in a step, at most [`MOST_DEPTH`]. Where it is given, a model that is asked in every
+    /// step makes that many while they are likely to be right; else as many as measured times say are worth it.
+    pub depth: Option<usize>,
 }
 
-impl Default for Speculation {
-    fn default() -> Speculation {
-        Speculation { mode: Mode::Off, depth: 12 }
-    }
-}
+/// The most guesses for one answer in a step, unless told otherwise.
+pub const USUAL_DEPTH: usize = 12;
 
 impl Mode {
     /// All modes with their names.

@@ -295,7 +295,7 @@ impl World {
                 name_bits: random.pick(&[256, 256, 8, 0]),
                 ..CacheOptions::default()
             },
-            speculation: Speculation { mode, depth: random.pick(&[1, 3, 8, 20]) },
+            speculation: Speculation { mode, depth: Some(random.pick(&[1, 3, 8, 20])) },
         };
         let batcher = Batcher::new(&limits, options);
         let breaks = random.pick(&[None, None, Some(200)]);

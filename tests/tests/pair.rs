@@ -46,7 +46,7 @@ fn pair(target: Model, draft: Model, activations: Activations) -> Plan {
 }
 
 fn run(plan: &Plan, mode: Mode, depth: usize, base: &EngineOptions, requests: &[Request]) -> Run {
-    let batching = BatchOptions { speculation: Speculation { mode, depth }, ..base.batching.clone() };
+    let batching = BatchOptions { speculation: Speculation { mode, depth: Some(depth) }, ..base.batching.clone() };
     // With a thread for each, the tests that run side by side do not wait for one another's.
     let threads = base.device.threads.or(Some(1));
     let device = DeviceOptions { poison: true, threads, ..base.device.clone() };

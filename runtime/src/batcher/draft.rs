@@ -8,14 +8,14 @@ use crate::{
     device::Step,
     error::Result,
     speculate::{
-        Drafter, Mode, Speculation,
+        Drafter, Mode, Speculation, USUAL_DEPTH,
         worth::{self, Odds, Reach},
     },
 };
 
 /// How many times longer guesses make a step of answers that prompts share, at most.
 const LONGEST: f64 = 2.0;
-/// Where guesses of a model are not to pay, they go on while they are right, with all before them, with this chance.
+/// Where a model is to make so many guesses, it does while they are right, with all before them, with this chance.
 const LEAST: f64 = 0.3;
 /// Tokens that a model may lack of an answer without thinking about what computing them takes.
 const NEAR: usize = 16;
@@ -72,11 +72,13 @@ impl Batcher {
         Ok(())
     }
 
-    /// How far a drafter should guess for those that go on with one token.
+    /// How far a drafter should guess for those that go on with one token. A model that is to guess in every step guesses
+    /// as far as gives most tokens a second, and one token at least.
     fn reach(&self, drafter: &dyn Drafter) -> Reach {
-        let Speculation { mode, depth } = self.options.speculation;
+        let Speculation { mode, depth: asked } = self.options.speculation;
+        let depth = asked.unwrap_or(USUAL_DEPTH);
         let Some(class) = drafter.kind().class() else { return Reach { depth, least: 0.0, saved: 0.0 } };
-        if mode != Mode::Auto {
+        if mode != Mode::Auto && asked.is_some() {
             return Reach { depth, least: LEAST, saved: 0.0 };
         }
         let (mut count, mut chance, mut one) = (0, 0.0, Load::default());
@@ -88,9 +90,10 @@ impl Batcher {
         // Where it has never run, one guess tells how long it takes.
         let Some(each) = drafter.seconds(one) else { return Reach { depth: 1, least: 0.0, saved: f64::INFINITY } };
         let times = |n: usize| Load { tokens: one.tokens * n, attended: one.attended * n };
-        worth::best_reach(count, chance / f64::from(count.max(1) as u32), depth, each, |guesses| {
+        let best = worth::best_reach(count, chance / f64::from(count.max(1) as u32), depth, each, |guesses| {
             self.predictor.small_step(times(guesses + 1))
-        })
+        });
+        if mode == Mode::Auto || best.depth > 0 { best } else { Reach { depth: 1, ..best } }
     }
 
     /// Chooses guesses for the answers that the step goes on with, the best first, of which at most `rows` find room.

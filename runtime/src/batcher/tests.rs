@@ -190,7 +190,7 @@ impl Drafter for Counting {
 /// A batcher whose answers get at most so many guesses, with a request that has its first token, 3, already.
 fn guessing(depth: usize, pages: u32, request: Request) -> (Batcher, Vec<Box<dyn Drafter>>) {
     let limits = batcher(100, pages).limits;
-    let speculation = Speculation { mode: Mode::Ngram, depth };
+    let speculation = Speculation { mode: Mode::Ngram, depth: Some(depth) };
     let mut batcher = Batcher::new(&limits, BatchOptions { speculation, ..BatchOptions::default() });
     batcher.submit(NOW, request).unwrap();
     let mut drafters: Vec<Box<dyn Drafter>> = vec![Box::new(Counting::default())];
@@ -290,7 +290,7 @@ fn an_answer_that_is_cancelled_with_guesses_at_hand_gives_everything_back() {
 #[test]
 fn guesses_that_are_wrong_stop_where_they_are_to_pay() {
     let limits = batcher(1000, 1000).limits;
-    let speculation = Speculation { mode: Mode::Auto, depth: 3 };
+    let speculation = Speculation { mode: Mode::Auto, depth: Some(3) };
     let mut batcher = Batcher::new(&limits, BatchOptions { speculation, ..BatchOptions::default() });
     batcher.submit(NOW, request(2, None)).unwrap();
     let mut drafters: Vec<Box<dyn Drafter>> = vec![Box::new(Counting::default())];

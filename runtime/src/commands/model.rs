@@ -50,9 +50,10 @@ pub struct SpeculationArgs {
     /// prompt or answer repeat themselves), draft (by the plan's draft model, always)
     #[arg(long, value_name = "MODE", default_value_t = Mode::Auto)]
     pub speculate: Mode,
-    /// Most guesses for an answer in a step, from 1 to 64
-    #[arg(long, value_name = "N", default_value_t = Speculation::default().depth, value_parser = parse_depth)]
-    pub spec_depth: usize,
+    /// Most guesses for an answer in a step, from 1 to 64; a draft model makes that many while they are likely to be right
+    /// [default: as many as are worth it, at most 12]
+    #[arg(long, value_name = "N", value_parser = parse_depth)]
+    pub spec_depth: Option<usize>,
 }
 
 impl SpeculationArgs {

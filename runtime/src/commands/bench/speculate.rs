@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, ensure};
 use lathe_runtime::batcher::BatchOptions;
@@ -36,8 +36,9 @@ pub struct SpeculateArgs {
     #[arg(long, value_name = "FILE", requires = "speculate")]
     prompts: Vec<PathBuf>,
     /// Most guesses for an answer in a step, from 1 to 64
-    #[arg(long, value_name = "N", default_value_t = Speculation::default().depth, value_parser = parse_depth)]
-    spec_depth: usize,
+    /// [default: as many as are worth it, at most 12]
+    #[arg(long, value_name = "N", value_parser = parse_depth)]
+    spec_depth: Option<usize>,
     /// Divides the logits; 0 takes the likeliest token
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     temperature: f32,
@@ -63,6 +64,9 @@ struct Row {
     speedup: f64,
     off_steps: usize,
     steps: usize,
+    off_ms_per_step: f64,
+    ms_per_step: f64,
+    drafting_ms_per_step: f64,
     drafted: u64,
     accepted: u64,
     acceptance_by_position: Vec<f64>,
@@ -75,6 +79,8 @@ struct Run {
     seconds: f64,
     timed: usize, // tokens that the seconds are for
     steps: usize,
+    stepping: Duration, // of the seconds, what the device took for these steps
+    drafting: Duration, // and what drafters took before them
     tally: Tally,
 }
 
@@ -108,6 +114,7 @@ fn measure(args: &Args, model: &mut Model, path: &Path, sequences: usize) -> any
     let requests = requests(args, model, path)?;
     let (mut rates, mut ratios) = ([Vec::new(), Vec::new()], Vec::new());
     let (mut steps, mut tokens, mut tally) = ([0, 0], 0, Tally::default());
+    let (mut stepping, mut drafting) = ([Duration::ZERO; 2], Duration::ZERO);
     for repetition in 0..=args.repetitions {
         for index in 0..requests.len() {
             // With as many others beside it as are asked for, from the same file.
@@ -128,13 +135,16 @@ fn measure(args: &Args, model: &mut Model, path: &Path, sequences: usize) -> any
             for (way, run) in runs.iter().enumerate() {
                 rates[way].push(run.timed as f64 / run.seconds);
                 steps[way] += run.steps;
+                stepping[way] += run.stepping;
             }
+            drafting += on.drafting;
             ratios.push((on.timed as f64 / on.seconds) / (off.timed as f64 / off.seconds));
             tokens += on.timed;
             add(&mut tally, &on.tally);
         }
     }
     let name = path.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let per_step = |took: Duration, steps: usize| 1e3 * took.as_secs_f64() / steps.max(1) as f64;
     let by_position = &tally.accepted_at[..tally.longest];
     Ok(Row {
         prompts: name,
@@ -147,6 +157,9 @@ fn measure(args: &Args, model: &mut Model, path: &Path, sequences: usize) -> any
         speedup: median(&mut ratios),
         off_steps: steps[0],
         steps: steps[1],
+        off_ms_per_step: per_step(stepping[0], steps[0]),
+        ms_per_step: per_step(stepping[1], steps[1]),
+        drafting_ms_per_step: per_step(drafting, steps[1]),
         drafted: tally.drafted,
         accepted: tally.accepted,
         acceptance_by_position: by_position.iter().map(|&at| at as f64 / tally.drafts.max(1) as f64).collect(),
@@ -206,6 +219,10 @@ fn answer(engine: &mut Engine, requests: &[Request]) -> anyhow::Result<Run> {
         if start.is_some() {
             run.steps += 1;
             run.timed += tokens;
+            if let Some(time) = engine.last_step() {
+                run.stepping += time.measured;
+                run.drafting += time.drafting;
+            }
         } else if run.answers.iter().all(|answer| !answer.is_empty()) {
             start = Some(Instant::now());
         }
@@ -249,6 +266,7 @@ fn as_table(rows: &[Row]) -> String {
             format!("{:.1}", row.tokens_per_second),
             format!("{:.2}", row.speedup),
             format!("{:.2}", row.tokens as f64 / row.steps.max(1) as f64),
+            format!("{:.1} / {:.1} + {:.1}", row.off_ms_per_step, row.ms_per_step, row.drafting_ms_per_step),
             format!("{:.0} %", 100.0 * (1.0 - row.steps as f64 / row.off_steps.max(1) as f64)),
             format!("{}/{}", row.accepted, row.drafted),
             positions,
@@ -264,6 +282,7 @@ fn as_table(rows: &[Row]) -> String {
         "t/s",
         "speedup",
         "tokens/step",
+        "ms of a step, off / on + guessing",
         "steps saved",
         "accepted",
         "accepted at 1, 2, …",

@@ -1,9 +1,11 @@
 //! The CPU device: runs a plan's x86-64 code on pinned worker threads.
 //!
 //! From the bottom up: `memory` maps memory and code, `float` is the kernels' floating-point mode, `machine` holds a
-//! loaded program and calls its kernels, `sync` is how threads wait, `worker` is what they do. `features`, `matrix`,
-//! `topology` and `quota` describe the machine, and `roofline` measures it.
+//! loaded program and calls its kernels, `sync` is how threads wait, `worker` is what they do of a step, and `crew` are the
+//! threads, which all programs of a plan share. `features`, `matrix`, `topology` and `quota` describe the machine, and
+//! `roofline` measures it.
 
+mod crew;
 pub mod features;
 mod float;
 mod machine;
@@ -15,17 +17,14 @@ mod sync;
 pub mod topology;
 mod worker;
 
-use std::{
-    sync::Arc,
-    thread::{self, JoinHandle},
-};
+use std::{sync::Arc, thread};
 
 use lathe_plan::{Code, Plan, PlanError, program::Program};
 
+pub use self::crew::Crew;
 use self::{
     machine::{Machine, WeightBytes},
     memory::Kernels,
-    topology::{Cpus, Workers},
     worker::Shared,
 };
 use super::{
@@ -58,71 +57,53 @@ pub fn needs(program: &Program, options: &DeviceOptions, workers: usize, left: O
 pub struct CpuDevice {
     limits: Limits,
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    crew: Arc<Crew>,
     tickets: Tickets,
-    warning: Option<String>,
 }
 
 impl CpuDevice {
-    /// Loads a program of a plan.
-    pub fn load(plan: &Plan, program: &str, options: &DeviceOptions) -> Result<CpuDevice> {
-        CpuDevice::load_where(plan, program, options, features::has)
+    /// Loads a program of a plan for workers that may serve others, too.
+    pub fn load(plan: &Plan, program: &str, options: &DeviceOptions, crew: Arc<Crew>) -> Result<CpuDevice> {
+        CpuDevice::load_where(plan, program, options, crew, features::has)
     }
 
     /// Loads a program of a plan on a CPU of these features.
-    fn load_where(plan: &Plan, name: &str, options: &DeviceOptions, has: impl Fn(&str) -> bool) -> Result<CpuDevice> {
+    fn load_where(
+        plan: &Plan,
+        name: &str,
+        options: &DeviceOptions,
+        crew: Arc<Crew>,
+        has: impl Fn(&str) -> bool,
+    ) -> Result<CpuDevice> {
         let missing = || Error::Plan(PlanError::Missing { what: format!("program `{name}`") });
         let program = plan.program(name).ok_or_else(missing)?;
         // The target is checked before any code is mapped.
         let codes: Vec<&Code> = plan.codes(name).filter(|code| code.object.target.starts_with(TARGET_PREFIX)).collect();
         let code = features::choose(&codes, options.target.as_deref(), has)?;
-        // What will not fit is refused before anything is allocated, and so is a number of threads that makes no sense.
-        let workers = Cpus::here().workers(options.threads)?;
+        // What will not fit is refused before anything is allocated.
         let left = quota::memory_left(&quota::file);
-        let needs = needs(program, options, workers.count, left);
+        let needs = needs(program, options, crew.workers(), left);
         needs.fit(left)?;
         let kernels = Kernels::map(&code.object, program.kernels.len())?;
         let readers = thread::available_parallelism().map_or(1, usize::from);
         let weights = plan.load_weights(name, &code.layout, options.load, readers)?;
-        CpuDevice::start(program, kernels, Box::new(weights), needs.cache_tokens(), options)
+        CpuDevice::start(program, kernels, Box::new(weights), needs.cache_tokens(), options, crew)
     }
 
-    /// Allocates a program's memory and starts the workers.
+    /// Allocates a program's memory.
     fn start(
         program: &Program,
         kernels: Kernels,
         weights: WeightBytes,
         cache_tokens: usize,
         options: &DeviceOptions,
+        crew: Arc<Crew>,
     ) -> Result<CpuDevice> {
-        let cpus = Cpus::here();
-        let Workers { count: workers, warning } = cpus.workers(options.threads)?;
         let limits = Limits::of(program, cache_tokens);
         let pages: Vec<u32> = limits.groups.iter().map(|group| group.pages).collect();
-        let machine = Machine::new(program, kernels, weights, workers, &pages)?;
-        let shared = Arc::new(Shared::new(machine, &limits, workers, options.poison));
-        let mut device = CpuDevice { limits, shared, threads: Vec::new(), tickets: Tickets::default(), warning };
-        for worker in 0..workers {
-            let shared = Arc::clone(&device.shared);
-            let cpu = cpus.of_worker(worker, workers).filter(|_| !options.unpinned);
-            let run = move || {
-                cpu.inspect(|&cpu| topology::pin(cpu));
-                shared.run(worker);
-            };
-            let thread = thread::Builder::new().name(format!("lathe-worker-{worker}")).spawn(run);
-            device.threads.push(thread.map_err(|source| Error::Thread { worker, source })?);
-        }
-        Ok(device)
-    }
-
-    /// The number of worker threads.
-    pub fn workers(&self) -> usize {
-        self.threads.len()
-    }
-
-    /// Why the workers will be slower than could be, and what to do.
-    pub fn warning(&self) -> Option<&str> {
-        self.warning.as_deref()
+        let machine = Machine::new(program, kernels, weights, crew.workers(), &pages)?;
+        let shared = Arc::new(Shared::new(machine, &limits, crew.workers(), options.poison));
+        Ok(CpuDevice { limits, shared, crew, tickets: Tickets::default() })
     }
 }
 
@@ -132,12 +113,13 @@ impl Device for CpuDevice {
     }
 
     fn submit(&mut self, step: &Step) -> Result<Ticket> {
-        if let Some(failure) = self.shared.failure() {
+        if let Some(failure) = self.crew.failure() {
             return Err(failure);
         }
         step.check(&self.limits)?;
         self.tickets.admit(step)?;
-        self.shared.submit(self.tickets.next(), step);
+        self.shared.hold(self.tickets.next(), step);
+        self.crew.submit(&self.shared, self.tickets.next());
         Ok(Ticket(self.tickets.issue(step.rows.len())))
     }
 
@@ -152,16 +134,6 @@ impl Device for CpuDevice {
 
     fn timeline(&mut self) -> Option<Timeline> {
         self.shared.timeline()
-    }
-}
-
-impl Drop for CpuDevice {
-    fn drop(&mut self) {
-        self.shared.shut_down();
-        for thread in self.threads.drain(..) {
-            // A worker's panic was reported when it happened.
-            let _ = thread.join();
-        }
     }
 }
 

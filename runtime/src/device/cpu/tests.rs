@@ -173,8 +173,13 @@ fn options(workers: usize) -> DeviceOptions {
 }
 
 fn device(program: &Program, workers: usize) -> CpuDevice {
-    CpuDevice::start(program, Kernels::of_functions(&FUNCTIONS), Box::new(Vec::new()), CACHE_TOKENS, &options(workers))
-        .unwrap()
+    beside(program, &Crew::start(&options(workers)).unwrap())
+}
+
+/// A device of workers that serve others, too.
+fn beside(program: &Program, crew: &Arc<Crew>) -> CpuDevice {
+    let (kernels, options) = (Kernels::of_functions(&FUNCTIONS), options(crew.workers()));
+    CpuDevice::start(program, kernels, Box::new(Vec::new()), CACHE_TOKENS, &options, Arc::clone(crew)).unwrap()
 }
 
 fn greedy(token: u32) -> Row {
@@ -221,7 +226,7 @@ fn launches_see_all_that_earlier_ones_wrote() {
     for workers in [1, 2, 3] {
         for share in [Share::Even, Share::Claim { grain: 1 }, Share::Claim { grain: 7 }, Share::Claim { grain: 1000 }] {
             let mut device = device(&chain(share), workers);
-            assert_eq!(device.workers(), workers);
+            assert_eq!(device.crew.workers(), workers);
             for round in 0..40u32 {
                 let tokens: Vec<u32> = (0..=round % 40).map(|t| (t * 7 + round) % VOCABULARY).collect();
                 let rows: Vec<u32> = (0..(round % 6).min(tokens.len() as u32)).collect();
@@ -287,6 +292,43 @@ fn a_step_may_name_tokens_that_steps_in_flight_sample() {
             ticket = next;
         }
     }
+}
+
+#[test]
+fn programs_share_workers_and_keep_their_own_steps() {
+    for workers in [1, 2, 3] {
+        let crew = Crew::start(&options(workers)).unwrap();
+        let [mut mixing, mut summing] = [chain(Share::Even), history()].map(|program| beside(&program, &crew));
+        let pages: Vec<u32> = (0..12).collect();
+        let mut tokens = vec![3];
+        let [mut mixed, mut summed] = [(); 2].map(|()| StepOutput::default());
+        for position in 0..30 {
+            let last = [StepToken::Known(tokens[position as usize])];
+            let step = step(last, position, &pages, &[0]);
+            // Both programs number their steps from zero, and both have a step in flight.
+            let tickets = [mixing.submit(&step).unwrap(), summing.submit(&step).unwrap()];
+            summing.collect(tickets[1], &mut summed).unwrap();
+            mixing.collect(tickets[0], &mut mixed).unwrap();
+            assert_eq!(mixed.rows[0].logits, chain_by_hand(&tokens[position as usize..], 0), "{workers}, {position}");
+            assert_eq!(summed.rows[0].token, sum(&tokens), "{workers}, {position}");
+            tokens.push(summed.rows[0].token);
+        }
+        drop(mixing);
+        let next = step([StepToken::Known(tokens[30])], 30, &pages, &[0]);
+        assert_eq!(run(&mut summing, &next).unwrap().rows[0].token, sum(&tokens), "after the other one is gone");
+    }
+}
+
+#[test]
+fn a_failure_is_one_of_all_programs() {
+    let crew = Crew::start(&options(2)).unwrap();
+    let failing = program(&[launch(5, &[], Some(Affine::constant(3)), Affine::constant(64), Share::Even)]);
+    let [mut failing, mut other] = [failing, history()].map(|program| beside(&program, &crew));
+    let one = step([StepToken::Known(1)], 0, &[0], &[0]);
+    run(&mut other, &one).unwrap();
+    let error = run(&mut failing, &one).unwrap_err().to_string();
+    assert!(error.contains("unit 3 explodes"), "{error}");
+    assert!(matches!(other.submit(&one), Err(Error::DeviceLost(_))));
 }
 
 #[test]
@@ -362,7 +404,8 @@ fn machine_code(entry: u64, poison: bool) -> Result<CpuDevice> {
         operands: vec![Operand { access: Access::Write, extent: Vec::new() }],
     }];
     let kernels = Kernels::map(&object, 1)?;
-    CpuDevice::start(&program, kernels, Box::new(Vec::new()), CACHE_TOKENS, &DeviceOptions { poison, ..options(2) })
+    let options = DeviceOptions { poison, ..options(2) };
+    CpuDevice::start(&program, kernels, Box::new(Vec::new()), CACHE_TOKENS, &options, Crew::start(&options)?)
 }
 
 #[test]
@@ -402,7 +445,7 @@ fn a_cpu_runs_the_code_that_it_has_the_features_for() {
     let plan = two_targets();
     let load = |target: Option<&str>, features: &[&str]| {
         let options = DeviceOptions { poison: false, target: target.map(str::to_owned), ..options(1) };
-        CpuDevice::load_where(&plan, "main", &options, |feature| features.contains(&feature))
+        CpuDevice::load_where(&plan, "main", &options, Crew::start(&options)?, |feature| features.contains(&feature))
     };
     for (target, features) in [(None, &["avx2"][..]), (None, &["avx2", "avx512f"]), (Some("x86-64-v3"), &["avx2"])] {
         let mut device = load(target, features).unwrap();

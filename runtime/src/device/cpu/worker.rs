@@ -1,14 +1,10 @@
-//! The threads of the CPU device.
+//! A program in memory, its steps in flight, and what a worker does of each. The workers are those of [`super::crew`].
 //!
-//! Worker 0 conducts: it takes submitted steps in order, brings each into memory, releases the others, works itself, and
-//! hands the output over. The others follow. Within a step all run the same list of launches and meet at barriers; then
-//! they share out the rows to sample. A worker that panics makes the device fail: nobody waits for it in vain.
+//! Within a step all workers run the same list of launches and meet at barriers; then they share out the rows to sample.
 
 #![expect(unsafe_code, reason = "launches work on raw memory")]
 
 use std::{
-    any::Any,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
@@ -31,24 +27,18 @@ use crate::{
     sample::Sampler,
 };
 
-/// What a signal is raised to when workers shall end.
-const SHUTDOWN: u64 = u64::MAX;
-
-/// What the workers and the device share.
+/// What the workers and the device of a program share.
 #[derive(Debug)]
 pub struct Shared {
     machine: Machine,
-    vocabulary: usize,
     workers: usize,
     poison: bool,
     slots: [Slot; IN_FLIGHT], // of ticket t: t mod IN_FLIGHT
+    known: Mutex<Known>,
     numbers: RwLock<Numbers>,
-    rows: Vec<Mutex<RowOutput>>, // [R]
-    submitted: Signal,           // steps that may run
-    released: Signal,            // steps that followers may work on
-    finished: Signal,            // steps whose output is there
-    barrier: Barrier,
-    failure: Mutex<Option<String>>,
+    samplers: Vec<Mutex<Sampler>>, // [workers]
+    rows: Vec<Mutex<RowOutput>>,   // [R]
+    finished: Signal,              // steps whose output is there
     recording: AtomicBool,
     logs: Vec<Mutex<Vec<Span>>>, // [workers]
 }
@@ -60,6 +50,13 @@ struct Slot {
     result: Mutex<(StepOutput, Option<Error>)>,
 }
 
+/// What is known of tokens when a step begins.
+#[derive(Debug, Default)]
+struct Known {
+    recent: Recent,
+    tokens: Vec<u32>, // [T] of the step
+}
+
 /// The tokens that the last steps sampled, by ticket mod [`IN_FLIGHT`].
 type Recent = [Option<(u64, Vec<u32>)>; IN_FLIGHT];
 
@@ -68,19 +65,17 @@ impl Shared {
     pub fn new(machine: Machine, limits: &Limits, workers: usize, poison: bool) -> Shared {
         let mut rows = Vec::new();
         rows.resize_with(limits.max.rows as usize, Mutex::default);
+        let sampler = |_| Mutex::new(Sampler::new(limits.vocabulary as usize));
         Shared {
             machine,
-            vocabulary: limits.vocabulary as usize,
             workers,
             poison,
             slots: Default::default(),
+            known: Mutex::default(),
             numbers: RwLock::default(),
+            samplers: (0..workers).map(sampler).collect(),
             rows,
-            submitted: Signal::default(),
-            released: Signal::default(),
             finished: Signal::default(),
-            barrier: Barrier::new(workers),
-            failure: Mutex::new(None),
             recording: AtomicBool::new(false),
             logs: (0..workers).map(|_| Mutex::default()).collect(),
         }
@@ -98,10 +93,9 @@ impl Shared {
         is_recorded.then(|| Timeline { bucket, workers: self.logs.iter().map(|log| lock(log).clone()).collect() })
     }
 
-    /// Starts a step that has been checked. Its slot must be free.
-    pub fn submit(&self, ticket: u64, step: &Step) {
+    /// Takes a step that has been checked. Its slot must be free.
+    pub fn hold(&self, ticket: u64, step: &Step) {
         self.slot(ticket).step.write().unwrap_or_else(PoisonError::into_inner).clone_from(step);
-        self.submitted.raise(ticket + 1);
     }
 
     /// Waits for a step and takes its output in exchange for an old one, whose memory is used again.
@@ -112,68 +106,22 @@ impl Shared {
         result.1.take().map_or(Ok(()), Err)
     }
 
-    /// Asks all workers to end when they are done with the step at hand.
-    pub fn shut_down(&self) {
-        self.submitted.raise(SHUTDOWN);
-    }
-
-    /// Why the device failed, if it did.
-    pub fn failure(&self) -> Option<Error> {
-        lock(&self.failure).clone().map(Error::DeviceLost)
-    }
-
-    /// The life of a worker.
-    pub fn run(&self, worker: usize) {
-        let sampler = Sampler::new(self.vocabulary);
-        if worker == 0 { self.conduct(sampler) } else { self.follow(worker, sampler) }
-    }
-
-    fn conduct(&self, mut sampler: Sampler) {
-        let mut recent = Recent::default();
-        let mut tokens = Vec::new();
-        for ticket in 0.. {
-            if self.submitted.wait_busy(ticket + 1) == SHUTDOWN {
-                self.released.raise(SHUTDOWN);
-                return;
-            }
-            let run = || self.run_step(ticket, &mut recent, &mut tokens, &mut sampler);
-            let outcome = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
-                self.fail(0, panic.as_ref());
-                Err(Error::DeviceLost("worker 0 panicked".into()))
-            });
-            if let Err(error) = outcome {
-                recent[ticket as usize % IN_FLIGHT] = None;
-                lock(&self.slot(ticket).result).1 = Some(self.failure().unwrap_or(error));
-            }
-            self.finished.raise(ticket + 1);
+    /// Says that a step has ended, and how. Worker 0 does this.
+    pub fn finish(&self, ticket: u64, outcome: Result<()>) {
+        if let Err(error) = outcome {
+            lock(&self.known).recent[ticket as usize % IN_FLIGHT] = None;
+            lock(&self.slot(ticket).result).1 = Some(error);
         }
+        self.finished.raise(ticket + 1);
     }
 
-    fn follow(&self, worker: usize, mut sampler: Sampler) {
-        let mut seen = 0;
-        loop {
-            seen = self.released.wait_busy(seen + 1);
-            if seen == SHUTDOWN {
-                return;
-            }
-            let mut recorder = self.recorder(worker);
-            let step = self.slot(seen - 1).step.read().unwrap_or_else(PoisonError::into_inner);
-            match catch_unwind(AssertUnwindSafe(|| self.work(worker, &step, &mut sampler, &mut recorder))) {
-                Ok(Ok(())) => {}
-                Ok(Err(Abandoned)) => return,
-                Err(panic) => return self.fail(worker, panic.as_ref()),
-            }
-        }
-    }
-
-    /// Runs a step from its inputs to its output.
-    fn run_step(&self, ticket: u64, recent: &mut Recent, tokens: &mut Vec<u32>, sampler: &mut Sampler) -> Result<()> {
-        if let Some(failure) = self.failure() {
-            return Err(failure);
-        }
+    /// Runs a step from its inputs to its output, as worker 0. The others may join when it is `release`d.
+    pub fn run_step(&self, ticket: u64, barrier: &Barrier, release: impl FnOnce()) -> Result<()> {
         let mut recorder = self.recorder(0);
         let slot = self.slot(ticket);
         let step = slot.step.read().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.known);
+        let Known { recent, tokens } = &mut *known;
         tokens.clear();
         for &token in &step.tokens {
             tokens.push(resolve(token, recent)?);
@@ -187,10 +135,10 @@ impl Shared {
             }
             self.machine.bring_in(&step, tokens);
         }
-        self.released.raise(ticket + 1);
+        release();
         recorder.done(Work::BringIn);
         let lost = |Abandoned| Error::DeviceLost("a worker failed".into());
-        self.work(0, &step, sampler, &mut recorder).map_err(lost)?;
+        self.work(0, &step, barrier, &mut recorder).map_err(lost)?;
 
         let mut result = lock(&slot.result);
         let output = &mut result.0;
@@ -198,12 +146,19 @@ impl Shared {
         for (row, picked) in output.rows.iter_mut().zip(&self.rows) {
             std::mem::swap(row, &mut *lock(picked));
         }
-        let (known, sampled) = recent[ticket as usize % IN_FLIGHT].get_or_insert_default();
-        *known = ticket;
+        let (of, sampled) = recent[ticket as usize % IN_FLIGHT].get_or_insert_default();
+        *of = ticket;
         sampled.clear();
         sampled.extend(output.rows.iter().map(|row| row.token));
         recorder.done(Work::HandOver);
         Ok(())
+    }
+
+    /// Does another worker's share of a step that was released.
+    pub fn join_step(&self, ticket: u64, worker: usize, barrier: &Barrier) -> Result<(), Abandoned> {
+        let mut recorder = self.recorder(worker);
+        let step = self.slot(ticket).step.read().unwrap_or_else(PoisonError::into_inner);
+        self.work(worker, &step, barrier, &mut recorder)
     }
 
     /// A worker's share of a step. When it returns, all workers have done theirs.
@@ -211,13 +166,13 @@ impl Shared {
         &self,
         worker: usize,
         step: &Step,
-        sampler: &mut Sampler,
+        barrier: &Barrier,
         recorder: &mut Recorder,
     ) -> Result<(), Abandoned> {
         let numbers = self.numbers.read().unwrap_or_else(PoisonError::into_inner);
         for (index, launch) in self.machine.buckets()[numbers.bucket].launches.iter().enumerate() {
             if launch.barrier && index > 0 {
-                self.barrier.wait()?;
+                barrier.wait()?;
                 recorder.done(Work::Wait);
             }
             // SAFETY: the step was brought in before it was released, each thread has its own worker index, and the plan
@@ -225,16 +180,17 @@ impl Shared {
             unsafe { self.machine.launch(&numbers, index, worker) };
             recorder.done(Work::Launch(index));
         }
-        self.barrier.wait()?;
+        barrier.wait()?;
         recorder.done(Work::Wait);
+        let mut sampler = lock(&self.samplers[worker]);
         for index in (worker..step.rows.len()).step_by(self.workers) {
             // SAFETY: all launches have finished at the barrier, and the next step starts after the one below.
             let logits = unsafe { self.machine.logits(&numbers, index) };
-            wide::pick(&step.rows[index], logits, sampler, &mut lock(&self.rows[index]));
+            wide::pick(&step.rows[index], logits, &mut sampler, &mut lock(&self.rows[index]));
         }
         recorder.done(Work::Sample);
-        drop(numbers);
-        self.barrier.wait()?;
+        drop((sampler, numbers));
+        barrier.wait()?;
         recorder.done(Work::Wait);
         Ok(())
     }
@@ -251,13 +207,6 @@ impl Shared {
 
     fn slot(&self, ticket: u64) -> &Slot {
         &self.slots[ticket as usize % IN_FLIGHT]
-    }
-
-    fn fail(&self, worker: usize, panic: &(dyn Any + Send)) {
-        let text = panic.downcast_ref::<&str>().copied();
-        let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
-        lock(&self.failure).get_or_insert_with(|| format!("worker {worker} panicked: {text}"));
-        self.barrier.abandon();
     }
 }
 
