@@ -43,7 +43,7 @@ pub fn linear(b: &Builder<'_>, scheme: Scheme, act: Activation, tile: Tile, epil
             Tile::Stream { .. } | Tile::Mma { .. } | Tile::Staged { .. } => weights,
             Tile::Unpack { .. } => kernel.unpack(weights),
         };
-        // As many rows at once as fit, then what is left by fewer. The first one is a multiple of all of these numbers.
+        // As many rows at once as fit, then what is left by fewer. The first one is a multiple of what fits.
         let mut begin = first;
         let whole = |count: usize| b.sub(last, b.urem(last, b.int(count as i64)));
         let finish = |row, values| finish(b, epilogue, Strip { row, index: strip, values, partners: None });
@@ -54,7 +54,12 @@ pub fn linear(b: &Builder<'_>, scheme: Scheme, act: Activation, tile: Tile, epil
             });
             begin = end;
         }
-        for (end, count) in [(whole(tokens), tokens), (last, 1)] {
+        for count in kernel.counts(tile, tokens) {
+            let end = match count {
+                1 => last,
+                _ if count == tokens => whole(count),
+                _ => b.sub(last, b.urem(b.sub(last, begin), b.int(count as i64))),
+            };
             b.for_range(begin, end, b.int(count as i64), |row| {
                 for (i, values) in kernel.multiply(tile, weights, row, count).into_iter().enumerate() {
                     finish(b.add(row, b.int(i as i64)), values);
@@ -92,6 +97,13 @@ enum Group<'c> {
 }
 
 impl<'c> Linear<'_, 'c> {
+    /// How many rows are multiplied at once, the most first. What a CPU decodes for few rows it decodes once for the rest of
+    /// them, too: steps with guesses are often of two or three rows.
+    fn counts(&self, tile: Tile, most: usize) -> Vec<usize> {
+        let by_all = matches!(tile, Tile::Stream { .. }) && self.b.is_vector();
+        (1..=most).rev().filter(|&count| by_all || count == most || count == 1).collect()
+    }
+
     /// Runs `body` with each strip of this worker's units, the first of its rows of activations, a multiple of `at_once`, and
     /// the end of them.
     fn for_strips(&self, tile: Tile, at_once: usize, body: impl FnOnce(Val<'c>, Val<'c>, Val<'c>)) {
