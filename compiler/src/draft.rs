@@ -1,7 +1,8 @@
 //! A second model in the plan, which guesses what the first one will say: whether it can, and its schedule.
 //!
 //! Guesses are token ids, so both models must mean the same by each id. The draft is compiled for the same machines and in
-//! the same way as its target; no more than its speed depends on it.
+//! the same way as its target, but for how its weights are stored: no more than its speed and how often it is right
+//! depends on them.
 
 use lathe_models::Model;
 use lathe_models::tokenizer::Tokenizer;
@@ -9,7 +10,7 @@ use lathe_models::tokenizer::Tokenizer;
 use crate::emit;
 use crate::error::CompileError;
 use crate::options::Options;
-use crate::pass;
+use crate::pass::{self, PassOptions};
 use crate::pipeline;
 use crate::schedule::{self, Schedule};
 
@@ -84,7 +85,8 @@ pub fn lower(draft: Model, target: &Model, of_target: &Schedule, options: &Optio
     let model = draft.with_cache(options.cache)?;
     let mut graph = pipeline::checked(&model)?;
     PROGRAM.clone_into(&mut graph.name);
-    pass::run(&mut graph, options.targets[0], &options.passes, &options.selection)?;
+    let passes = PassOptions { formats: options.draft_formats.clone(), ..options.passes.clone() };
+    pass::run(&mut graph, options.targets[0], &passes, &options.selection)?;
     // Answers that outgrow its context go on without guesses.
     let context = options.max_context.map_or(model.config.context, |asked| asked.min(model.config.context));
     let schedule = schedule::build(&graph, context, options.targets[0].machine)?;

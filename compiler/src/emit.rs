@@ -297,16 +297,18 @@ pub fn manifest(
 }
 
 /// What the plan says of a program that guesses.
-pub fn drafter(model: &Model, source: Source, schedule: &Schedule) -> Drafter {
+pub fn drafter(model: &Model, source: Source, schedule: &Schedule, options: &Options) -> Drafter {
     Drafter {
         program: schedule.name.clone(),
         name: model.config.name.clone(),
         architecture: model.config.architecture.clone(),
         parameters: parameters(schedule),
         max_context: schedule.max_context as u64,
+        quantization: options.draft_formats.to_string(),
         weights_bytes: schedule.weights.iter().map(|weight| weight.bytes).sum(),
         weights_bytes_per_token: schedule::cost::weight_bytes_per_token(schedule),
         source,
+        ..Drafter::default()
     }
 }
 
@@ -342,13 +344,15 @@ pub struct Story<'a> {
     pub passes: &'a [Record],
 }
 
-/// Writes the plan of a main program and of others that guess for it, weights streamed and packed by several threads.
+/// Writes the plan of a main program, of one that leaves layers out of it, and of others that guess for it, weights
+/// streamed and packed by several threads.
 /// `manifest` is asked for when they are written, with the error of each of the main program's.
 ///
 /// # Errors
 /// When a weight cannot be supplied, or the file cannot be written.
 pub fn write(
     main: Parts<'_>,
+    own: Option<&plan::Program>,
     others: Vec<Parts<'_>>,
     story: &Story<'_>,
     options: &Options,
@@ -391,6 +395,9 @@ pub fn write(
     }
     if let Weights::Random(_) = options.weights {
         packed.borrow_mut().resize(schedule.weights.len(), None);
+    }
+    if let Some(own) = own {
+        writer.program(own);
     }
     let mut streams = Vec::new();
     for (index, Parts { model, schedule, objects, assembled }) in std::iter::once(main).chain(others).enumerate() {

@@ -6,6 +6,7 @@ use lathe_kernels::KernelError;
 use lathe_kernels::targets::TargetError;
 use lathe_models::ModelError;
 use lathe_plan::PlanError;
+use lathe_plan::skip::SkipError;
 
 use crate::draft::DraftError;
 use crate::pass::PassError;
@@ -142,6 +143,9 @@ pub enum CompileError {
     /// The user's: a model that cannot guess for the target.
     #[error("--draft: {0}")]
     Draft(#[from] DraftError),
+    /// The user's: layers that the model cannot do without.
+    #[error("--self-draft: {0}")]
+    SelfDraft(#[from] SkipError),
     /// Lathe's: a thread that packed weights ended early.
     #[error("packing weight '{weight}' ended early; this is a mistake in Lathe, please report it")]
     Packing {
@@ -178,11 +182,13 @@ impl CompileError {
             | CompileError::Output { .. }
             | CompileError::Level { .. }
             | CompileError::Draft(_)
+            | CompileError::SelfDraft(SkipError::None { .. } | SkipError::NoSuchLayer { .. } | SkipError::All { .. })
             | CompileError::Target(TargetError::Unknown { .. } | TargetError::Mixed { .. }) => exit::USAGE,
             CompileError::Model(error) if error.is_unsupported() => exit::UNSUPPORTED,
             CompileError::Model(_) | CompileError::Template { .. } | CompileError::Read { .. } => exit::MODEL,
             CompileError::Target(TargetError::Native { .. })
             | CompileError::Overflow { .. }
+            | CompileError::SelfDraft(_)
             | CompileError::Schedule(_)
             | CompileError::Kernel(KernelError::Unsupported { .. }) => exit::UNSUPPORTED,
             CompileError::Pass { .. }

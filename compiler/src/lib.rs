@@ -23,6 +23,7 @@ pub mod pipeline;
 pub mod quantize;
 pub mod report;
 pub mod schedule;
+pub mod self_draft;
 pub mod template;
 pub mod weights;
 

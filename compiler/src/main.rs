@@ -14,6 +14,7 @@ use lathe_compiler::pass::{Activations, PassOptions, Selection};
 use lathe_compiler::pipeline::{self, Goal, Level, Outcome};
 use lathe_compiler::quantize::Formats;
 use lathe_compiler::report;
+use lathe_compiler::self_draft::LeftOut;
 use lathe_ir::types::DType;
 use lathe_kernels::targets::{TARGETS, Target};
 use lathe_models::shapes;
@@ -80,6 +81,14 @@ struct Arguments {
     /// A smaller model with the same vocabulary that guesses what MODEL will say; both are in the plan, compiled alike
     #[arg(long, value_name = "MODEL", conflicts_with_all = ["emit", "stop_after", "dry_run"])]
     draft: Option<PathBuf>,
+    /// How weights of the draft are stored, as with --quantize. Fewer bits make guesses faster and wrong more often; no
+    /// answer depends on it
+    #[arg(long, value_name = "FORM[,NAME=FORM...]", default_value_t = Formats::of_drafts(), requires = "draft")]
+    draft_quantize: Formats,
+    /// Guess what MODEL will say by itself without these layers (for example 5,9-11): a program over the same weights.
+    /// auto, in `lathe compile` alone, searches for them by running the plan
+    #[arg(long, value_name = "auto|LAYERS", conflicts_with_all = ["emit", "stop_after", "dry_run"])]
+    self_draft: Option<LeftOut>,
     /// Print a level of representation to stdout instead of writing a plan
     #[arg(long, value_enum, value_name = "LEVEL", conflicts_with = "output")]
     emit: Option<Level>,
@@ -204,6 +213,8 @@ fn options(arguments: &Arguments) -> Result<Options, CompileError> {
         } else {
             Target::parse_list(&arguments.target)?
         },
+        self_draft: arguments.self_draft.clone(),
+        draft_formats: arguments.draft_quantize.clone(),
         passes: PassOptions { formats: arguments.quantize.clone(), activations: arguments.activations },
         selection: Selection {
             disabled: arguments.disable_pass.clone(),

@@ -7,6 +7,8 @@ use lathe_kernels::targets::Target;
 
 use crate::error::CompileError;
 use crate::pass::{PassOptions, Selection};
+use crate::quantize::Formats;
+use crate::self_draft::LeftOut;
 
 /// Where weights come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,6 +49,10 @@ pub struct Options {
     pub targets: Vec<&'static Target>,
     /// What passes read.
     pub passes: PassOptions,
+    /// How the weights of a draft are stored.
+    pub draft_formats: Formats,
+    /// Layers without which the model guesses what it will say, where it does.
+    pub self_draft: Option<LeftOut>,
     /// Which passes run.
     pub selection: Selection,
     /// Element type of the cache.
@@ -71,6 +77,8 @@ impl Options {
         Options {
             targets: vec![target],
             passes: PassOptions::default(),
+            draft_formats: Formats::of_drafts(),
+            self_draft: None,
             selection: Selection::default(),
             cache: DType::F16,
             max_context: None,
@@ -89,6 +97,10 @@ impl Options {
         if self.passes.formats != defaults.passes.formats {
             flags.push(format!("--quantize {}", self.passes.formats));
         }
+        if self.draft_formats != defaults.draft_formats {
+            flags.push(format!("--draft-quantize {}", self.draft_formats));
+        }
+        flags.extend(self.self_draft.as_ref().map(|layers| format!("--self-draft {layers}")));
         if self.passes.activations != defaults.passes.activations {
             flags.push(format!("--activations {}", self.passes.activations.name()));
         }

@@ -19,7 +19,7 @@ use crate::error::CompileError;
 use crate::options::Options;
 use crate::pass;
 use crate::weights::ErrorSum;
-use crate::{dry_run, emit, output, schedule, template};
+use crate::{dry_run, emit, output, schedule, self_draft, template};
 
 /// Bytes of a file that are digested at once.
 const DIGEST_BUFFER: usize = 1 << 20;
@@ -133,10 +133,15 @@ pub fn compile_with(
     let mut others = Vec::new();
     if let Some(Draft { model, schedule }) = &draft {
         let (source, objects) = digest_and_objects(model, &schedule.kernels(), options)?;
-        drafters.push(emit::drafter(model, source, schedule));
+        drafters.push(emit::drafter(model, source, schedule, options));
         let assembled = assembled(&objects, options)?;
         others.push(emit::Parts { model, schedule, objects, assembled });
     }
+    let own = options.self_draft.as_ref().map(|layers| self_draft::lower(&model, &schedule, &source, layers));
+    let own = own.transpose()?.map(|(program, drafter)| {
+        drafters.push(drafter);
+        program
+    });
     clock.lap("kernels");
     let assembled = assembled(&objects, options)?;
     if !assembled.is_empty() {
@@ -145,7 +150,7 @@ pub fn compile_with(
     let main = emit::Parts { model: &model, schedule: &schedule, objects, assembled };
     let story = emit::Story { graphs: [&unfused, &fused], passes: &passes };
     let manifest = |errors: &[Option<ErrorSum>]| emit::manifest(&model, source, &schedule, options, drafters, errors);
-    emit::write(main, others, &story, options, path, manifest)?;
+    emit::write(main, own.as_ref(), others, &story, options, path, manifest)?;
     clock.lap("weights");
     let kept = passes.iter().flat_map(|pass| &pass.notes).filter(|note| note.kept).map(|note| note.subject.clone());
     Ok(Outcome { kept: kept.collect(), ..clock.text(String::new()) })

@@ -159,6 +159,15 @@ pub struct Formats {
     pub overrides: Vec<Override>,
 }
 
+impl Formats {
+    /// What a model that guesses is stored in unless the user says otherwise: 4 bits, its head too. What that costs in right
+    /// guesses it more than saves in time, and no answer depends on it.
+    pub fn of_drafts() -> Formats {
+        let head = Override { layers: None, role: Some("head"), form: Quantize::Int4 };
+        Formats { base: Quantize::Int4, overrides: vec![head] }
+    }
+}
+
 impl fmt::Display for Formats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.base)?;

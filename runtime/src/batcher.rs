@@ -33,7 +33,7 @@ use self::{
     sequence::{Sequence, State},
 };
 use crate::{
-    device::{Limits, Step, StepOutput},
+    device::{Limits, PageCopy, Step, StepOutput},
     error::{Error, Result},
     kv::{BlockTable, Cache, CacheOptions, Chain},
     speculate::{self, Speculation, Tally, worth::Record},
@@ -117,6 +117,8 @@ pub struct Counters {
     pub generated_tokens: u64,
     /// What came of guesses.
     pub speculation: Tally,
+    /// Guesses that were verified and those of them that were right, by the kinds of their drafters.
+    pub by_drafter: [[u64; 2]; speculate::Kind::ALL.len()],
 }
 
 /// The requests and the pages that they hold.
@@ -136,6 +138,7 @@ pub struct Batcher {
     counters: Counters,
     guesses: Record,            // how many were right, of all answers
     ended: Vec<speculate::Key>, // answers that a drafter has not forgotten yet
+    copies: Vec<PageCopy>,      // that the next step must make
 }
 
 impl Batcher {
@@ -164,6 +167,7 @@ impl Batcher {
             counters: Counters::default(),
             guesses: Record::default(),
             ended: Vec::new(),
+            copies: Vec::new(),
         }
     }
 
@@ -330,6 +334,7 @@ impl Batcher {
     /// Fills a step with the next tokens of the running requests; false when there is nothing to run.
     pub fn compose(&mut self, step: &mut Step) -> bool {
         step.clear(self.limits.groups.len());
+        step.copies.append(&mut self.copies);
         self.starved = false;
         self.load = Load::default();
         let mut budget = self.options.token_budget;
@@ -424,7 +429,7 @@ impl Batcher {
                 sequence.report_prompt(&output.rows, events);
                 sequence.computed += std::mem::take(&mut sequence.in_step);
                 if let Some(rows) = sequence.row.take().and_then(|row| output.rows.get(row..)) {
-                    sequence.record(rows, &mut self.guesses, &mut self.counters.speculation, events);
+                    sequence.record(rows, &mut self.guesses, &mut self.counters, events);
                 } else if sequence.pending() == 0 {
                     sequence.end(FinishReason::Length, events);
                 }

@@ -43,7 +43,8 @@ pub enum Error {
     /// The plan holds nothing that guesses in the way that was asked for.
     #[error(
         "nothing was loaded that guesses by --speculate {0}; a plan holds a draft model when it is compiled with --draft \
-         MODEL, and without one there are --speculate auto and ngram"
+         MODEL, and guesses by itself (on CPUs) when it is compiled with --self-draft LAYERS; without these there are \
+         --speculate auto and ngram"
     )]
     NoDrafter(Mode),
 

@@ -45,9 +45,11 @@
 //! - [`sample`]: chooses tokens from logits; [`math`] is its arithmetic.
 //! - [`tokenizer`]: text into tokens; [`chat`] makes prompts of conversations, [`stream`] makes text of tokens.
 //! - [`server`]: all of it behind HTTP.
+//! - [`calibrate`]: how often a model says the same without some layers, for the compile command.
 //! - [`error`]: what can go wrong.
 
 pub mod batcher;
+pub mod calibrate;
 pub mod chat;
 pub mod device;
 pub mod engine;

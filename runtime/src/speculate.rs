@@ -8,17 +8,23 @@
 //!
 //! - [`ngram`]: what followed when the same tokens came before.
 //! - [`draft`]: what a smaller model says, which samples with the same noise.
+//! - [`own`]: what the model itself says without some of its layers.
+//! - [`model`]: what the last two have in common.
 //! - [`worth`]: which guesses are worth their time, from how many were accepted and from how long steps take.
 
 pub mod draft;
+pub mod model;
 pub mod ngram;
+pub mod own;
 pub mod worth;
 
 use std::{fmt, str::FromStr};
 
 use crate::{
     batcher::{Load, RequestId, Rule},
+    device::PageCopy,
     error::{Error, Result},
+    kv::BlockTable,
 };
 
 use self::worth::Odds;
@@ -58,14 +64,29 @@ pub enum Kind {
     Ngram,
     /// By another model.
     Draft,
+    /// By the model itself without some of its layers.
+    Own,
 }
 
 impl Kind {
+    /// All kinds, with the names of their modes.
+    pub const ALL: [(&'static str, Kind); 3] = [("ngram", Kind::Ngram), ("draft", Kind::Draft), ("self", Kind::Own)];
+
+    /// The kind of drafter that makes guesses of a class.
+    pub fn of_class(class: usize) -> Kind {
+        match class {
+            worth::OWN.. => Kind::Own,
+            worth::DRAFT.. => Kind::Draft,
+            _ => Kind::Ngram,
+        }
+    }
+
     /// The class of guesses that a model of this kind makes; `None` of those that take no time.
     pub fn class(self) -> Option<usize> {
         match self {
             Kind::Ngram => None,
             Kind::Draft => Some(worth::DRAFT),
+            Kind::Own => Some(worth::OWN),
         }
     }
 }
@@ -83,8 +104,19 @@ pub struct Ask<'a> {
     pub most: usize,
     /// A guess is worth its time while it is right, with all before it, with this chance.
     pub least: f64,
+    /// Where its keys and values are and those of guesses may be, for a drafter that works in the target's own cache.
+    pub place: Option<Place<'a>>,
     /// The guesses, none yet.
     pub guesses: &'a mut Vec<Guess>,
+}
+
+/// Where the target keeps an answer's keys and values.
+#[derive(Debug)]
+pub struct Place<'a> {
+    /// Its pages, with room for guesses.
+    pub table: &'a BlockTable,
+    /// Copies to make before anything is put there.
+    pub copies: Vec<PageCopy>,
 }
 
 impl Ask<'_> {
@@ -119,6 +151,8 @@ pub enum Mode {
     Ngram,
     /// Guesses of the plan's draft model in every step.
     Draft,
+    /// Guesses of the model without some of its layers in every step.
+    Own,
 }
 
 /// How speculation is done. None of it changes a token.
@@ -136,8 +170,8 @@ pub const USUAL_DEPTH: usize = 12;
 
 impl Mode {
     /// All modes with their names.
-    pub const ALL: [(&'static str, Mode); 4] =
-        [("auto", Mode::Auto), ("off", Mode::Off), ("ngram", Mode::Ngram), ("draft", Mode::Draft)];
+    pub const ALL: [(&'static str, Mode); 5] =
+        [("auto", Mode::Auto), ("off", Mode::Off), ("ngram", Mode::Ngram), ("draft", Mode::Draft), ("self", Mode::Own)];
 
     /// Whether a drafter of this kind is asked.
     pub fn takes(self, kind: Kind) -> bool {
@@ -146,6 +180,7 @@ impl Mode {
             Mode::Auto => true,
             Mode::Ngram => kind == Kind::Ngram,
             Mode::Draft => kind == Kind::Draft,
+            Mode::Own => kind == Kind::Own,
         }
     }
 
@@ -241,7 +276,7 @@ pub(crate) mod tests {
         pub fn ask<'a>(&'a self, key: Key, tokens: &'a [u32], most: usize, guesses: &'a mut Vec<Guess>) -> Ask<'a> {
             let rule = Rule { request: &self.request, choice: key.1, tokens, generated: &self.generated };
             let odds = Odds { own: &self.record, all: &self.record };
-            Ask { key, rule, odds, most, least: 0.0, guesses }
+            Ask { key, rule, odds, most, least: 0.0, place: None, guesses }
         }
     }
 
@@ -250,7 +285,7 @@ pub(crate) mod tests {
         for (name, mode) in Mode::ALL {
             assert_eq!((name.parse(), mode.to_string().as_str()), (Ok(mode), name));
         }
-        assert!("n-gram".parse::<Mode>().unwrap_err().contains("auto, off, ngram, draft"));
+        assert!("n-gram".parse::<Mode>().unwrap_err().contains("auto, off, ngram, draft, self"));
         assert_eq!((parse_depth("1"), parse_depth("64")), (Ok(1), Ok(64)));
         for wrong in ["0", "-1", "65", "99999999999999999999", "", "four"] {
             assert!(parse_depth(wrong).unwrap_err().contains("from 1 to 64"), "{wrong}");

@@ -97,7 +97,7 @@ fn bad_ways_to_guess_are_refused() {
         assert!(stderr.contains(expected), "{args:?}: {stderr}");
     };
     for command in [&["run", "model.plan", "-p", "x"][..], &["serve", "model.plan"]] {
-        refused(&[command, &["--speculate", "n-gram"]].concat(), "auto, off, ngram, draft");
+        refused(&[command, &["--speculate", "n-gram"]].concat(), "auto, off, ngram, draft, self");
         for depth in ["0", "65", "-1", "many", "99999999999999999999"] {
             refused(&[command, &["--spec-depth", depth]].concat(), if depth == "-1" { "-1" } else { "from 1 to 64" });
         }

@@ -14,7 +14,7 @@ use lathe_runtime::device::{Device, GroupLimits, Limits, Step, StepOutput, null:
 use lathe_runtime::error::Error;
 use lathe_runtime::kv::{CacheOptions, prefix::Root};
 use lathe_runtime::speculate::{
-    Ask, Drafter, Guess, Key, Kind, Mode, Speculation, Tally, draft::DraftModel, ngram::Ngram,
+    Ask, Drafter, Guess, Key, Kind, Mode, Speculation, Tally, draft::DraftModel, ngram::Ngram, own::OwnModel,
 };
 
 const VOCABULARY: u32 = 97;
@@ -146,17 +146,24 @@ impl Drafter for Seer {
     }
 }
 
-/// A draft model with the target's own weights, so that each of its guesses is right unless its cache has mixed something
-/// up. Some are spoiled afterwards, to be rejected.
+/// A model with the target's own weights, in a cache of its own or in the target's, so that each of its guesses is right
+/// unless a cache has mixed something up. Some are spoiled afterwards, to be rejected.
 #[derive(Debug)]
-struct Apprentice {
-    model: DraftModel,
+struct Apprentice<M> {
+    model: M,
     window: Option<u32>,
     random: Random,
 }
 
-impl Apprentice {
-    fn new(window: Option<u32>, random: &mut Random) -> Apprentice {
+impl Apprentice<OwnModel> {
+    fn beside(device: &NullDevice, window: Option<u32>, random: &mut Random) -> Apprentice<OwnModel> {
+        let model = OwnModel::new(Box::new(device.beside()));
+        Apprentice { model, window, random: Random(random.next()) }
+    }
+}
+
+impl Apprentice<DraftModel> {
+    fn new(window: Option<u32>, random: &mut Random) -> Apprentice<DraftModel> {
         let page_tokens = random.pick(&[4, 8]);
         let mut groups = vec![GroupLimits { page_tokens, pages: random.pick(&[3, 6, 20, 80]), window: None }];
         if window.is_some() {
@@ -174,14 +181,13 @@ impl Apprentice {
     }
 }
 
-impl Drafter for Apprentice {
+impl<M: Drafter> Drafter for Apprentice<M> {
     fn kind(&self) -> Kind {
         self.model.kind()
     }
 
     fn draft(&mut self, asks: &mut [Ask<'_>]) -> lathe_runtime::Result<()> {
         self.model.draft(asks)?;
-        self.model.check_integrity().expect("its pages are counted");
         for ask in asks {
             assert!(ask.guesses.len() <= ask.most);
             let rules = Rules { window: self.window, ..Rules::default() };
@@ -269,15 +275,22 @@ impl World {
         };
         let policy = random.pick(&Policy::ALL).1;
         let token_budget = random.pick(&[usize::MAX, 9, 3, 1]);
-        let mode = random.pick(&[Mode::Off, Mode::Auto, Mode::Ngram, Mode::Draft, Mode::Draft]);
+        let mode = random.pick(&[Mode::Off, Mode::Auto, Mode::Ngram, Mode::Draft, Mode::Draft, Mode::Own]);
+        let device = NullDevice::new(limits.clone(), WEIGHTS);
         let is_alone = random.below(2) == 0;
         let seer = Seer { window, random: Random(seed), is_alone, known: HashMap::new() };
         let drafters: Vec<Box<dyn Drafter>> = match mode {
             Mode::Off => Vec::new(),
             Mode::Draft => vec![Box::new(Apprentice::new(window, &mut random))],
+            Mode::Own => vec![Box::new(Apprentice::beside(&device, window, &mut random))],
             _ if is_alone => vec![Box::new(seer)],
             _ => {
-                vec![Box::new(Ngram::default()), Box::new(Apprentice::new(window, &mut random)), Box::new(seer)]
+                vec![
+                    Box::new(Ngram::default()),
+                    Box::new(Apprentice::new(window, &mut random)),
+                    Box::new(Apprentice::beside(&device, window, &mut random)),
+                    Box::new(seer),
+                ]
             }
         };
         let options = BatchOptions {
@@ -299,7 +312,6 @@ impl World {
         };
         let batcher = Batcher::new(&limits, options);
         let breaks = random.pick(&[None, None, Some(200)]);
-        let device = NullDevice::new(limits, WEIGHTS);
         let prefixes = (0..4).map(|n| (0..30).map(|i| (i * 7 + n * 13) % VOCABULARY).collect()).collect();
         let mut world = World {
             seed,
@@ -312,7 +324,7 @@ impl World {
             policy,
             rules: Rules { window, capacity: 0, breaks },
             is_failing: false,
-            is_drafted: mode == Mode::Draft,
+            is_drafted: matches!(mode, Mode::Draft | Mode::Own),
             live: HashMap::new(),
             prefixes,
             delivered: 0,

@@ -7,11 +7,14 @@ use std::process::Command;
 use lathe_compiler::options::Options;
 use lathe_compiler::pass::Activations;
 use lathe_compiler::pipeline::{Goal, compile, compile_with};
+use lathe_compiler::quantize::Formats;
+use lathe_compiler::self_draft::LeftOut;
 use lathe_ir::scheme::Scheme;
 use lathe_kernels::targets::Target;
 use lathe_models::config::ModelConfig;
+use lathe_models::gguf::write::write_gguf;
 use lathe_models::{Model, open, seeded};
-use lathe_plan::Plan;
+use lathe_plan::{Plan, manifest};
 use lathe_runtime::batcher::{BatchOptions, Penalties, Request};
 use lathe_runtime::device::options::DeviceOptions;
 use lathe_runtime::engine::{Engine, EngineOptions};
@@ -19,7 +22,7 @@ use lathe_runtime::sample::{NoiseKey, SampleParams, Sampler};
 use lathe_runtime::speculate::{Mode, Speculation, Tally};
 use lathe_runtime::tokenizer::{Control, Tokenizer};
 use lathe_tests::answers::{Answer, Run, answers};
-use lathe_tests::{CORPUS, Scratch, lathe, qwen2, qwen2_larger, reference};
+use lathe_tests::{CORPUS, Scratch, lathe, lathe_compile, qwen2, qwen2_larger, reference};
 
 /// Weights of the small models.
 const SEED: u64 = 3;
@@ -32,6 +35,8 @@ fn small(layers: usize) -> Model {
 
 fn options(activations: Activations) -> Options {
     let mut options = Options::new(Target::parse("native").expect("this CPU has a target"));
+    // What the reference computes with are the file's own weights.
+    options.draft_formats = Formats::default();
     options.passes.activations = activations;
     options.threads = 2;
     options
@@ -42,6 +47,16 @@ fn pair(target: Model, draft: Model, activations: Activations) -> Plan {
     let path = scratch.file("pair.plan");
     compile_with(target, Some(draft), Goal::Plan(&path), &options(activations)).expect("the pair compiles");
     // The plan keeps its file open, so the folder may go.
+    Plan::open(&path).expect("the plan opens")
+}
+
+/// A model that guesses for itself without these layers.
+fn alone_without(model: Model, layers: &str, options: &Options) -> Plan {
+    let scratch = Scratch::new();
+    let path = scratch.file("self.plan");
+    let left_out: LeftOut = layers.parse().expect("layers");
+    let options = Options { self_draft: Some(left_out), ..options.clone() };
+    compile(model, Goal::Plan(&path), &options).expect("it compiles");
     Plan::open(&path).expect("the plan opens")
 }
 
@@ -85,11 +100,79 @@ fn alone(plan: &Plan, mode: Mode, requests: &[Request]) -> (Vec<Answer>, Tally) 
 
 #[test]
 fn guesses_of_a_draft_model_change_no_bit() {
-    let plan = pair(small(3), small(2), Activations::Int8);
+    no_bit_changes(&pair(small(3), small(2), Activations::Int8), Mode::Draft);
+}
+
+#[test]
+fn guesses_of_the_model_without_layers_change_no_bit() {
+    let options = options(Activations::Int8);
+    let plan = alone_without(small(3), "2", &options);
+    let (main, own) = (plan.program("main").expect("main"), plan.program("self").expect("self"));
+    assert!(own.buckets[0].launches.len() < main.buckets[0].launches.len());
+    no_bit_changes(&plan, Mode::Own);
+    // Without its last layer it is the model of two layers, whose guesses are as often right from a cache of its own: what
+    // it reads of the whole model's cache is what its own layers put there.
+    let pair = pair(small(3), small(2), Activations::Int8);
+    let request = Request { tokens: (3..60).collect(), max_tokens: Some(40), ..Request::default() };
+    let base = EngineOptions::default();
+    let tally = |plan: &Plan, mode| run(plan, mode, 4, &base, std::slice::from_ref(&request)).speculation;
+    let [own, draft] = [tally(&plan, Mode::Own), tally(&pair, Mode::Draft)];
+    assert_eq!((own.drafted, own.accepted, own.accepted_at), (draft.drafted, draft.accepted, draft.accepted_at));
+}
+
+#[test]
+fn layers_that_a_model_cannot_guess_without_are_refused_by_name() {
+    let scratch = Scratch::new();
+    let path = scratch.file("self.plan");
+    for (layers, hint) in [("3", "layer 3 cannot be left out"), ("0-2", "all 3 layers"), ("1,700", "layer 700")] {
+        let left_out = Some(layers.parse().expect("layers"));
+        let options = Options { self_draft: left_out, ..options(Activations::Int8) };
+        let error = compile(small(3), Goal::Plan(&path), &options).expect_err(layers);
+        assert!(error.to_string().contains(hint), "{error}");
+        assert_eq!(error.exit_code(), lathe_compiler::error::exit::USAGE, "{error}");
+        assert!(!path.exists());
+    }
+}
+
+#[test]
+fn a_search_finds_layers_to_leave_out() {
+    let scratch = Scratch::new();
+    let [model, first, second] = ["small.gguf", "first.plan", "second.plan"].map(|name| scratch.file(name));
+    write_gguf(&model, &small(4)).expect("it is written");
+    lathe_compile();
+    let search = |path: &Path| {
+        let command = Command::new(lathe())
+            .arg("compile")
+            .arg(&model)
+            .args(["--self-draft", "auto", "-q", "-o"])
+            .arg(path)
+            .output();
+        let output = command.expect("it starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    search(&first);
+    search(&second);
+    let bytes = [&first, &second].map(|path| std::fs::read(path).expect("a plan"));
+    assert!(bytes[0] == bytes[1], "the same search finds the same");
+    let plan = Plan::open(&first).expect("the plan opens");
+    let drafter = &plan.manifest().expect("a manifest").drafters[0];
+    let best = drafter.curve.iter().max_by(|a, b| a.gain.total_cmp(&b.gain)).expect("a curve");
+    assert!(best.layers == drafter.left_out && (0.0..=1.0).contains(&best.right) && best.share < 1.0, "{best:?}");
+    // Each choice has one layer more than the one before.
+    let grows = |pair: &[manifest::LeftOut]| pair[0].layers.iter().all(|layer| pair[1].layers.contains(layer));
+    assert!(drafter.curve.iter().enumerate().all(|(at, point)| point.layers.len() == at + 1));
+    assert!(drafter.curve.windows(2).all(grows), "{:?}", drafter.curve);
+    let request = Request { tokens: (3..40).collect(), max_tokens: Some(30), ..Request::default() };
+    let answer = |mode| run(&plan, mode, 3, &EngineOptions::default(), std::slice::from_ref(&request)).answers;
+    assert!(answer(Mode::Own) == answer(Mode::Off));
+}
+
+/// Compares answers of all kinds of requests, alone and among others, with those without guesses.
+fn no_bit_changes(plan: &Plan, mode: Mode) {
     let mut requests = requests();
-    let (off, none) = alone(&plan, Mode::Off, &requests);
+    let (off, none) = alone(plan, Mode::Off, &requests);
     assert_eq!(none.drafted, 0);
-    let (guessed, tally) = alone(&plan, Mode::Draft, &requests);
+    let (guessed, tally) = alone(plan, mode, &requests);
     assert!(guessed == off, "alone");
     assert!(tally.accepted > 60 && tally.accepted < tally.drafted, "{} of {}", tally.accepted, tally.drafted);
     // Among sixteen others, which end at other times, with prompts in pieces.
@@ -106,8 +189,8 @@ fn guesses_of_a_draft_model_change_no_bit() {
         EngineOptions { device, prefill_chunk: Some(24), ..EngineOptions::default() }
     };
     let (roomy, crowded) = (base(4096, Some(2)), base(384, None));
-    for (mode, base) in [(Mode::Draft, &roomy), (Mode::Draft, &crowded), (Mode::Auto, &crowded)] {
-        let run = run(&plan, mode, 5, base, &requests);
+    for (mode, base) in [(mode, &roomy), (mode, &crowded), (Mode::Auto, &crowded)] {
+        let run = run(plan, mode, 5, base, &requests);
         for (index, (found, expected)) in run.answers.iter().zip(&expected).enumerate() {
             assert!(found == expected, "request {index} by {mode} of {:?} positions", base.device.cache_tokens);
         }
@@ -244,6 +327,16 @@ fn commands_know_of_the_draft() {
     assert!(off.0 == Some(0) && off == draft, "{off:?} {draft:?}");
     let (code, text) = lathe(&answer("draft"), &lone);
     assert!(code != Some(0) && text.contains("--speculate draft") && text.contains("--draft MODEL"), "{code:?} {text}");
+    let (code, text) = lathe(&answer("self"), &lone);
+    assert!(code != Some(0) && text.contains("--self-draft LAYERS"), "{code:?} {text}");
+    let own = scratch.file("own.plan");
+    let left_out = Some("1".parse().expect("a layer"));
+    let with_own = Options { self_draft: left_out, ..options(Activations::Int8) };
+    compile(small(3), Goal::Plan(&own), &with_own).expect("it compiles");
+    let (code, text) = lathe(&["inspect"], &own);
+    assert!(code == Some(0) && text.contains("Drafter `self`") && text.contains("layers 1"), "{code:?} {text}");
+    let (off, on) = (lathe(&answer("off"), &own), lathe(&answer("self"), &own));
+    assert!(off.0 == Some(0) && off == on, "{off:?} {on:?}");
     let prompts = scratch.file("prompts.txt");
     std::fs::write(&prompts, "the quick").expect("a new file");
     let bench = ["bench", "-n", "16", "-r", "1", "--speculate", "draft", "--prompts", prompts.to_str().expect("UTF-8")];

@@ -4,10 +4,11 @@
 //! of one phase may run at the same time, so two intermediates share bytes only when their phases are apart. In
 //! particular a result never overlaps an operand of its own launch. Sizes are those of the largest step.
 
+use lathe_plan::arena::Span;
+
 use super::{ArenaBuffer, Bucket, Buffer};
 
-/// Every intermediate starts at a multiple of this: a cache line and a vector register.
-pub const ALIGN: u64 = 64;
+pub use lathe_plan::arena::ALIGN;
 
 /// Sets phases and offsets of a bucket's buffers, its arena's size and its scratch. `phases` are those of its launches.
 pub fn place(bucket: &mut Bucket, phases: &[usize]) {
@@ -35,28 +36,11 @@ pub fn place(bucket: &mut Bucket, phases: &[usize]) {
     bucket.arena_bytes = first_fit(&mut bucket.buffers, &sizes);
 }
 
-/// Gives each buffer, in order, the lowest aligned offset that no buffer living at the same time occupies. Returns the
-/// bytes used in all.
+/// Gives each buffer its place; see [`lathe_plan::arena::first_fit`]. Returns the bytes used in all.
 pub fn first_fit(buffers: &mut [ArenaBuffer], sizes: &[u64]) -> u64 {
-    let mut total = 0;
-    for at in 0..buffers.len() {
-        let (placed, rest) = buffers.split_at_mut(at);
-        let buffer = &mut rest[0];
-        let mut taken: Vec<(u64, u64)> = placed
-            .iter()
-            .zip(sizes)
-            .filter(|(other, _)| other.phases.0 <= buffer.phases.1 && buffer.phases.0 <= other.phases.1)
-            .map(|(other, &bytes)| (other.offset, other.offset + bytes))
-            .collect();
-        taken.sort_unstable();
-        buffer.offset = 0;
-        for (start, end) in taken {
-            if buffer.offset + sizes[at] <= start {
-                break;
-            }
-            buffer.offset = buffer.offset.max(end.next_multiple_of(ALIGN));
-        }
-        total = total.max(buffer.offset + sizes[at]);
-    }
-    total.next_multiple_of(ALIGN)
+    let sized = buffers.iter().zip(sizes);
+    let mut spans: Vec<Span> = sized.map(|(buffer, &bytes)| Span { bytes, phases: buffer.phases, offset: 0 }).collect();
+    let total = lathe_plan::arena::first_fit(&mut spans);
+    buffers.iter_mut().zip(spans).for_each(|(buffer, span)| buffer.offset = span.offset);
+    total
 }

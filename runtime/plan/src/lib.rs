@@ -8,6 +8,8 @@
 //! is integrity, not authenticity: a plan holds machine code, so run only plans that you built or whose signature you
 //! checked.
 
+mod amend;
+pub mod arena;
 pub mod codec;
 pub mod error;
 pub mod format;
@@ -17,6 +19,7 @@ pub mod program;
 mod program_codec;
 pub mod random;
 pub mod reader;
+pub mod skip;
 mod source;
 pub mod template;
 pub mod tokenizer;

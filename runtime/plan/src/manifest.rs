@@ -78,7 +78,7 @@ pub struct Attention {
 }
 
 /// A program that guesses what the main one will say.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Drafter {
     /// The program's name (`draft`).
@@ -91,12 +91,36 @@ pub struct Drafter {
     pub parameters: u64,
     /// Most positions of a sequence.
     pub max_context: u64,
+    /// How its weights are stored.
+    pub quantization: String,
     /// Bytes of its packed weights; 0 where it reads those of the main program.
     pub weights_bytes: u64,
     /// Bytes of weights that a guess reads.
     pub weights_bytes_per_token: u64,
     /// What was compiled.
     pub source: Source,
+    /// The layers of the main program that it leaves out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<u32>,
+    /// How a search for those went: each choice that it came by, from the fewest layers on.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub curve: Vec<LeftOut>,
+}
+
+/// What leaving layers out gives.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LeftOut {
+    /// The layers.
+    pub layers: Vec<u32>,
+    /// Of the next tokens of the calibration text, how many it says as the whole program does.
+    pub right: f64,
+    /// Bytes of weights that a guess reads, as a share of what the whole program reads for a token.
+    pub share: f64,
+    /// How many times faster answers are at best, by the bytes read.
+    pub gain: f64,
+    /// Guesses of a step with which they are.
+    pub depth: u32,
 }
 
 /// How a tensor is stored, and what that cost.
@@ -128,4 +152,12 @@ impl Manifest {
     pub fn from_json(text: &str) -> Result<Manifest, DecodeError> {
         serde_json::from_str(text).map_err(|error| DecodeError::Json(error.to_string()))
     }
+}
+
+/// How many times faster answers get at best, and with how many guesses a step, when a guess is right with this chance and
+/// reads such a share of what a step of the model reads, which verifies all of them at once.
+pub fn best_gain(right: f64, share: f64) -> (f64, u32) {
+    let tokens = |guesses: u32| (0..=guesses).map(|n| right.powf(f64::from(n))).sum::<f64>();
+    let gain = |guesses: u32| (tokens(guesses) / (1.0 + share * f64::from(guesses)), guesses);
+    (1..=16).map(gain).max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((1.0, 0))
 }

@@ -9,6 +9,7 @@ use crate::format::{self, CHUNK, Digest, HEADER_BYTES, Head, Section, SectionKin
 use crate::manifest::Manifest;
 use crate::program::{CodeObject, Program};
 use crate::random::RandomWeights;
+use crate::skip;
 use crate::source::Source;
 use crate::tokenizer::PackedTokenizer;
 use crate::verify;
@@ -168,9 +169,23 @@ impl Plan {
         self.programs.iter().try_for_each(verify::check_program)?;
         self.head.sections.iter().try_for_each(|section| self.check_section(section))?;
         self.codes.iter().try_for_each(|code| self.check_code(code))?;
+        if let (Some(own), Some(main)) = (self.program(skip::PROGRAM), self.program("main")) {
+            let same = own.kernels == main.kernels
+                && own.weights == main.weights
+                && own.cache_groups == main.cache_groups
+                && own.inputs == main.inputs
+                && (own.vocabulary, own.max_context) == (main.vocabulary, main.max_context);
+            if !same || self.codes(skip::PROGRAM).next().is_some() {
+                let why =
+                    "expected the kernels, weights, caches and inputs of the main program, and no code of its own";
+                return Err(mismatch(&format!("program `{}`", skip::PROGRAM), why.to_owned()));
+            }
+        }
         for code in self.codes("main") {
-            let lacks =
-                |program: &&Program| self.codes(&program.name).all(|other| other.object.target != code.object.target);
+            let lacks = |program: &&Program| {
+                program.name != skip::PROGRAM
+                    && self.codes(&program.name).all(|other| other.object.target != code.object.target)
+            };
             if let Some(program) = self.programs.iter().find(lacks) {
                 let why = format!("expected code for `{}`, which the main program has", code.object.target);
                 return Err(mismatch(&format!("program `{}`", program.name), why));
@@ -261,6 +276,16 @@ impl Plan {
         };
         let found = self.chunks.iter().find(of_section).map(|(_, digests)| Expected { section, digests });
         found.ok_or_else(|| mismatch(section, "expected the chunk digests that its digest stands for".to_owned()))
+    }
+
+    /// Bytes of the file, which the caller knows are there.
+    pub(crate) fn bytes(&self, offset: u64, length: u64) -> Result<Vec<u8>, PlanError> {
+        self.source.read(offset, length as usize)
+    }
+
+    /// The features that it demands of whoever reads it.
+    pub(crate) fn features(&self) -> &[String] {
+        &self.head.features
     }
 
     /// What the weights of a program in a layout are made from, where they are not in the plan.

@@ -135,7 +135,7 @@ impl<'a> PlanWriter<'a> {
         self.add(SectionKind::RandomWeights, [program, "", layout], codec::encode(weights));
     }
 
-    fn add(&mut self, kind: SectionKind, labels: [&str; 3], bytes: Vec<u8>) {
+    pub(crate) fn add(&mut self, kind: SectionKind, labels: [&str; 3], bytes: Vec<u8>) {
         self.parts.push((section(kind, labels, bytes.len() as u64), Content::Bytes(bytes)));
     }
 

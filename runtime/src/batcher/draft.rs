@@ -5,10 +5,11 @@
 
 use super::{Batcher, Load, Sequence};
 use crate::{
-    device::Step,
+    device::{PageCopy, Step},
     error::Result,
+    kv::Cache,
     speculate::{
-        Drafter, Mode, Speculation, USUAL_DEPTH,
+        Drafter, Kind, Mode, Speculation, USUAL_DEPTH,
         worth::{self, Odds, Reach},
     },
 };
@@ -52,7 +53,8 @@ impl Batcher {
         self.running.iter_mut().for_each(|sequence| sequence.guesses.clear());
         for drafter in drafters.iter_mut().filter(|drafter| mode.takes(drafter.kind())) {
             let reach = self.reach(drafter.as_ref());
-            let all = &self.guesses;
+            let in_place = drafter.kind() == Kind::Own;
+            let (all, cache) = (&self.guesses, &mut self.cache);
             let mut asks = Vec::new();
             for sequence in &mut self.running {
                 let most = sequence.most_guesses().min(reach.depth);
@@ -62,11 +64,25 @@ impl Batcher {
                     |class| sequence.guesses.first().is_none_or(|guess| odds.of(guess) < odds.of_model(class));
                 let is_open = class.map_or(sequence.guesses.is_empty(), is_better);
                 if most > 0 && is_open && (mode != Mode::Auto || pays(sequence, drafter.as_ref(), &reach)) {
-                    asks.push(sequence.ask(all, most, reach.least));
+                    let mut copies = Vec::new();
+                    let most = if in_place { grant(sequence, cache, most, &mut copies) } else { most };
+                    if most > 0 {
+                        asks.push(sequence.ask(all, most, reach.least, in_place.then_some(copies)));
+                    }
                 }
             }
             if !asks.is_empty() {
                 drafter.draft(&mut asks)?;
+            }
+            let copies: Vec<PageCopy> =
+                asks.into_iter().filter_map(|ask| ask.place).flat_map(|place| place.copies).collect();
+            // Those of answers that found no room among the guesses.
+            self.copies.extend(copies);
+            if in_place {
+                // What the guesses took is free for the step that verifies them, and for others.
+                for sequence in &mut self.running {
+                    self.cache.shrink(&mut sequence.table, sequence.computed);
+                }
             }
         }
         Ok(())
@@ -177,6 +193,11 @@ impl Batcher {
             (seconds <= LONGEST * alone?).then_some(seconds)
         })
     }
+}
+
+/// Grants pages for the next token and what is behind it, so that as many guesses can be computed in place as it returns.
+fn grant(sequence: &mut Sequence, cache: &mut Cache, most: usize, copies: &mut Vec<PageCopy>) -> usize {
+    (1..=most).rev().find(|&guesses| cache.grow(&mut sequence.table, sequence.computed + guesses, copies)).unwrap_or(0)
 }
 
 /// Whether what a drafter will save for an answer is worth what it must compute first.

@@ -19,7 +19,7 @@ const TOKENS: f64 = 64.0;
 const ATTENDED: f64 = 16384.0;
 /// Pulls coefficients that nothing is known of yet towards zero.
 const RIDGE: f64 = 1e-6;
-/// Steps of up to so many tokens are also remembered by their number.
+/// Steps of up to so many tokens are also remembered by their number, longer ones by the nearest multiple of it.
 const COUNTED: usize = 96;
 /// Times that are remembered of steps with one number of tokens.
 const SAMPLES: usize = 5;
@@ -84,16 +84,17 @@ impl Predictor {
         self.weight = self.weight * FADE + 1.0;
         self.fit = solve(&self.products, &self.times);
         self.steps += 1;
-        if load.tokens <= COUNTED {
-            let samples = self.counted.entry(load.tokens).or_default();
-            if self.steps - samples.step > STALE {
-                samples.last.clear();
-            } else if samples.last.len() == SAMPLES {
-                samples.last.pop_front();
-            }
-            samples.last.push_back((took.as_secs_f64(), load.attended));
-            samples.step = self.steps;
+        // What steps of many tokens take says more of those of a few that never ran than the slope of smaller ones does.
+        let counted =
+            if load.tokens <= COUNTED { load.tokens } else { (load.tokens + COUNTED / 2) / COUNTED * COUNTED };
+        let samples = self.counted.entry(counted).or_default();
+        if self.steps - samples.step > STALE {
+            samples.last.clear();
+        } else if samples.last.len() == SAMPLES {
+            samples.last.pop_front();
         }
+        samples.last.push_back((took.as_secs_f64(), load.attended));
+        samples.step = self.steps;
     }
 
     /// The seconds of a step of few tokens, from steps with as many or nearly as many: kernels handle tokens in groups,
@@ -245,6 +246,20 @@ mod tests {
         }
         predictor.learn(load(8), Duration::from_millis(2));
         assert!((seconds(&predictor, 8) - 0.002).abs() < 1e-9, "{}", seconds(&predictor, 8));
+    }
+
+    #[test]
+    fn a_long_step_says_what_steps_of_a_few_tokens_take() {
+        // The second token is dear, those after it are cheap.
+        let time = |tokens: usize| Duration::from_micros(if tokens == 1 { 1000 } else { 2000 + 100 * tokens as u64 });
+        let mut predictor = Predictor::default();
+        let load = |tokens| Load { tokens, attended: 0 };
+        predictor.learn(load(200), time(200));
+        for tokens in [1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2] {
+            predictor.learn(load(tokens), time(tokens));
+        }
+        let (found, wanted) = (predictor.small_step(load(5)).unwrap(), time(5).as_secs_f64());
+        assert!((found / wanted - 1.0).abs() < 0.1, "{found} instead of {wanted}");
     }
 
     #[test]

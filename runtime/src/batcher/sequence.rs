@@ -3,15 +3,16 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
+    Counters,
     policy::Rank,
     request::{Event, FinishReason, Request, RequestId},
     rule::Rule,
 };
 use crate::{
-    device::{Pick, Row, RowOutput, Step, StepToken},
+    device::{PageCopy, Pick, Row, RowOutput, Step, StepToken},
     kv::{BlockTable, Chain},
     speculate::{
-        Ask, Guess, Key, Tally,
+        Ask, Guess, Key, Kind, Place,
         worth::{Odds, Record},
     },
 };
@@ -126,14 +127,15 @@ impl Sequence {
         Rule { request: &self.request, choice: self.choice, tokens: &self.tokens, generated: &self.generated }
     }
 
-    /// What a drafter is asked about it.
-    pub fn ask<'a>(&'a mut self, all: &'a Record, most: usize, least: f64) -> Ask<'a> {
+    /// What a drafter is asked about it; with the copies to make before it uses the answer's pages, where it does.
+    pub fn ask<'a>(&'a mut self, all: &'a Record, most: usize, least: f64, copies: Option<Vec<PageCopy>>) -> Ask<'a> {
         let key = self.key();
-        let Sequence { request, choice, tokens, generated, record, guesses, is_drafted, .. } = self;
+        let Sequence { request, choice, tokens, generated, record, guesses, is_drafted, table, .. } = self;
         *is_drafted = true;
         guesses.clear();
         let rule = Rule { request, choice: *choice, tokens, generated };
-        Ask { key, rule, odds: Odds { own: record, all }, most, least, guesses }
+        let place = copies.map(|copies| Place { table, copies });
+        Ask { key, rule, odds: Odds { own: record, all }, most, least, place, guesses }
     }
 
     /// Whether the logits of one of its rows, those behind guesses apart, were not finite.
@@ -155,7 +157,7 @@ impl Sequence {
 
     /// Takes the tokens that its rows got, as far as the guesses before them were right, and counts how far that was. What
     /// was computed of right guesses stays.
-    pub fn record(&mut self, rows: &[RowOutput], all: &mut Record, tally: &mut Tally, events: &mut Vec<Event>) {
+    pub fn record(&mut self, rows: &[RowOutput], all: &mut Record, counters: &mut Counters, events: &mut Vec<Event>) {
         let (drafted, mut accepted) = (std::mem::take(&mut self.drafted), 0);
         let guesses = std::mem::take(&mut self.guesses);
         let first_event = events.len();
@@ -178,7 +180,12 @@ impl Sequence {
             self.computed += 1;
         }
         if drafted > 0 {
-            tally.count(drafted, accepted);
+            counters.speculation.count(drafted, accepted);
+            // All guesses of a draft are one drafter's.
+            let kind = guesses.first().map_or(Kind::Ngram, |guess| Kind::of_class(guess.class));
+            let [all, right] = &mut counters.by_drafter[kind as usize];
+            *all += drafted as u64;
+            *right += accepted as u64;
             let (request, choice) = self.key();
             events.insert(first_event, Event::Verified { request, choice, drafted, accepted });
         }

@@ -1,5 +1,6 @@
 //! `lathe inspect`: everything that a plan contains, for people or as JSON. It needs no machine that could run the plan.
 
+mod drafters;
 mod story;
 mod text;
 

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use lathe_plan::Plan;
+use lathe_plan::{Plan, skip};
 
 use super::{
     Device,
-    cpu::{CpuDevice, Crew},
+    cpu::{CpuDevice, Crew, Host},
     cuda::{self, CudaDevice},
     fault,
     options::{DeviceChoice, DeviceOptions},
@@ -14,7 +14,7 @@ use super::{
 use crate::{
     engine::EngineOptions,
     error::Result,
-    speculate::{Drafter, Mode, draft::DraftModel, ngram::Ngram},
+    speculate::{Drafter, Mode, draft::DraftModel, ngram::Ngram, own::OwnModel},
 };
 
 /// The program that answers.
@@ -23,7 +23,7 @@ const MAIN: &str = "main";
 const DRAFT: &str = "draft";
 
 /// Positions that a draft model's cache holds at most, unless told otherwise.
-const MOST_CACHED: u64 = 16_384;
+const MOST_CACHED: usize = 16_384;
 
 /// A loaded device, and what to tell people of it.
 pub struct Loaded {
@@ -31,8 +31,8 @@ pub struct Loaded {
     pub device: Box<dyn Device>,
     /// What to tell.
     pub about: About,
-    /// The threads of a CPU, which run the plan's other programs, too.
-    crew: Option<Arc<Crew>>,
+    /// What a CPU's programs share.
+    host: Option<Host>,
 }
 
 /// What to tell people of a device.
@@ -51,11 +51,12 @@ pub struct About {
 /// # Errors
 /// When the plan has no code for the device, or the machine lacks it.
 pub fn load(plan: &Plan, options: &DeviceOptions) -> Result<Loaded> {
-    let Loaded { device, about, crew } = load_program(plan, MAIN, options, None)?;
-    Ok(Loaded { device: fault::inject(device)?, about, crew })
+    let Loaded { device, about, host } = load_program(plan, MAIN, options, None)?;
+    Ok(Loaded { device: fault::inject(device)?, about, host })
 }
 
-/// Loads what guesses tokens beside a main program: n-grams, and a draft model where the plan has one and it is wanted.
+/// Loads what guesses tokens beside a main program: n-grams, and where the plan has them and they are wanted, a draft model
+/// and the model itself without some of its layers.
 ///
 /// # Errors
 /// When what is asked for is not in the plan or does not load.
@@ -63,12 +64,16 @@ pub fn drafters(plan: &Plan, main: &Loaded, options: &EngineOptions) -> Result<V
     let (mode, limits) = (options.batching.speculation.mode, main.device.limits());
     let mut drafters: Vec<Box<dyn Drafter>> = vec![Box::new(Ngram::default())];
     if matches!(mode, Mode::Auto | Mode::Draft) && plan.program(DRAFT).is_some() {
-        // The default share of the memory that is left is the target's. With fewer pages there are fewer guesses.
-        let most = limits.cache_tokens().min(MOST_CACHED) as usize;
-        let cache_tokens = options.device.cache_tokens.unwrap_or(most);
-        let device = DeviceOptions { cache_tokens: Some(cache_tokens), ..options.device.clone() };
-        let draft = load_program(plan, DRAFT, &device, main.crew.as_ref())?.device;
+        // It takes what its target leaves: with fewer pages there are fewer guesses, and nothing fails for want of them.
+        let most = options.device.cache_tokens.unwrap_or(MOST_CACHED).min(limits.cache_tokens() as usize);
+        let device = DeviceOptions { cache_tokens: None, most_cache_tokens: Some(most), ..options.device.clone() };
+        let draft = load_program(plan, DRAFT, &device, main.host.as_ref().map(Host::crew))?.device;
         drafters.push(Box::new(DraftModel::new(draft, limits.vocabulary, &options.batching.cache)));
+    }
+    if matches!(mode, Mode::Auto | Mode::Own)
+        && let (Some(program), Some(host)) = (plan.program(skip::PROGRAM), &main.host)
+    {
+        drafters.push(Box::new(OwnModel::new(Box::new(host.run_beside(program, &options.device)?))));
     }
     mode.check(&drafters)?;
     Ok(drafters)
@@ -85,11 +90,12 @@ fn load_program(plan: &Plan, program: &str, options: &DeviceOptions, crew: Optio
         let device = CudaDevice::load(plan, program, ordinal, options)?;
         // The thread that hands steps over and samples.
         let (name, warning) = (device.name().to_owned(), device.warning().map(str::to_owned));
-        return Ok(Loaded { device: Box::new(device), about: About { name, threads: 1, warning }, crew: None });
+        return Ok(Loaded { device: Box::new(device), about: About { name, threads: 1, warning }, host: None });
     }
     let crew = crew.map_or_else(|| Crew::start(options), |crew| Ok(Arc::clone(crew)))?;
     let device = CpuDevice::load(plan, program, options, Arc::clone(&crew))?;
     let (threads, warning) = (crew.workers(), crew.warning().map(str::to_owned));
     let about = About { name: "CPU".to_owned(), threads, warning };
-    Ok(Loaded { device: Box::new(device), about, crew: Some(crew) })
+    let host = Some(device.host());
+    Ok(Loaded { device: Box::new(device), about, host })
 }

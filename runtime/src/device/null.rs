@@ -3,6 +3,8 @@
 //! Its cache pages hold the tokens themselves. The token that a row gets is a hash of the row's whole history as the pages
 //! tell it, so a page that is shared, freed or overwritten too early changes tokens, like on a real device.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use super::{Device, IN_FLIGHT, Limits, Pick, RowOutput, Step, StepOutput, StepToken, Ticket};
 use crate::{
     error::{Error, Result},
@@ -15,8 +17,8 @@ use lathe_plan::program::StepSize;
 pub struct NullDevice {
     limits: Limits,
     seed: u64,
-    breaks: Option<u64>,   // of so many histories one has a row that is not finite
-    groups: Vec<Vec<u32>>, // per cache group [pages · page_tokens] tokens
+    breaks: Option<u64>,               // of so many histories one has a row that is not finite
+    groups: Arc<Mutex<Vec<Vec<u32>>>>, // per cache group [pages · page_tokens] tokens
     steps: Vec<StepSize>,
     outputs: Vec<(Ticket, StepOutput, bool)>, // the last IN_FLIGHT, and whether they wait to be collected
 }
@@ -25,8 +27,16 @@ impl NullDevice {
     /// A device with these limits. The seed stands for the weights.
     pub fn new(limits: Limits, seed: u64) -> NullDevice {
         let slots = |group: &super::GroupLimits| vec![u32::MAX; group.pages as usize * group.page_tokens as usize];
-        let groups = limits.groups.iter().map(slots).collect();
+        let groups = Arc::new(Mutex::new(limits.groups.iter().map(slots).collect()));
         NullDevice { limits, seed, breaks: None, groups, steps: Vec::new(), outputs: Vec::new() }
+    }
+
+    /// Another program in the same cache.
+    #[must_use]
+    pub fn beside(&self) -> NullDevice {
+        let NullDevice { limits, seed, groups, .. } = self;
+        let (limits, groups) = (limits.clone(), Arc::clone(groups));
+        NullDevice { limits, seed: *seed, breaks: None, groups, steps: Vec::new(), outputs: Vec::new() }
     }
 
     /// The same, but after one in so many histories the logits are not finite.
@@ -74,9 +84,13 @@ impl NullDevice {
     }
 
     /// What a page of a cache group holds: `u32::MAX` where nothing was written.
-    pub fn page(&self, group: usize, page: u32) -> &[u32] {
+    pub fn page(&self, group: usize, page: u32) -> Vec<u32> {
         let tokens = self.limits.groups[group].page_tokens as usize;
-        &self.groups[group][page as usize * tokens..][..tokens]
+        self.pages()[group][page as usize * tokens..][..tokens].to_vec()
+    }
+
+    fn pages(&self) -> MutexGuard<'_, Vec<Vec<u32>>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn token(&self, token: StepToken) -> Result<u32> {
@@ -91,13 +105,15 @@ impl NullDevice {
     }
 
     /// What the pages of every cache group hold within its window up to a token, its own position included.
-    fn history(&self, step: &Step, token: usize) -> impl Iterator<Item = u32> {
+    fn history(&self, step: &Step, token: usize) -> Vec<u32> {
         let (sequence, last) = (step.sequences[token], step.positions[token]);
-        (0..self.groups.len()).flat_map(move |group| {
+        let mut history = Vec::new();
+        for (group, pages) in self.pages().iter().enumerate() {
             let window = self.limits.groups[group].window.unwrap_or(u32::MAX);
-            (last.saturating_sub(window - 1)..=last)
-                .map(move |position| self.groups[group][self.slot(step, group, sequence, position)])
-        })
+            let positions = last.saturating_sub(window - 1)..=last;
+            history.extend(positions.map(|position| pages[self.slot(step, group, sequence, position)]));
+        }
+        history
     }
 
     /// The slot of a position in a cache group.
@@ -121,13 +137,13 @@ impl Device for NullDevice {
         for copy in &step.copies {
             let tokens = self.limits.groups[copy.group as usize].page_tokens as usize;
             let from = copy.from as usize * tokens;
-            self.groups[copy.group as usize].copy_within(from..from + tokens, copy.to as usize * tokens);
+            self.pages()[copy.group as usize].copy_within(from..from + tokens, copy.to as usize * tokens);
         }
         for (index, &token) in step.tokens.iter().enumerate() {
             let token = self.token(token)?;
-            for group in 0..self.groups.len() {
+            for group in 0..self.limits.groups.len() {
                 let slot = self.slot(step, group, step.sequences[index], step.positions[index]);
-                self.groups[group][slot] = token;
+                self.pages()[group][slot] = token;
             }
         }
         let mut output = StepOutput::default();

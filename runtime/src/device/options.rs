@@ -51,6 +51,8 @@ pub struct DeviceOptions {
     /// Positions that the cache holds for all requests together; by default as many as they can use, as far as memory
     /// allows: a quarter of what weights leave to a CPU and at most 4 GiB, three quarters on a GPU.
     pub cache_tokens: Option<usize>,
+    /// The most positions of a cache whose size is left to the device.
+    pub most_cache_tokens: Option<usize>,
     /// Where the weights are kept.
     pub load: LoadMode,
     /// Leaves a CPU's workers to the operating system's scheduler instead of pinning each to a core.

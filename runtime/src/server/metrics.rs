@@ -13,6 +13,7 @@ use std::{
 use crate::{
     Engine, FinishReason,
     batcher::{Counters, Gauges},
+    speculate::Kind,
 };
 
 /// Upper bounds of the buckets of all latency histograms, in seconds.
@@ -269,6 +270,13 @@ impl Metrics {
                 }
                 let key = if *name == "request_success" { "finished_reason" } else { "reason" };
                 let _ = writeln!(out, "{prefix}{name}_total{{{label},{key}=\"{value}\"}} {count}");
+            }
+        }
+        for (at, name) in ["draft_tokens", "accepted_tokens"].into_iter().enumerate() {
+            let name = format!("lathe_spec_decode_drafter_{name}_total");
+            let _ = writeln!(out, "# TYPE {name} counter");
+            for ((drafter, _), counts) in Kind::ALL.iter().zip(&counters.by_drafter) {
+                let _ = writeln!(out, "{name}{{{label},drafter=\"{drafter}\"}} {}", counts[at]);
             }
         }
         let (predicted, measured) = *lock(&self.errors);

@@ -9,31 +9,29 @@
 //! The guesses of all answers are computed side by side, one step for each place. An answer whose beginning it has not
 //! seen is computed in chunks, small ones beside others, before there are guesses for it.
 
-use std::{collections::HashMap, fmt, time::Instant};
+use std::{collections::HashMap, fmt};
 
-use super::{Ask, Drafter, Guess, Key, Kind, worth};
+use super::{
+    Ask, Drafter, Key, Kind,
+    model::{Model, Taken},
+    worth,
+};
 use crate::{
-    batcher::{Load, Predictor},
-    device::{Device, Row, Step, StepOutput, StepToken},
+    batcher::Load,
+    device::{Device, StepToken},
     error::Result,
     kv::{BlockTable, Cache, CacheOptions, Chain},
 };
 
 /// Tokens of an unknown beginning that are computed at once beside other answers.
 const CHUNK: usize = 64;
-/// Steps of so many tokens are predicted from those of the same size.
-const SMALL: usize = 32;
 
 /// The drafter that runs a draft model.
 pub struct DraftModel {
-    device: Box<dyn Device>,
-    vocabulary: u32, // ids that both models know are below this
+    model: Model,
     cache: Cache,
     answers: HashMap<Key, Answer>,
     turn: u64, // counts calls
-    step: Step,
-    output: StepOutput,
-    predictor: Predictor,
 }
 
 /// What it knows of an answer.
@@ -60,14 +58,10 @@ impl DraftModel {
         let limits = device.limits();
         let options = CacheOptions { chunk: limits.max.tokens.max(1) as usize, ..cache.clone() };
         DraftModel {
-            vocabulary: limits.vocabulary.min(target_vocabulary),
             cache: Cache::with_options(&limits.groups, options),
-            device,
+            model: Model::new(device, target_vocabulary, worth::DRAFT),
             answers: HashMap::new(),
             turn: 0,
-            step: Step::default(),
-            output: StepOutput::default(),
-            predictor: Predictor::default(),
         }
     }
 
@@ -77,11 +71,11 @@ impl DraftModel {
         let table = || self.cache.table();
         let answer = self.answers.entry(ask.key).or_insert_with(|| Answer { table: table(), ..Answer::default() });
         answer.turn = self.turn;
-        if answer.is_broken || ask.most == 0 || tokens.len() >= self.device.limits().max_context as usize {
+        if answer.is_broken || ask.most == 0 || tokens.len() >= self.model.limits().max_context as usize {
             return false;
         }
         let known = answer.confirmed.min(tokens.len()).min(answer.tokens.len());
-        if tokens[known..].iter().any(|&token| token >= self.vocabulary) {
+        if !self.model.knows(&tokens[known..]) {
             return false;
         }
         let right = answer.tokens[known..].iter().zip(&tokens[known..]).take_while(|(a, b)| a == b).count();
@@ -106,41 +100,30 @@ impl DraftModel {
         if parts.is_empty() {
             return Ok(Vec::new());
         }
-        let start = Instant::now();
-        let ticket = self.device.submit(&self.step)?;
-        self.device.collect(ticket, &mut self.output)?;
-        self.predictor.learn(load, start.elapsed());
+        self.model.run(load)?;
         let is_alone = asks.len() == 1;
         Ok(parts.iter().filter(|part| self.take(&mut asks[part.ask], part, is_alone)).map(|part| part.ask).collect())
     }
 
     /// Fills a step with the next tokens of these asks, as far as there is room.
     fn compose(&mut self, asks: &[Ask<'_>], open: &[usize]) -> (Vec<Part>, Load) {
-        let limits = self.device.limits();
-        let (most, groups) = (limits.max, limits.groups.len());
-        self.step.clear(groups);
+        let most = self.model.limits().max;
+        self.model.begin();
         let (mut parts, mut load) = (Vec::new(), Load::default());
         for &index in open {
             let ask = &asks[index];
             let computed = self.answers.get(&ask.key).map_or(0, |answer| answer.tokens.len());
             let pending = ask.rule.tokens.len() + ask.guesses.len() - computed;
-            let room = most.tokens as usize - self.step.tokens.len();
+            let room = most.tokens as usize - self.model.step.tokens.len();
             let count = pending.min(room).min(if asks.len() > 1 { CHUNK } else { room });
-            let is_full = parts.len() == most.sequences as usize || self.step.rows.len() == most.rows as usize;
-            if count == 0 || is_full || !self.grant(ask.key, computed + count) {
+            if count == 0 || !self.model.has_room() || !self.grant(ask.key, computed + count) {
                 continue;
             }
             let Some(answer) = self.answers.get(&ask.key) else { continue };
-            let first = self.step.tokens.len();
             let all = ask.rule.tokens.iter().copied().chain(ask.guesses.iter().map(|guess| guess.token));
             let tokens = all.skip(computed).take(count).map(StepToken::Known);
-            self.step.push_sequence(tokens, computed as u32, answer.table.groups());
-            let row = (count == pending).then_some(self.step.rows.len());
-            if row.is_some() {
-                let mut row = Row { top: 0, ..ask.rule.row((first + count - 1) as u32, ask.guesses) };
-                row.edits.retain(|edit| edit.token < self.vocabulary);
-                self.step.rows.push(row);
-            }
+            self.model.step.push_sequence(tokens, computed as u32, answer.table.groups());
+            let row = (count == pending).then(|| self.model.push_row(ask));
             load = load.and(Load::of(computed, count));
             parts.push(Part { ask: index, end: computed + count, row });
         }
@@ -151,7 +134,7 @@ impl DraftModel {
     fn grant(&mut self, key: Key, tokens: usize) -> bool {
         loop {
             let Some(answer) = self.answers.get_mut(&key) else { return false };
-            if self.cache.grow(&mut answer.table, tokens, &mut self.step.copies) {
+            if self.cache.grow(&mut answer.table, tokens, &mut self.model.step.copies) {
                 return true;
             }
             let idle = self.answers.iter_mut().filter(|(_, other)| other.turn < self.turn && other.table.tokens() > 0);
@@ -174,23 +157,16 @@ impl DraftModel {
             self.cache.remember(&mut answer.table, &answer.chain, answer.confirmed);
         }
         self.cache.slide(&mut answer.table, part.end.min(own.len() - 1));
-        let Some(row) = part.row.and_then(|row| self.output.rows.get(row)) else { return is_alone };
-        if row.is_broken {
+        let Some(row) = part.row else { return is_alone };
+        let taken = self.model.take(ask, row);
+        if taken == Taken::Broken {
             answer.is_broken = true;
             self.cache.disown(&answer.table);
-            return false;
         }
-        // Nothing comes behind a stop token.
-        if row.token >= self.vocabulary || ask.rule.request.stop.contains(&row.token) {
-            return false;
-        }
-        let probability = row.logprob.exp();
-        let class = worth::class_of_model(worth::DRAFT, probability);
-        ask.guesses.push(Guess { token: row.token, class, chance: 0.3 + 0.65 * probability });
-        ask.wants_more() && own.len() + ask.guesses.len() < self.device.limits().max_context as usize
+        taken == Taken::More
     }
 
-    /// Checks that its pages are counted as its answers hold them, for simulations.
+    /// Checks that its pages are counted as its answers hold them.
     pub fn check_integrity(&self) -> Result<(), String> {
         let tables: Vec<&BlockTable> = self.answers.values().map(|answer| &answer.table).collect();
         self.cache.check_integrity(&tables)
@@ -208,6 +184,7 @@ impl Drafter for DraftModel {
         while !open.is_empty() {
             open = self.round(asks, &open)?;
         }
+        debug_assert_eq!(self.check_integrity(), Ok(()), "pages are counted as answers hold them");
         Ok(())
     }
 
@@ -218,8 +195,7 @@ impl Drafter for DraftModel {
     }
 
     fn seconds(&self, load: Load) -> Option<f64> {
-        let by_size = (load.tokens <= SMALL).then(|| self.predictor.small_step(load)).flatten();
-        by_size.or_else(|| self.predictor.step(load).map(|time| time.as_secs_f64()))
+        self.model.seconds(load)
     }
 
     fn behind(&self, key: Key, tokens: usize) -> usize {
@@ -242,8 +218,8 @@ mod tests {
     use super::*;
     use crate::{
         batcher::RequestId,
-        device::{GroupLimits, Limits, Ticket, null::NullDevice},
-        speculate::tests::Nothing,
+        device::{GroupLimits, Limits, Step, StepOutput, Ticket, null::NullDevice},
+        speculate::{Guess, tests::Nothing},
     };
 
     /// The null device, and the sizes of its steps.

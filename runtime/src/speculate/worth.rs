@@ -12,6 +12,8 @@ pub const CLASSES: usize = 32;
 
 /// The first class of a draft model's guesses.
 pub const DRAFT: usize = 17;
+/// The first class of guesses of the model itself without some layers.
+pub const OWN: usize = DRAFT + SURENESS + 1;
 /// Classes of a model's guesses, by how sure it was of them. The one behind them stands for all of its guesses together.
 const SURENESS: usize = 6;
 /// How likely a model's guess is taken to be right before one was verified.

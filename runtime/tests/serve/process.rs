@@ -279,6 +279,13 @@ fn guesses_are_counted_in_usage_and_metrics() {
             format!("{prefix}spec_decode_num_accepted_tokens_per_pos_total{{model_name=\"parrot\",position=\"2\"}}");
         assert!((server.client.metric(&third) - 2.0).abs() < 1e-9, "{third}");
     }
+    for (drafter, wanted) in [("ngram", 6.0), ("draft", 0.0), ("self", 0.0)] {
+        let label = format!("{{model_name=\"parrot\",drafter=\"{drafter}\"}}");
+        for name in ["draft_tokens", "accepted_tokens"] {
+            let name = format!("lathe_spec_decode_drafter_{name}_total{label}");
+            assert!((server.client.metric(&name) - wanted).abs() < 1e-9, "{name}");
+        }
+    }
 }
 
 #[test]

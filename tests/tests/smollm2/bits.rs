@@ -73,7 +73,8 @@ fn pages_of_codes_change_no_bit_either() {
         requests.iter().flat_map(|request| answers_of(&plan, &quiet, std::slice::from_ref(request)).answers).collect();
     // Together, in chunks that cut pages, with guesses, forks and prefixes that are shared, and so few pages that requests
     // displace each other.
-    let batching = BatchOptions { speculation: Speculation { mode: Mode::Ngram, depth: Some(5) }, ..BatchOptions::default() };
+    let batching =
+        BatchOptions { speculation: Speculation { mode: Mode::Ngram, depth: Some(5) }, ..BatchOptions::default() };
     let device = DeviceOptions { cache_tokens: Some(768), ..DeviceOptions::default() };
     let options = EngineOptions { device, prefill_chunk: Some(24), batching, ..EngineOptions::default() };
     let run = answers_of(&plan, &options, &requests);
@@ -104,7 +105,8 @@ fn repetitive() -> Vec<Request> {
 fn guesses_change_no_bit() {
     let requests = repetitive();
     let speculation = |mode, depth| {
-        let batching = BatchOptions { speculation: Speculation { mode, depth: Some(depth) }, ..BatchOptions::default() };
+        let batching =
+            BatchOptions { speculation: Speculation { mode, depth: Some(depth) }, ..BatchOptions::default() };
         EngineOptions { batching, ..EngineOptions::default() }
     };
     let off: Vec<Answer> = requests

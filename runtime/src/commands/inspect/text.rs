@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use lathe_plan::Manifest;
 use lathe_plan::manifest::Tensor;
 
+use super::drafters;
 use super::story::{BucketStory, ProgramStory, SizeStory, Story, largest};
 use crate::commands::table::{bytes, count, markdown};
 
@@ -20,7 +21,7 @@ pub fn write(story: &Story) -> String {
     if let Some(manifest) = &story.manifest {
         model(&mut out, manifest);
         decoder(&mut out, manifest);
-        drafters(&mut out, manifest);
+        drafters::text(&mut out, manifest);
         weights(&mut out, story, manifest);
     }
     for entry in &story.programs {
@@ -49,12 +50,12 @@ pub fn write(story: &Story) -> String {
 }
 
 /// A heading of a level (`##`).
-fn heading(out: &mut String, level: &str, title: &str) {
+pub(super) fn heading(out: &mut String, level: &str, title: &str) {
     out.extend(["\n", level, " ", title, "\n\n"]);
 }
 
 /// A name and its value, which is left out when empty.
-fn line(out: &mut String, name: &str, value: &str) {
+pub(super) fn line(out: &mut String, name: &str, value: &str) {
     if !value.is_empty() {
         out.extend([&format!("{name:<13} "), value, "\n"]);
     }
@@ -95,35 +96,6 @@ fn decoder(out: &mut String, manifest: &Manifest) {
     for (variant, layers) in variants {
         line(out, "attention", &format!("layers {}: {variant}", ranges(&layers)));
     }
-}
-
-/// What guesses for the model, and what that gives at best.
-fn drafters(out: &mut String, manifest: &Manifest) {
-    for drafter in &manifest.drafters {
-        heading(out, "##", &format!("Drafter `{}`", drafter.program));
-        line(out, "name", &drafter.name);
-        line(out, "architecture", &drafter.architecture);
-        line(out, "parameters", &count(drafter.parameters));
-        line(out, "context", &drafter.max_context.to_string());
-        line(out, "weights", &bytes(drafter.weights_bytes));
-        let share = drafter.weights_bytes_per_token as f64 / manifest.weights_bytes_per_token.max(1) as f64;
-        let read = bytes(drafter.weights_bytes_per_token);
-        line(out, "per guess", &format!("{read} are read, {:.0} % of what a token of the model reads", 100.0 * share));
-        let gains = [0.6, 0.8, 0.9].map(|right| {
-            let (gain, depth) = best_gain(right, share);
-            format!("{gain:.2} x with {depth} guesses if {:.0} % are right", 100.0 * right)
-        });
-        line(out, "at best", &format!("{}, by the bytes read", gains.join(", ")));
-        line(out, "source", &format!("{} {}", drafter.source.format, drafter.source.blake3));
-    }
-}
-
-/// How many times faster answers get at best, and with how many guesses a step, when a guess is right with this chance and
-/// reads such a share of what a step of the model reads, which verifies all of them at once.
-fn best_gain(right: f64, share: f64) -> (f64, u32) {
-    let tokens = |guesses: u32| (0..=guesses).map(|n| right.powf(f64::from(n))).sum::<f64>();
-    let gain = |guesses: u32| (tokens(guesses) / (1.0 + share * f64::from(guesses)), guesses);
-    (0..=16).map(gain).max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((1.0, 0))
 }
 
 /// Numbers in order as people write them: `0-3, 5, 7-9`.

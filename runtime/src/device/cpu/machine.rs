@@ -7,10 +7,13 @@ use std::{
     fmt,
     ops::Deref,
     slice,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
-use lathe_plan::program::{Input, Program, Share};
+use lathe_plan::program::{Bucket, Input, Program, Share};
 
 use super::{
     float::KernelMode,
@@ -27,19 +30,24 @@ pub type WeightBytes = Box<dyn Deref<Target = [u8]> + Send + Sync>;
 
 /// A loaded program.
 pub struct Machine {
+    memory: Arc<Memory>,
+    buckets: Vec<Prepared>,
+    buffers: Vec<Vec<Addresses>>, // [buckets][workers]
+    claims: Vec<AtomicU64>,       // [launches] next unit to claim
+}
+
+/// What programs over the same weights and caches share. One step at a time runs in it.
+struct Memory {
     vocabulary: usize,
     workers: usize,
     inputs: Vec<Input>,
     groups: Vec<Group>,
-    buckets: Vec<Prepared>,
     kernels: Kernels,
     arena: Region,
     input: Region,
     input_offsets: Vec<usize>, // [inputs]
     cache: Region,
-    scratch: Vec<Region>,         // [workers]
-    buffers: Vec<Vec<Addresses>>, // [buckets][workers]
-    claims: Vec<AtomicU64>,       // [launches] next unit to claim
+    scratch: Vec<Region>, // [workers]
     weights: WeightBytes,
 }
 
@@ -66,7 +74,7 @@ unsafe impl Sync for Addresses {}
 
 impl fmt::Debug for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Machine").field("kernels", &self.kernels).finish_non_exhaustive()
+        f.debug_struct("Machine").field("kernels", &self.memory.kernels).finish_non_exhaustive()
     }
 }
 
@@ -79,7 +87,6 @@ impl Machine {
         workers: usize,
         pages: &[u32],
     ) -> Result<Machine> {
-        let buckets = exec::prepare(program)?;
         if kernels.len() != program.kernels.len() {
             return Err(Error::Program("its code lacks kernels".into()));
         }
@@ -88,8 +95,7 @@ impl Machine {
                 return Err(Error::Program(format!("the weight `{}` lies outside the weight section", span.name)));
             }
         }
-        let most =
-            |bytes: fn(&lathe_plan::program::Bucket) -> u64| program.buckets.iter().map(bytes).max().unwrap_or(0);
+        let most = |bytes: fn(&Bucket) -> u64| program.buckets.iter().map(bytes).max().unwrap_or(0);
         let mut layout = Layout::default();
         let mut input_offsets = Vec::new();
         for &input in &program.inputs {
@@ -106,7 +112,7 @@ impl Machine {
             }
             groups.push(Group { stride: exec::table_stride(program, index as u32)?, tensors });
         }
-        let mut machine = Machine {
+        let mut memory = Memory {
             vocabulary: program.vocabulary as usize,
             workers,
             inputs: program.inputs.clone(),
@@ -117,20 +123,41 @@ impl Machine {
             input_offsets,
             cache: Region::new("the cache", layout.bytes())?,
             scratch: Vec::new(),
-            buffers: Vec::new(),
-            claims: Vec::new(),
             weights,
-            buckets,
         };
         for _ in 0..workers {
-            machine.scratch.push(Region::new("scratch", most(|bucket| bucket.scratch_bytes) as usize)?);
+            memory.scratch.push(Region::new("scratch", most(|bucket| bucket.scratch_bytes) as usize)?);
         }
+        Machine::within(Arc::new(memory), program)
+    }
+
+    /// Another program over the same weights and caches, of the same kernels, which needs no more memory.
+    pub fn beside(&self, program: &Program) -> Result<Machine> {
+        let memory = &self.memory;
+        let fits = |bucket: &Bucket| {
+            let scratch = memory.scratch.iter().all(|region| bucket.scratch_bytes <= region.len() as u64);
+            bucket.arena_bytes <= memory.arena.len() as u64 && scratch
+        };
+        let same = program.inputs == memory.inputs
+            && program.kernels.len() == memory.kernels.len()
+            && program.vocabulary as usize == memory.vocabulary
+            && exec::largest_step(program) == self.buckets.last().map(|bucket| bucket.max).unwrap_or_default();
+        if !same || !program.buckets.iter().all(fits) {
+            let name = &program.name;
+            return Err(Error::Program(format!("`{name}` needs other memory than the program whose weights it reads")));
+        }
+        Machine::within(Arc::clone(memory), program)
+    }
+
+    /// A program in memory that it fits.
+    fn within(memory: Arc<Memory>, program: &Program) -> Result<Machine> {
+        let mut machine = Machine { memory, buckets: exec::prepare(program)?, buffers: Vec::new(), claims: Vec::new() };
         let launches = machine.buckets.iter().map(|bucket| bucket.launches.len()).max().unwrap_or(0);
         machine.claims.resize_with(launches, AtomicU64::default);
         for bucket in &machine.buckets {
-            let of_worker =
-                |worker| Addresses(bucket.places.iter().map(|&place| machine.address(place, worker)).collect());
-            machine.buffers.push((0..workers).map(of_worker).collect());
+            let address = |place, worker| machine.memory.address(place, worker);
+            let of_worker = |worker| Addresses(bucket.places.iter().map(|&place| address(place, worker)).collect());
+            machine.buffers.push((0..machine.memory.workers).map(of_worker).collect());
         }
         Ok(machine)
     }
@@ -140,18 +167,6 @@ impl Machine {
         &self.buckets
     }
 
-    fn address(&self, place: Place, worker: usize) -> *mut u8 {
-        match place {
-            Place::Arena(offset) => self.arena.start().wrapping_add(offset),
-            Place::Scratch(offset) => self.scratch[worker].start().wrapping_add(offset),
-            Place::Weight(offset) => self.weights.as_ptr().cast_mut().wrapping_add(offset),
-            Place::Input(index) => self.input.start().wrapping_add(self.input_offsets[index]),
-            Place::Cache { group, tensor } => {
-                self.cache.start().wrapping_add(self.groups[group].tensors[tensor].offset)
-            }
-        }
-    }
-
     /// Brings a step into memory: its inputs, page copies and claim counters. The tokens are given apart, as ids.
     ///
     /// # Safety
@@ -159,12 +174,13 @@ impl Machine {
     /// The step has passed [`Step::check`] for this program's limits and the pages of this machine, `tokens` has an id
     /// below the vocabulary for each of its tokens, and no other thread uses the machine meanwhile.
     pub unsafe fn bring_in(&self, step: &Step, tokens: &[u32]) {
+        let memory = &*self.memory;
         for copy in &step.copies {
-            self.copy_page(copy);
+            memory.copy_page(copy);
         }
-        for (&input, &offset) in self.inputs.iter().zip(&self.input_offsets) {
+        for (&input, &offset) in memory.inputs.iter().zip(&memory.input_offsets) {
             #[expect(clippy::cast_ptr_alignment, reason = "inputs are laid out on multiples of 64 bytes")]
-            let target = self.input.start().wrapping_add(offset).cast::<u32>();
+            let target = memory.input.start().wrapping_add(offset).cast::<u32>();
             let write = |at: usize, values: &[u32]| {
                 // SAFETY: the input has room for the largest step, which the checked step does not exceed; ids, positions
                 // and page numbers fit in an i32. Nobody else uses the region meanwhile.
@@ -176,7 +192,7 @@ impl Machine {
                 Input::Sequences => write(0, &step.sequences),
                 Input::Rows => step.rows.iter().enumerate().for_each(|(index, row)| write(index, &[row.token])),
                 Input::BlockTable { group } => {
-                    let stride = self.groups[group as usize].stride;
+                    let stride = memory.groups[group as usize].stride;
                     let tables = step.block_tables[group as usize].iter();
                     tables.enumerate().for_each(|(sequence, table)| write(sequence * stride, table));
                 }
@@ -185,22 +201,13 @@ impl Machine {
         self.claims.iter().for_each(|claim| claim.store(0, Ordering::Relaxed));
     }
 
-    fn copy_page(&self, copy: &PageCopy) {
-        for tensor in &self.groups[copy.group as usize].tensors {
-            let page = |page: u32| self.cache.start().wrapping_add(tensor.offset + page as usize * tensor.page_bytes);
-            // SAFETY: `bring_in` promises that both pages exist and that nobody uses them meanwhile. `copy` allows overlap,
-            // so equal pages do no harm.
-            unsafe { page(copy.to).copy_from(page(copy.from), tensor.page_bytes) };
-        }
-    }
-
     /// Fills the arena and all scratch with NaNs.
     ///
     /// # Safety
     ///
     /// No other thread uses the machine meanwhile.
     pub unsafe fn poison(&self) {
-        for region in self.scratch.iter().chain([&self.arena]) {
+        for region in self.memory.scratch.iter().chain([&self.memory.arena]) {
             // SAFETY: the range is the region, which nobody else uses meanwhile.
             unsafe { region.start().write_bytes(0xff, region.len()) };
         }
@@ -214,7 +221,7 @@ impl Machine {
     /// which this one depends have finished, with their effects visible to this thread.
     pub unsafe fn launch(&self, numbers: &Numbers, index: usize, worker: usize) {
         let launch = &self.buckets[numbers.bucket].launches[index];
-        let kernel = self.kernels.get(launch.kernel);
+        let kernel = self.memory.kernels.get(launch.kernel);
         let buffers = self.buffers[numbers.bucket][worker].0[launch.places.clone()].as_ptr();
         let params = numbers.params[launch.params.clone()].as_ptr();
         let units = numbers.units[index];
@@ -226,7 +233,7 @@ impl Machine {
         };
         match launch.share {
             Share::Even => {
-                let share = exec::even_share(units, worker, self.workers);
+                let share = exec::even_share(units, worker, self.memory.workers);
                 if !share.is_empty() {
                     run(share.start, share.end);
                 }
@@ -250,9 +257,32 @@ impl Machine {
         let bucket = &self.buckets[numbers.bucket];
         let offset = bucket.logits + row * bucket.logits_row;
         #[expect(clippy::cast_ptr_alignment, reason = "the logits' offset is a multiple of 64, a row's length of 4")]
-        let start = self.arena.start().wrapping_add(offset).cast::<f32>();
+        let start = self.memory.arena.start().wrapping_add(offset).cast::<f32>();
         // SAFETY: the logits of the largest step lie inside the arena at an aligned offset, the arena starts out zeroed, and
         // any bits are an f32.
-        unsafe { slice::from_raw_parts(start, self.vocabulary) }
+        unsafe { slice::from_raw_parts(start, self.memory.vocabulary) }
+    }
+}
+
+impl Memory {
+    fn address(&self, place: Place, worker: usize) -> *mut u8 {
+        match place {
+            Place::Arena(offset) => self.arena.start().wrapping_add(offset),
+            Place::Scratch(offset) => self.scratch[worker].start().wrapping_add(offset),
+            Place::Weight(offset) => self.weights.as_ptr().cast_mut().wrapping_add(offset),
+            Place::Input(index) => self.input.start().wrapping_add(self.input_offsets[index]),
+            Place::Cache { group, tensor } => {
+                self.cache.start().wrapping_add(self.groups[group].tensors[tensor].offset)
+            }
+        }
+    }
+
+    fn copy_page(&self, copy: &PageCopy) {
+        for tensor in &self.groups[copy.group as usize].tensors {
+            let page = |page: u32| self.cache.start().wrapping_add(tensor.offset + page as usize * tensor.page_bytes);
+            // SAFETY: `bring_in` promises that both pages exist and that nobody uses them meanwhile. `copy` allows overlap,
+            // so equal pages do no harm.
+            unsafe { page(copy.to).copy_from(page(copy.from), tensor.page_bytes) };
+        }
     }
 }

@@ -48,7 +48,8 @@ pub fn needs(program: &Program, options: &DeviceOptions, workers: usize, left: O
     let of = |cache_tokens| room::needs(program, cache_tokens, options.load, workers);
     of(options.cache_tokens.unwrap_or_else(|| {
         let rest = left.unwrap_or(0).saturating_sub(of(0).without_cache());
-        room::cache_tokens(program, (rest / 4).min(MOST_CACHE_BYTES))
+        let fitting = room::cache_tokens(program, (rest / 4).min(MOST_CACHE_BYTES));
+        fitting.min(options.most_cache_tokens.unwrap_or(usize::MAX))
     }))
 }
 
@@ -61,7 +62,35 @@ pub struct CpuDevice {
     tickets: Tickets,
 }
 
+/// What a loaded program shares with others over the same weights and cache.
+#[derive(Clone, Debug)]
+pub struct Host {
+    limits: Limits,
+    shared: Arc<Shared>,
+    crew: Arc<Crew>,
+}
+
+impl Host {
+    /// The threads.
+    pub fn crew(&self) -> &Arc<Crew> {
+        &self.crew
+    }
+
+    /// A program over the same weights and in the same cache, which takes turns with the one that was loaded.
+    pub fn run_beside(&self, program: &Program, options: &DeviceOptions) -> Result<CpuDevice> {
+        let machine = self.shared.machine().beside(program)?;
+        let (limits, crew) = (self.limits.clone(), Arc::clone(&self.crew));
+        let shared = Arc::new(Shared::new(machine, &limits, crew.workers(), options.poison));
+        Ok(CpuDevice { limits, shared, crew, tickets: Tickets::default() })
+    }
+}
+
 impl CpuDevice {
+    /// What it shares with other programs.
+    pub fn host(&self) -> Host {
+        Host { limits: self.limits.clone(), shared: Arc::clone(&self.shared), crew: Arc::clone(&self.crew) }
+    }
+
     /// Loads a program of a plan for workers that may serve others, too.
     pub fn load(plan: &Plan, program: &str, options: &DeviceOptions, crew: Arc<Crew>) -> Result<CpuDevice> {
         CpuDevice::load_where(plan, program, options, crew, features::has)

@@ -81,6 +81,11 @@ impl Shared {
         }
     }
 
+    /// The program in memory.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
     /// Whether workers write down what they do from the next step on.
     pub fn record(&self, on: bool) {
         self.recording.store(on, Ordering::Relaxed);
@@ -162,13 +167,7 @@ impl Shared {
     }
 
     /// A worker's share of a step. When it returns, all workers have done theirs.
-    fn work(
-        &self,
-        worker: usize,
-        step: &Step,
-        barrier: &Barrier,
-        recorder: &mut Recorder,
-    ) -> Result<(), Abandoned> {
+    fn work(&self, worker: usize, step: &Step, barrier: &Barrier, recorder: &mut Recorder) -> Result<(), Abandoned> {
         let numbers = self.numbers.read().unwrap_or_else(PoisonError::into_inner);
         for (index, launch) in self.machine.buckets()[numbers.bucket].launches.iter().enumerate() {
             if launch.barrier && index > 0 {

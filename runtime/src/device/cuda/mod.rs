@@ -151,7 +151,8 @@ fn cache_tokens(context: &Context, program: &Program, options: &DeviceOptions) -
         return Ok(tokens);
     }
     let taken = room::needs(program, 0, LoadMode::Read, 0).without_cache();
-    Ok(room::cache_tokens(program, context.free_bytes()?.saturating_sub(taken) / 4 * 3))
+    let fitting = room::cache_tokens(program, context.free_bytes()?.saturating_sub(taken) / 4 * 3);
+    Ok(fitting.min(options.most_cache_tokens.unwrap_or(usize::MAX)))
 }
 
 impl CudaDevice {
