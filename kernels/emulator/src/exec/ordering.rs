@@ -94,7 +94,12 @@ impl Cta<'_> {
         if self.grid.checks {
             Self::check_written(region, address, bytes, lane)?;
         }
-        self.check_write(region, address, bytes, strong, lane)
+        self.check_write(region, address, bytes, strong, lane).map_err(|mut wrong| {
+            if !strong {
+                wrong.message += "; the scope `.cta` makes it an atomic within its CTA only";
+            }
+            wrong
+        })
     }
 
     /// Before a strong write to global memory: one with release hands on what the CTA did and knows, one behind a fence

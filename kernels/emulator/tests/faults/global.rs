@@ -63,7 +63,9 @@ fn accesses_conflict_when_one_writes_and_one_is_weak() {
 
 #[test]
 fn an_atomic_of_one_cta_alone_is_weak_towards_others() {
-    races("red.relaxed.cta.global.add.u32 [%rd1], 1;", "red.relaxed.cta.global.add.u32 [%rd1], 1;", "CTA 0 wrote");
+    let own = "red.relaxed.cta.global.add.u32 [%rd1], 1;";
+    races(own, own, "CTA 0 wrote");
+    races(own, own, "the scope `.cta` makes it an atomic within its CTA only");
     races(ADD, "red.relaxed.cta.global.add.u32 [%rd1], 1;", "CTA 0 wrote by an atomic");
     races("ld.relaxed.cta.global.u32 %r6, [%rd1];", STRONG_WRITE, "CTA 0 read");
 }
