@@ -3,7 +3,7 @@
 use lathe_ir::recipe::{ATTENTION_SPLIT, Recipe};
 use lathe_ir::types::DType;
 
-use crate::spec::{Activation, KernelSpec, PARTS, ROW_TEAMS, Tile};
+use crate::spec::{ATTENTION_BLOCK, Activation, KernelSpec, PARTS, ROW_TEAMS, Tile, attention_rows};
 use crate::targets::Machine;
 
 /// The order in which a kernel reduces on a kind of machine; `None` when each of its results comes from one element of each operand. A tile
@@ -20,6 +20,12 @@ pub fn recipe(spec: &KernelSpec, machine: Machine) -> Option<Recipe> {
         KernelSpec::Linear { act: Activation::F32 | Activation::Bf16, .. } => Some(Recipe::Sequential),
         KernelSpec::Linear { act: Activation::Int8, scheme, .. } => Some(Recipe::Groups { scheme: *scheme }),
         KernelSpec::Attention { dtype: DType::Int8, .. } => Some(Recipe::CodeSplits { tokens: ATTENTION_SPLIT }),
+        KernelSpec::Attention { group, head_dim, dtype, .. }
+        | KernelSpec::AttentionSplits { group, head_dim, dtype, .. }
+            if machine == Machine::Nvptx && attention_rows(*group, *head_dim, *dtype).is_some() =>
+        {
+            Some(Recipe::BlockSplits { tokens: ATTENTION_SPLIT, block: ATTENTION_BLOCK })
+        }
         KernelSpec::Attention { .. } | KernelSpec::AttentionSplits { .. } | KernelSpec::AttentionMerge { .. } => {
             Some(Recipe::Splits { tokens: ATTENTION_SPLIT })
         }

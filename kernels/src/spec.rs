@@ -12,7 +12,7 @@ mod grid;
 mod page;
 mod print;
 
-pub use grid::{Grid, PARTS, ROW_TEAMS, Warps, attention_rows};
+pub use grid::{ATTENTION_BLOCK, Grid, PARTS, ROW_TEAMS, Warps, attention_rows};
 use lathe_ir::ops::glu::Function;
 use lathe_ir::ops::rotary::Scaling;
 use lathe_ir::scheme::Scheme;

@@ -194,6 +194,33 @@ fn ptxas_accepts_every_kernel_for_gpus_without_spills() {
 }
 
 #[test]
+fn kernels_begin_early_on_chips_that_can_and_touch_weights_alone_before_they_have_waited() {
+    let specs: Vec<KernelSpec> = tensor().into_iter().chain(portable()).collect();
+    for spec in &specs {
+        let ptx = |name: &str| {
+            text(std::slice::from_ref(spec), target(name), TextLevel::Assembly).expect("the kernel builds")
+        };
+        let (old, new) = (ptx("sm_80"), ptx("sm_90"));
+        assert!(!old.contains("griddepcontrol"), "{spec}");
+        let place = |what: &str| new.find(what).unwrap_or_else(|| panic!("{spec} lacks {what}"));
+        let (begin, wait) = (place("griddepcontrol.launch_dependents;"), place("griddepcontrol.wait;"));
+        assert!(begin < wait, "{spec}");
+        let before = &new[..wait];
+        assert!(!before.contains("st.global") && !before.contains("st.shared"), "{spec} writes before it has waited");
+        // Weights of few rows, and nothing else.
+        assert!(spec.loads_weights_early() || !before.contains("ld.global"), "{spec} reads before it has waited");
+        // Of strips that are whole heads a thread holds one group of columns, which may be loaded where it is multiplied.
+        let is_of_fewest = match spec {
+            KernelSpec::Linear { tile: tile @ Tile::Mma { tokens: 8 }, epilogue, .. } => {
+                KernelSpec::tile_blocks(*tile, epilogue) == 2
+            }
+            _ => false,
+        };
+        assert!(!is_of_fewest || before.contains("ld.global.v4.b32"), "{spec} loads no weights before it has waited");
+    }
+}
+
+#[test]
 fn kernels_without_a_gpu_generator_are_refused_by_name() {
     let spec = linear(Scheme::INT4, Activation::Int8, Tile::Unpack { tokens: 4 }, vec![]);
     let error = text(&[spec], target("sm_80"), TextLevel::Assembly).expect_err("strips are unpacked on CPUs only");

@@ -37,13 +37,21 @@ fn emulate<'a>(command: &'a mut Command, variables: &[(&str, &str)]) -> &'a mut 
     command.envs(variables.iter().copied())
 }
 
+/// The chips of the machine on which tests run: one of the least kind, and one that begins kernels early.
+const CHIPS: [&str; 2] = ["sm_80", "sm_90"];
+
 /// Runs `body` in a process of its own with the emulated driver; `test` is the calling test's name.
 fn in_child(test: &str, body: impl FnOnce()) {
     if std::env::var(BODY).as_deref() == Ok(test) {
         return body();
     }
     let mut command = Command::new(std::env::current_exe().expect("a test has a path"));
-    emulate(&mut command, &[]).env(BODY, test).args(["--exact", test, "--nocapture", "--include-ignored"]);
+    emulate(&mut command, &[("LATHE_EMULATE", &CHIPS.join(","))]).env(BODY, test).args([
+        "--exact",
+        test,
+        "--nocapture",
+        "--include-ignored",
+    ]);
     let Output { status, stdout, stderr } = command.output().expect("the test starts itself");
     let text = [stdout, stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     assert!(status.success() && text.contains("1 passed"), "{test} in its own process: {status}\n{text}");
@@ -171,17 +179,19 @@ fn graphs_give_the_bits_of_kernels_that_are_started_one_by_one() {
         let prompt = |salt: u32, count: u32| (0..count).map(|i| (i * 31 + salt) % 128).collect::<Vec<u32>>();
         // Steps of one prompt's chunks, which come twice in a row, of several answers, and of both.
         let prompts = [prompt(5, 64), prompt(11, 21), prompt(70, 5)];
-        let model = seeded::small_model(7, Scheme::INT4).expect("the model is sound");
-        let plan = plan(model, "sm_80", Activations::Int8);
-        let found = [false, true].map(|no_graphs| {
-            let choice = DeviceChoice::Cuda(0);
-            let mut engine =
-                engine_with(&plan, DeviceOptions { choice, no_graphs, poison: true, ..Default::default() });
-            let logits = engine.logits(&prompts[0]).expect("it runs").concat();
-            (logits, answers(&mut engine, &prompts))
-        });
-        assert!(found[0] == found[1], "graphs and launches differ");
-        assert!(found[0].1.iter().all(|(tokens, _)| tokens.len() == 8), "{:?}", found[0].1);
+        for (ordinal, target) in CHIPS.into_iter().enumerate() {
+            let model = seeded::small_model(7, Scheme::INT4).expect("the model is sound");
+            let plan = plan(model, target, Activations::Int8);
+            let found = [false, true].map(|no_graphs| {
+                let choice = DeviceChoice::Cuda(ordinal);
+                let mut engine =
+                    engine_with(&plan, DeviceOptions { choice, no_graphs, poison: true, ..Default::default() });
+                let logits = engine.logits(&prompts[0]).expect("it runs").concat();
+                (logits, answers(&mut engine, &prompts))
+            });
+            assert!(found[0] == found[1], "graphs and launches differ on {target}");
+            assert!(found[0].1.iter().all(|(tokens, _)| tokens.len() == 8), "{target}: {:?}", found[0].1);
+        }
     });
 }
 

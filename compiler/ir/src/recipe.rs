@@ -52,6 +52,16 @@ pub enum Recipe {
         /// Tokens per split.
         tokens: usize,
     },
+    /// As [`Recipe::Splits`] by tensor cores: queries are rounded to f16, and their products with keys are added 16 elements
+    /// at once, in order. Inside a split the largest score of each block of tokens moves the maximum; weights are summed in
+    /// f32, by four lanes each its columns of the pages in order, which then add pairwise, and rounded to f16; sums of values
+    /// are scaled to the new maximum and added to by a page of products at once, in order.
+    BlockSplits {
+        /// Tokens per split.
+        tokens: usize,
+        /// Tokens per block.
+        block: usize,
+    },
     /// Attention over int8 codes, by integers whose sums are exact: a query is rounded to 16 bits with one scale, its dot
     /// products with the codes of a key are summed per group of [`crate::types::KEY_GROUP`] elements, and the groups'
     /// sums times their scales by fused multiply-add in order from zero. In a split weights are relative to its largest
@@ -73,6 +83,7 @@ impl fmt::Display for Recipe {
             Recipe::Groups { scheme } => write!(f, "groups({scheme})"),
             Recipe::Parts { scheme, parts } => write!(f, "groups({scheme}) in {parts} parts"),
             Recipe::Splits { tokens } => write!(f, "splits({tokens})"),
+            Recipe::BlockSplits { tokens, block } => write!(f, "splits({tokens}) in blocks of {block}"),
             Recipe::CodeSplits { tokens } => write!(f, "splits({tokens}) of codes"),
         }
     }

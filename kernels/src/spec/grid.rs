@@ -58,6 +58,8 @@ impl Warps {
     }
 }
 
+/// Tokens of the history that a block of threads attends to at once on tensor cores.
+pub const ATTENTION_BLOCK: usize = 64;
 /// Threads of a block that attends on tensor cores.
 const ATTENTION_THREADS: u32 = 128;
 /// Rows, query heads of tokens, of such a block.

@@ -28,7 +28,7 @@ use super::attention_block::{Shape, beginning};
 use crate::llvm::block::WARP;
 use crate::llvm::builder::{Builder, Kind, LANES, Val};
 use crate::llvm::memory::Var;
-use crate::spec::{PAGE_TOKENS, attention_rows, partial_floats};
+use crate::spec::{ATTENTION_BLOCK, PAGE_TOKENS, attention_rows, partial_floats};
 use block::Exchange;
 use total::{Total, combined};
 
@@ -39,8 +39,8 @@ const ROWS: usize = 16;
 /// Elements of a step of a product.
 const STEP: usize = 16;
 /// Pages of a block of the history, and its tokens.
-const PAGES: usize = 4;
-const TOKENS: usize = PAGES * PAGE_TOKENS;
+const TOKENS: usize = ATTENTION_BLOCK;
+const PAGES: usize = TOKENS / PAGE_TOKENS;
 /// Bytes of a copy to shared memory.
 const COPY: usize = 16;
 /// Bytes of 16 tokens of an element of keys.
