@@ -82,6 +82,7 @@ fn search(plan: &Plan, quiet: bool) -> anyhow::Result<Drafter> {
     };
 
     let layers = skip::layers(main);
+    say(format!("looking for layers that guesses can do without, first each of {layers} alone"));
     let mut open = Vec::new();
     for layer in 0..layers {
         open.extend(search.try_without(&BTreeSet::from([layer]))?.map(|found| (layer, found)));
