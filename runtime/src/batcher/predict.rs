@@ -110,8 +110,9 @@ impl Predictor {
         match (below, above) {
             (Some((t0, s0)), Some((t1, s1))) if t1 > t0 => Some(s0 + (s1 - s0) * (tokens - t0) / (t1 - t0)),
             (Some((t, seconds)), _) => Some(seconds + slope * (tokens - t)),
-            (None, Some((t, seconds))) => Some((seconds - slope * (t - tokens)).max(0.0)),
-            (None, None) => None,
+            // What a much longer step takes says nothing of a short one.
+            (None, Some((t, seconds))) if t <= 4.0 * tokens => Some((seconds - slope * (t - tokens)).max(0.0)),
+            (None, _) => None,
         }
     }
 
@@ -255,6 +256,7 @@ mod tests {
         let mut predictor = Predictor::default();
         let load = |tokens| Load { tokens, attended: 0 };
         predictor.learn(load(200), time(200));
+        assert_eq!(predictor.small_step(load(1)), None, "it says nothing of the shortest");
         for tokens in [1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2] {
             predictor.learn(load(tokens), time(tokens));
         }
