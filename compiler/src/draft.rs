@@ -82,7 +82,8 @@ pub struct Draft {
 /// When the draft cannot guess for the target, or cannot be scheduled.
 pub fn lower(draft: Model, target: &Model, of_target: &Schedule, options: &Options) -> Result<Draft, CompileError> {
     same_vocabulary(target, &draft)?;
-    let model = draft.with_cache(options.cache)?;
+    let cache = options.cache_of(&draft.config);
+    let model = draft.with_cache(cache)?;
     let mut graph = pipeline::checked(&model)?;
     PROGRAM.clone_into(&mut graph.name);
     let passes = PassOptions { formats: options.draft_formats.clone(), ..options.passes.clone() };

@@ -67,10 +67,10 @@ struct Arguments {
     /// How activations enter matrix products with integer weights
     #[arg(long, value_enum, default_value_t)]
     activations: Activations,
-    /// Element type of the key/value cache: f16, f32, or int8 with scales beside it, in half the memory of f16; int8 is for
-    /// CPUs
-    #[arg(long, value_enum, default_value_t)]
-    cache: Cache,
+    /// Element type of the key/value cache: f16, f32, and for CPUs bf16, or int8 with scales beside it in half the memory
+    /// [default: bf16 on CPUs with int8 activations and heads of a multiple of 32 elements, else f16]
+    #[arg(long, value_enum)]
+    cache: Option<Cache>,
     /// Most positions of a sequence [default: what the model was trained for]
     #[arg(long, value_name = "N")]
     max_context: Option<usize>,
@@ -132,11 +132,12 @@ fn targets() -> String {
 }
 
 /// Element types of the cache.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Cache {
     /// Half precision.
-    #[default]
     F16,
+    /// bfloat16; attention multiplies in it, too.
+    Bf16,
     /// Single precision.
     F32,
     /// Codes of 8 bits with an f16 scale per token, head and 32 elements of its key, and per token and head of its value.
@@ -221,11 +222,12 @@ fn options(arguments: &Arguments) -> Result<Options, CompileError> {
             stop_after: arguments.stop_after.clone(),
             dump_dir: arguments.dump_dir.clone(),
         },
-        cache: match arguments.cache {
+        cache: arguments.cache.map(|cache| match cache {
             Cache::F16 => DType::F16,
+            Cache::Bf16 => DType::Bf16,
             Cache::F32 => DType::F32,
             Cache::Int8 => DType::Int8,
-        },
+        }),
         max_context: arguments.max_context,
         weights: arguments.weights,
         ptxas: assemble::find().filter(|_| !arguments.no_cubin),

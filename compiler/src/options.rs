@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use lathe_ir::types::DType;
-use lathe_kernels::targets::Target;
+use lathe_ir::types::{DType, KEY_GROUP};
+use lathe_kernels::targets::{Machine, Target};
+use lathe_models::config::ModelConfig;
 
 use crate::error::CompileError;
-use crate::pass::{PassOptions, Selection};
+use crate::pass::{Activations, PassOptions, Selection};
 use crate::quantize::Formats;
 use crate::self_draft::LeftOut;
 
@@ -55,8 +56,8 @@ pub struct Options {
     pub self_draft: Option<LeftOut>,
     /// Which passes run.
     pub selection: Selection,
-    /// Element type of the cache.
-    pub cache: DType,
+    /// Element type of the cache; see [`Options::cache_of`] where it is not given.
+    pub cache: Option<DType>,
     /// Most positions of a sequence; what the model was trained for where it is not given.
     pub max_context: Option<usize>,
     /// Where weights come from.
@@ -80,7 +81,7 @@ impl Options {
             draft_formats: Formats::of_drafts(),
             self_draft: None,
             selection: Selection::default(),
-            cache: DType::F16,
+            cache: None,
             max_context: None,
             weights: Weights::default(),
             ptxas: None,
@@ -88,6 +89,16 @@ impl Options {
             report: true,
             progress: false,
         }
+    }
+
+    /// The element type of a model's cache. Where none is asked for it is bf16 on CPUs, whose attention then multiplies pairs of
+    /// them; but f16 on GPUs, for heads that are not whole groups of pairs, and where activations are f32 because
+    /// rounding is not wanted.
+    pub fn cache_of(&self, config: &ModelConfig) -> DType {
+        let on_cpu = self.targets.iter().all(|target| target.machine == Machine::X86);
+        let in_pairs =
+            on_cpu && self.passes.activations == Activations::Int8 && config.head_dim.is_multiple_of(KEY_GROUP);
+        self.cache.unwrap_or(if in_pairs { DType::Bf16 } else { DType::F16 })
     }
 
     /// The flags that change the plan and differ from their defaults, as they are typed.
@@ -104,9 +115,7 @@ impl Options {
         if self.passes.activations != defaults.passes.activations {
             flags.push(format!("--activations {}", self.passes.activations.name()));
         }
-        if self.cache != defaults.cache {
-            flags.push(format!("--cache {}", self.cache));
-        }
+        flags.extend(self.cache.map(|cache| format!("--cache {cache}")));
         flags.extend(self.max_context.map(|positions| format!("--max-context {positions}")));
         if self.weights != defaults.weights {
             flags.push(format!("--weights {}", self.weights));

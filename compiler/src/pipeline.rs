@@ -92,7 +92,8 @@ pub fn compile_with(
     if let Goal::Plan(path) = goal {
         output::check(path, std::iter::once(&model).chain(&draft).flat_map(|model| &model.origin.files))?;
     }
-    let model = model.with_cache(options.cache)?;
+    let cache = options.cache_of(&model.config);
+    let model = model.with_cache(cache)?;
     let max_context = options.max_context(model.config.context)?;
     let mut graph = checked(&model)?;
     let unfused = graph.to_string();

@@ -253,7 +253,7 @@ fn a_cache_of_codes_for_a_gpu_is_refused_by_name() {
     let folder = Folder::new("codes");
     let path = folder.file("model.plan");
     let mut options = crate::common::options();
-    options.cache = DType::Int8;
+    options.cache = Some(DType::Int8);
     compile(crate::common::model(Scheme::INT4), Goal::Plan(&path), &options).expect("CPUs have the kernels");
     let tensors = |plan: &Plan| plan.program("main").expect("a program").cache_groups[0].tensors.clone();
     let page = tensors(&Plan::open(&path).expect("the plan is sound"))[0].page_bytes;

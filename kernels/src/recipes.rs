@@ -26,6 +26,7 @@ pub fn recipe(spec: &KernelSpec, machine: Machine) -> Option<Recipe> {
         {
             Some(Recipe::BlockSplits { tokens: ATTENTION_SPLIT, block: ATTENTION_BLOCK })
         }
+        KernelSpec::Attention { dtype: DType::Bf16, .. } => Some(Recipe::PairSplits { tokens: ATTENTION_SPLIT }),
         KernelSpec::Attention { .. } | KernelSpec::AttentionSplits { .. } | KernelSpec::AttentionMerge { .. } => {
             Some(Recipe::Splits { tokens: ATTENTION_SPLIT })
         }

@@ -18,7 +18,7 @@ use lathe_ir::ops::rotary::Scaling;
 use lathe_ir::scheme::Scheme;
 use lathe_ir::types::DType;
 
-pub use page::{CodePage, PAGE_TOKENS, SCALE_BYTES, page_bytes};
+pub use page::{CodePage, PAGE_TOKENS, SCALE_BYTES, page_bytes, paired_key_bytes};
 
 /// Rows of a weight block.
 pub const BLOCK_ROWS: usize = 16;

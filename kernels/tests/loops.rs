@@ -94,7 +94,7 @@ fn hot_loops_keep_to_registers_and_vectors() {
             }
         }
     }
-    for dtype in [DType::F16, DType::Int8] {
+    for dtype in [DType::F16, DType::Bf16, DType::Int8] {
         let attention =
             KernelSpec::Attention { group: 3, head_dim: 64, dtype, scale: 0.125, window: None, softcap: None };
         let Loop { instructions, products, spills, .. } = hottest(&attention, "x86-64-v4+vnni+bf16");

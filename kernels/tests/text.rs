@@ -250,7 +250,7 @@ fn cpu_kernels() -> Vec<KernelSpec> {
         KernelSpec::Rows { gather: true, norm: Some(Norm::Rms { eps: 1e-5 }), add: false, form: Activation::Int8 },
         KernelSpec::Rotary { dim: 64, theta: 1e5, scaling: Scaling::None },
     ]);
-    for dtype in [DType::F16, DType::Int8] {
+    for dtype in [DType::F16, DType::Bf16, DType::Int8] {
         specs.extend([
             KernelSpec::Append { head_dim: 64, dtype },
             KernelSpec::Attention { group: 3, head_dim: 64, dtype, scale: 0.125, window: None, softcap: None },
@@ -326,7 +326,7 @@ fn code_of_a_target_has_no_instruction_that_its_cpus_lack() {
         ("x86-64-v3+vnni", false, &["vnni"]),
         ("x86-64-v4", true, &[]),
         ("x86-64-v4+vnni", true, &["vnni"]),
-        ("x86-64-v4+vnni+bf16+amx", true, &["amx", "vnni"]),
+        ("x86-64-v4+vnni+bf16+amx", true, &["amx", "bf16", "vnni"]),
     ] {
         let assembly = encoded(&text(&specs, target(name), TextLevel::Assembly).expect("the kernels build"));
         // All of AVX-512, and nothing else that these targets have, is encoded with this prefix.

@@ -62,7 +62,7 @@ fn in_child(test: &str, body: impl FnOnce()) {
 fn compile_to(model: Model, target: &str, activations: Activations, path: &Path) {
     let mut options = Options::new(Target::parse(target).expect("a known target"));
     options.passes.activations = activations;
-    options.cache = DType::F32;
+    options.cache = Some(DType::F32);
     options.threads = 2;
     compile(model, Goal::Plan(path), &options).expect("the model compiles");
 }
@@ -241,7 +241,7 @@ fn a_cubin_that_does_not_load_gives_way_to_ptx() {
     let path = scratch.file("assembled.plan");
     let mut options = Options::new(Target::parse("sm_80").expect("a known target"));
     options.passes.activations = Activations::F32;
-    options.cache = DType::F32;
+    options.cache = Some(DType::F32);
     options.ptxas = Some(ptxas());
     let model = seeded::small_model(7, Scheme::INT8).expect("the model is sound");
     compile(model, Goal::Plan(&path), &options).expect("the model compiles");

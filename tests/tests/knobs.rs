@@ -207,7 +207,7 @@ fn check(what: &str, builder: Builder, logits: Value, disabled: &[&str]) -> Plan
 
     let mut options = Options::new(Target::parse("native").expect("this CPU has a target"));
     options.passes.activations = Activations::F32;
-    options.cache = DType::F32;
+    options.cache = Some(DType::F32);
     options.selection.disabled = disabled.iter().map(|&pass| pass.to_owned()).collect();
     let scratch = Scratch::new();
     let path = scratch.file("knobs.plan");

@@ -32,7 +32,7 @@ const SCHEMES: [Scheme; 3] = [Scheme::BF16, Scheme::INT8, Scheme::INT4];
 fn options(activations: Activations) -> Options {
     let mut options = Options::new(Target::parse("native").expect("this CPU has a target"));
     options.passes.activations = activations;
-    options.cache = DType::F32;
+    options.cache = Some(DType::F32);
     options
 }
 

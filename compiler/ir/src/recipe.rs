@@ -62,6 +62,15 @@ pub enum Recipe {
         /// Tokens per block.
         block: usize,
     },
+    /// Attention by products of bf16, to which queries and weights are rounded. A dot product with a key adds, from zero, the
+    /// pairs of an element of a group of 32 and the one 16 further on, in order; a sum of values those of a token at an even
+    /// position and the next. Of a pair the second is added first, each by a fused multiply-add. In a split weights are
+    /// relative to its largest score; before they are rounded they are summed lane by lane in order of pages, then as a
+    /// binary tree. Splits merge in order.
+    PairSplits {
+        /// Tokens per split.
+        tokens: usize,
+    },
     /// Attention over int8 codes, by integers whose sums are exact: a query is rounded to 16 bits with one scale, its dot
     /// products with the codes of a key are summed per group of [`crate::types::KEY_GROUP`] elements, and the groups'
     /// sums times their scales by fused multiply-add in order from zero. In a split weights are relative to its largest
@@ -84,6 +93,7 @@ impl fmt::Display for Recipe {
             Recipe::Parts { scheme, parts } => write!(f, "groups({scheme}) in {parts} parts"),
             Recipe::Splits { tokens } => write!(f, "splits({tokens})"),
             Recipe::BlockSplits { tokens, block } => write!(f, "splits({tokens}) in blocks of {block}"),
+            Recipe::PairSplits { tokens } => write!(f, "splits({tokens}) of bf16 pairs"),
             Recipe::CodeSplits { tokens } => write!(f, "splits({tokens}) of codes"),
         }
     }

@@ -5,7 +5,10 @@
 //! With VNNI (and on GPUs) one instruction adds four products. Without, `vpmaddubsw` adds two products to 16 bits, which
 //! saturate. Weights of up to 6 bits leave room for that, and for sums of more such pairs before they must be widened;
 //! above that, even and odd bytes are widened to 16 bits first.
+//!
+//! Products of bf16 pairs have the same bits with and without an instruction for them.
 
+use inkwell::FloatPredicate;
 use inkwell::types::VectorType;
 use inkwell::values::{BasicValueEnum, PointerValue};
 
@@ -98,6 +101,36 @@ impl<'c> Builder<'c> {
             return self.on_registers(names, &[sum, a, b]);
         }
         self.add(sum, self.multiply_pairs(a, b))
+    }
+
+    /// The bits of lanes rounded to bf16, to even, in the low halves of 32-bit lanes; x86 only. A NaN stays one.
+    pub fn to_bf16(&self, value: Val<'c>) -> Val<'c> {
+        if self.target.has("avx512_bf16") {
+            let rounded = self.intrinsic("llvm.x86.avx512bf16.cvtneps2bf16.512", &[], &[value]);
+            let ty = self.context.i16_type().vec_type(LANES as u32);
+            let bits = Val(ok(self.llvm.build_bit_cast(rounded.0.into_vector_value(), ty, "")));
+            return self.zext(bits, Kind::I32);
+        }
+        let bits = self.bitcast(value, Kind::I32);
+        let high = self.lshr(bits, self.int_lanes(16));
+        let odd = self.and(high, self.int_lanes(1));
+        let carried = self.add(bits, self.add(odd, self.int_lanes(0x7fff)));
+        let is_number = self.fcmp(FloatPredicate::ORD, value, value);
+        let quiet = self.or(high, self.int_lanes(0x40));
+        self.select(is_number, self.lshr(carried, self.int_lanes(16)), quiet)
+    }
+
+    /// Adds, per 32-bit lane, the products of both bf16 halves of `a` and `b`: the upper ones, then the lower ones, each
+    /// rounded, as `vdpbf16ps` does; x86 only.
+    pub fn dot_bf16(&self, sum: Val<'c>, a: Val<'c>, b: Val<'c>) -> Val<'c> {
+        if self.target.has("avx512_bf16") {
+            let ty = self.context.bf16_type().vec_type(2 * LANES as u32);
+            let pairs = |value: Val<'c>| Val(ok(self.llvm.build_bit_cast(value.0.into_vector_value(), ty, "")));
+            return self.intrinsic("llvm.x86.avx512bf16.dpbf16ps.512", &[], &[sum, pairs(a), pairs(b)]);
+        }
+        let upper = |value| self.bitcast(self.and(value, self.int_lanes(0xffff_0000_u32 as i32)), Kind::F32);
+        let lower = |value| self.bitcast(self.shl(value, self.int_lanes(16)), Kind::F32);
+        self.fma(lower(a), lower(b), self.fma(upper(a), upper(b), sum))
     }
 
     /// The 64 bytes of a lane value as elements of another kind.

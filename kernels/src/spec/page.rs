@@ -1,7 +1,9 @@
 //! Cache pages: how the keys and values of 16 tokens lie in memory.
 //!
 //! A page holds, per key/value head, keys then values. Floats: keys as `[D, 16]`, so that a score of 16 tokens is one lane
-//! value, values as `[16, D]`. Codes of int8: see [`CodePage`].
+//! value, values as `[16, D]`. Products of bf16 take two at once, so they lie in pairs: keys as `[groups][16 pairs][16
+//! tokens][2]`, a pair being an element of a group of 32 and the one 16 further on (zeros after the end of a head), values
+//! as `[8 pairs of tokens][D][2]`. Codes of int8: see [`CodePage`].
 
 use lathe_ir::types::{DType, KEY_GROUP};
 
@@ -17,8 +19,14 @@ pub fn page_bytes(kv_heads: usize, head_dim: usize, dtype: DType) -> usize {
     kv_heads
         * match dtype {
             DType::Int8 => CodePage::new(head_dim).bytes,
+            DType::Bf16 => paired_key_bytes(head_dim) + PAGE_TOKENS * head_dim * dtype.bytes(),
             _ => 2 * PAGE_TOKENS * head_dim * dtype.bytes(),
         }
+}
+
+/// Bytes of a head's keys of bf16 in a page.
+pub fn paired_key_bytes(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(KEY_GROUP) * PAGE_TOKENS * DType::Bf16.bytes()
 }
 
 /// Where a head's codes and scales lie in its part of a page, in bytes.

@@ -8,7 +8,7 @@ use inkwell::values::PointerValue;
 use lathe_ir::types::{DType, KEY_GROUP};
 
 use crate::llvm::builder::{Builder, Kind, LANES, Val};
-use crate::spec::{CodePage, PAGE_TOKENS, SCALE_BYTES, page_bytes};
+use crate::spec::{CodePage, PAGE_TOKENS, SCALE_BYTES, page_bytes, paired_key_bytes};
 
 /// The largest magnitude of a code.
 const MAX_CODE: f32 = 127.0;
@@ -50,15 +50,17 @@ pub struct Vector<'a, 'c> {
     pub values: &'a [Val<'c>],
     /// The number of each block.
     pub numbers: &'a [Val<'c>],
-    /// The cache's type. One whose elements share scales takes whole vectors.
+    /// The cache's type. One whose elements lie in pairs or share scales takes whole vectors.
     pub dtype: DType,
 }
 
 /// Writes a key to its slot of a head's part of a page.
 pub fn store_key<'c>(b: &Builder<'c>, head: PointerValue<'c>, slot: Val<'c>, key: Vector<'_, 'c>) {
     let Vector { values, dtype, .. } = key;
-    if dtype == DType::Int8 {
-        return store_key_codes(b, head, slot, values);
+    match dtype {
+        DType::Int8 => return store_key_codes(b, head, slot, values),
+        DType::Bf16 => return store_key_pairs(b, head, slot, values),
+        _ => {}
     }
     let stride = PAGE_TOKENS * dtype.bytes();
     let column = b.element(head, slot, dtype.bytes());
@@ -71,8 +73,10 @@ pub fn store_key<'c>(b: &Builder<'c>, head: PointerValue<'c>, slot: Val<'c>, key
 /// Writes a value vector to its slot of a head's part of a page.
 pub fn store_value<'c>(b: &Builder<'c>, head: PointerValue<'c>, slot: Val<'c>, value: Vector<'_, 'c>) {
     let Vector { head_dim, values, dtype, .. } = value;
-    if dtype == DType::Int8 {
-        return store_value_codes(b, head, slot, values);
+    match dtype {
+        DType::Int8 => return store_value_codes(b, head, slot, values),
+        DType::Bf16 => return store_value_pairs(b, head, slot, values),
+        _ => {}
     }
     let row_bytes = head_dim * dtype.bytes();
     let row = b.element(b.offset(head, b.int((PAGE_TOKENS * row_bytes) as i64)), slot, row_bytes);
@@ -85,6 +89,27 @@ pub fn store_value<'c>(b: &Builder<'c>, head: PointerValue<'c>, slot: Val<'c>, v
 /// The numbers of the blocks of a whole vector.
 pub fn numbers<'c>(b: &Builder<'c>, blocks: usize) -> Vec<Val<'c>> {
     (0..blocks).map(|block| b.int(block as i64)).collect()
+}
+
+fn store_key_pairs<'c>(b: &Builder<'c>, head: PointerValue<'c>, slot: Val<'c>, values: &[Val<'c>]) {
+    let stride = 4 * PAGE_TOKENS;
+    let column = b.element(head, slot, 4);
+    for (group, blocks) in values.chunks(KEY_GROUP / LANES).enumerate() {
+        let high = blocks.get(1).map_or(b.int_lanes(0), |&value| b.shl(b.to_bf16(value), b.int_lanes(16)));
+        let pairs = b.or(b.to_bf16(blocks[0]), high);
+        b.store_strided(Kind::I32, b.offset(column, b.int((group * LANES * stride) as i64)), pairs, stride);
+    }
+}
+
+fn store_value_pairs<'c>(b: &Builder<'c>, head: PointerValue<'c>, slot: Val<'c>, values: &[Val<'c>]) {
+    let head_dim = values.len() * LANES;
+    let two = b.int(2);
+    let pair = b.element(b.offset(head, b.int(paired_key_bytes(head_dim) as i64)), b.udiv(slot, two), 4 * head_dim);
+    let row = b.element(pair, b.urem(slot, two), 2);
+    for (i, &value) in values.iter().enumerate() {
+        let bits = b.trunc(b.to_bf16(value), Kind::I16);
+        b.store_strided(Kind::I16, b.offset(row, b.int((4 * LANES * i) as i64)), bits, 4);
+    }
 }
 
 fn store_key_codes<'c>(b: &Builder<'c>, head: PointerValue<'c>, slot: Val<'c>, values: &[Val<'c>]) {

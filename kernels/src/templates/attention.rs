@@ -13,9 +13,10 @@
 //! Consecutive tokens of a sequence that end in one page go together: a key is loaded and widened once for all their
 //! heads. Units are numbered by blocks of as many tokens, then by head, then by token.
 //!
-//! Over pages of int8 codes the three passes are those of [`int8`].
+//! Over pages of int8 codes the three passes are those of [`int8`], over pages of bf16 those of [`pairs`].
 
 mod int8;
+mod pairs;
 
 use inkwell::IntPredicate;
 use inkwell::values::PointerValue;
@@ -23,6 +24,7 @@ use lathe_ir::recipe::ATTENTION_SPLIT;
 use lathe_ir::types::DType;
 
 use self::int8::Codes;
+use self::pairs::Pairs;
 use crate::llvm::builder::{Builder, Kind, LANES, Val};
 use crate::llvm::memory::Var;
 use crate::spec::{KernelSpec, PAGE_TOKENS, page_bytes};
@@ -50,7 +52,8 @@ pub fn attention<'c>(b: &Builder<'c>, group: usize, head_dim: usize, dtype: DTyp
     let together = KernelSpec::attention_tokens(group);
     let rows = together * group;
     let codes = (dtype == DType::Int8).then(|| Codes::new(b, rows, head_dim));
-    let kernel = Attention { b, group, head_dim, dtype, scores, frames: Frames::new(b, rows, head_dim), codes };
+    let pairs = (dtype == DType::Bf16).then(|| Pairs::new(b, rows, head_dim));
+    let kernel = Attention { b, group, head_dim, dtype, scores, frames: Frames::new(b, rows, head_dim), codes, pairs };
     let (tokens, heads) = (b.param(0), b.param(1));
     let block_tokens = b.int(together as i64);
     b.for_units_by(together, |first, end| {
@@ -109,6 +112,7 @@ struct Attention<'b, 'c> {
     scores: Scores,
     frames: Frames<'c>,
     codes: Option<Codes<'c>>,
+    pairs: Option<Pairs<'c>>,
 }
 
 /// The tokens of a unit, or of several: one key/value head, consecutive positions of one sequence.
@@ -209,6 +213,9 @@ impl<'c> Attention<'_, 'c> {
         if let Some(codes) = &self.codes {
             self.round_queries(&tile, codes);
         }
+        if let Some(pairs) = &self.pairs {
+            self.pair_queries(&tile, pairs);
+        }
         // Splits begin at multiples of their size whatever the window, so that the order of the sum is that of positions.
         let split = b.int(SPLIT_PAGES as i64);
         let first_page = tile.first_seen.map_or(b.int(0), |token| b.udiv(token, page_tokens));
@@ -222,6 +229,10 @@ impl<'c> Attention<'_, 'c> {
                 self.score_codes(&tile, span, codes);
                 self.weigh_codes(&tile, span, codes);
                 self.add_codes(&tile, span, codes);
+            } else if let Some(pairs) = &self.pairs {
+                self.score_pairs(&tile, span, pairs);
+                self.weigh_pairs(&tile, span, pairs);
+                self.add_pairs(&tile, span, pairs);
             } else {
                 self.score(&tile, span);
                 self.weigh(&tile, span);
@@ -284,6 +295,30 @@ impl<'c> Attention<'_, 'c> {
                 b.for_range(whole, span.end, b.int(1), |page| body(rows, page, 1));
             }
         }
+    }
+
+    /// Calls `body` for rows and blocks of values whose sums the registers hold: as many blocks as leave room for those of
+    /// all rows, so that a value is loaded for many of them.
+    fn for_rows_and_blocks(&self, tile: &Tile<'c>, body: impl Fn(&[usize], &[usize])) {
+        let sums = self.b.target.tile.sums;
+        let blocks: Vec<usize> = (0..self.head_dim / LANES).collect();
+        let rows: Vec<usize> = (0..tile.rows).collect();
+        let rows_at_once = tile.rows.div_ceil(tile.rows.div_ceil(sums / 2));
+        for blocks in blocks.chunks((sums / rows_at_once).clamp(1, 4)) {
+            for rows in rows.chunks(rows_at_once) {
+                body(rows, blocks);
+            }
+        }
+    }
+
+    /// The query of a row, in blocks of 16.
+    fn query(&self, tile: &Tile<'c>, row: Val<'c>) -> Vec<Val<'c>> {
+        let b = self.b;
+        let group = b.int(self.group as i64);
+        let token = b.offset(tile.query, b.mul(tile.stride, b.udiv(row, group)));
+        let query = b.element(token, b.urem(row, group), 4 * self.head_dim);
+        let load = |i: usize| b.load_lanes(Kind::F32, b.offset(query, b.int((4 * LANES * i) as i64)));
+        (0..self.head_dim / LANES).map(load).collect()
     }
 
     /// Where the head lies in so many pages, and in as many after them up to the tile's last one.

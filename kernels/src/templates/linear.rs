@@ -1,10 +1,14 @@
 //! Linear kernels: `out[m, n] = Σ_k x[m, k] · w[n, k]`, then the epilogue.
 //!
 //! A unit is a strip of one or more blocks of 16 weight rows, for all rows of activations or, where the strip is unpacked
-//! first, for a part of them: a worker unpacks each strip of its units once. Lanes are weight rows, so a
-//! reduction over K stays in its lane and its order is the recipe: per group of the scheme the integer dot product is
-//! exact, then `acc = fma(f32(dot) · scale, x scale, acc)` and, with minima, `acc = fma(min, x scale · x sum, acc)`; for
-//! f32 activations one fused multiply-add per element in order of k. Both tiles follow it, hence give the same bits.
+//! first, for a part of them: a worker unpacks each strip of its units once. Where rows are many, all strips come with the
+//! first half of the parts before they come with the second, so that two workers find in their own caches what they wrote of
+//! their rows before.
+//!
+//! Lanes are weight rows, so a reduction over K stays in its lane and its order is the recipe: per group of the scheme the
+//! integer dot product is exact, then `acc = fma(f32(dot) · scale, x scale, acc)` and, with minima, `acc = fma(min, x scale
+//! · x sum, acc)`; for f32 activations one fused multiply-add per element in order of k. Both tiles follow it, hence give
+//! the same bits.
 //!
 //! CPUs with matrix registers take 16 rows at a time through them where a strip is unpacked; see [`tiles`].
 //!
@@ -13,6 +17,7 @@
 
 mod tiles;
 
+use inkwell::IntPredicate;
 use inkwell::values::PointerValue;
 use lathe_ir::scheme::{Scheme, Zero};
 
@@ -22,7 +27,10 @@ use crate::llvm::builder::{Builder, Kind, LANES, Val};
 use crate::llvm::dot::Dot;
 use crate::llvm::memory::Var;
 use crate::llvm::tiles::TILE_ROWS;
-use crate::spec::{Activation, GROUP, KernelSpec, Stage, Tile};
+use crate::spec::{Activation, BLOCK_ROWS, GROUP, KernelSpec, Stage, Tile};
+
+/// Rows of activations from which on their halves go one after the other; for fewer, unpacking twice would cost more.
+const HALVED_ROWS: i64 = 192;
 
 /// Operands: x, w, those of the stages, out, scratch. Params: M, N, G and those of the stages.
 pub fn linear(b: &Builder<'_>, scheme: Scheme, act: Activation, tile: Tile, epilogue: &[Stage]) {
@@ -120,11 +128,15 @@ impl<'c> Linear<'_, 'c> {
             let row = b.mul(b.udiv(b.mul(turns, part), parts), at_once);
             b.overloaded("llvm.smin", &[row, rows])
         };
-        b.for_range(b.udiv(begin, parts), rounded_up(end, parts), b.int(1), |strip| {
-            let before = b.mul(strip, parts);
+        let strips = b.udiv(b.param(1), b.int((self.blocks * BLOCK_ROWS) as i64));
+        let are_many = b.icmp(IntPredicate::SGE, rows, b.int(HALVED_ROWS));
+        let of_half = b.select(are_many, b.int(tile.parts() as i64 / 2), parts);
+        b.for_range(b.udiv(begin, of_half), rounded_up(end, of_half), b.int(1), |turn| {
+            let before = b.mul(turn, of_half);
             let first = b.overloaded("llvm.smax", &[b.sub(begin, before), b.int(0)]);
-            let last = b.overloaded("llvm.smin", &[b.sub(end, before), parts]);
-            body(strip, edge(first), edge(last));
+            let last = b.overloaded("llvm.smin", &[b.sub(end, before), of_half]);
+            let part = b.mul(b.udiv(turn, strips), of_half);
+            body(b.urem(turn, strips), edge(b.add(part, first)), edge(b.add(part, last)));
         });
     }
 

@@ -42,8 +42,8 @@ pub fn missing(spec: &KernelSpec, vector: bool) -> Option<&'static str> {
             Some("CPUs give a worker all splits of a head")
         }
         _ if vector => None,
-        _ if spec.cache() == Some(DType::Int8) => {
-            Some("caches of int8 are for CPUs only so far; compile with --cache f16")
+        _ if matches!(spec.cache(), Some(DType::Int8 | DType::Bf16)) => {
+            Some("caches of int8 and bf16 are for CPUs only so far; compile with --cache f16")
         }
         KernelSpec::Linear { tile: Tile::Unpack { .. }, .. } => {
             Some("the linear kernel for many tokens is generated for CPUs only so far")

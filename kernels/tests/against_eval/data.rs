@@ -11,9 +11,16 @@ pub const F32_BOUND: f64 = 2e-6;
 /// Relative error allowed over caches of codes, where a kernel also rounds queries to 16 bits and weights to 15.
 pub const CODES_BOUND: f64 = 6e-5;
 
+/// Relative error allowed over caches of bf16, where a kernel also rounds queries and weights to 8 bits.
+pub const PAIRS_BOUND: f64 = 1.0 / 256.0;
+
 /// The error allowed of an attention, by the element type of its cache.
 pub fn attention_bound(dtype: DType) -> f64 {
-    if dtype == DType::Int8 { CODES_BOUND } else { F32_BOUND }
+    match dtype {
+        DType::Int8 => CODES_BOUND,
+        DType::Bf16 => PAIRS_BOUND,
+        _ => F32_BOUND,
+    }
 }
 
 /// A small generator of seeded values (splitmix64).

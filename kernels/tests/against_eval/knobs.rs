@@ -167,7 +167,7 @@ fn attend(
     let params = [at.len(), kv_heads, LENGTHS.len(), cache.width].map(|param| param as i64);
     let (units, _) = attention_units(spec, at.len(), kv_heads);
     let found = run(spec, &buffers, &params, units as i64, units_at_once as i64).pop().unwrap();
-    if ON_EMULATOR && spec.cache() != Some(DType::Int8) {
+    if ON_EMULATOR && !matches!(spec.cache(), Some(DType::Int8 | DType::Bf16)) {
         let operands = buffers.iter().filter_map(|buffer| if let Bytes(bytes) = buffer { Some(bytes) } else { None });
         assert!(found == attend_by_splits(spec, operands.cloned().collect(), &params), "{spec}: its halves differ");
     }
@@ -211,6 +211,9 @@ fn attention_with_windows_and_bounded_scores() {
         (DType::F16, 2, 112, Some(300), None),
         (DType::F16, 4, 256, Some(512), Some(50.0)),
         (DType::F32, 3, 16, None, Some(0.5)),
+        (DType::Bf16, 2, 64, Some(1), None),
+        (DType::Bf16, 3, 48, Some(37), Some(3.0)),
+        (DType::Bf16, 4, 256, Some(512), Some(50.0)),
         (DType::Int8, 2, 64, Some(1), None),
         (DType::Int8, 3, 48, Some(37), Some(3.0)),
         (DType::Int8, 4, 256, Some(512), Some(50.0)),
@@ -259,6 +262,9 @@ fn tokens_that_go_together_have_the_bits_that_they_have_alone() {
         (DType::F32, 4, 80, Some(30), None),
         (DType::F16, 7, 64, None, None),
         (DType::F32, 9, 16, None, None),
+        (DType::Bf16, 3, 64, Some(270), None),
+        (DType::Bf16, 7, 64, None, None),
+        (DType::Bf16, 9, 32, None, Some(2.0)),
         (DType::Int8, 3, 64, Some(270), None),
         (DType::Int8, 6, 128, None, None),
         (DType::Int8, 9, 16, None, Some(2.0)),

@@ -259,7 +259,7 @@ fn large_tiles_have_the_bits_of_small_ones() {
 
 #[test]
 fn the_fused_epilogue_writes_the_cache_that_separate_kernels_write() {
-    for dtype in [DType::F16, DType::Int8] {
+    for dtype in [DType::F16, DType::Bf16, DType::Int8] {
         check_fused_append(dtype, 64, (TILES[0], Activation::F32), &[]);
     }
 }

@@ -51,7 +51,7 @@ fn error_of(case: &case::Case) -> Result<f64, String> {
     let vocabulary = model.config.vocab;
     let mut options = Options::new(Target::parse("native").expect("this CPU has a target"));
     options.passes.activations = Activations::F32;
-    options.cache = DType::F32;
+    options.cache = Some(DType::F32);
     let path = scratch.file("model.plan");
     compile(model, Goal::Plan(&path), &options).map_err(|error| error.to_string())?;
     let plan = Plan::open(&path).map_err(|error| error.to_string())?;

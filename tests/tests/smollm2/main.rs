@@ -20,7 +20,7 @@ use lathe_runtime::tokenizer::{Control, Tokenizer};
 use lathe_tests::{CORPUS, Scratch, smollm2};
 
 /// Compiles the model with the given form of activations and of cache into `path`.
-fn compile_to(path: &Path, activations: Activations, cache: DType) {
+fn compile_to(path: &Path, activations: Activations, cache: Option<DType>) {
     let model = open(&smollm2()).expect("the model opens");
     let mut options = Options::new(Target::parse("native").expect("this CPU has a target"));
     options.passes.activations = activations;
@@ -39,16 +39,16 @@ fn plan_path(activations: Activations) -> PathBuf {
         Activations::Int8 => (&PLANS[0], "int8.plan"),
         Activations::F32 => (&PLANS[1], "f32.plan"),
     };
-    made_once(plan, name, activations, DType::F16)
+    made_once(plan, name, activations, None)
 }
 
 /// The plan of the default compile but for pages of int8 codes.
 fn plan_of_codes() -> Plan {
     static PLAN: OnceLock<PathBuf> = OnceLock::new();
-    Plan::open(&made_once(&PLAN, "codes.plan", Activations::Int8, DType::Int8)).expect("the plan opens")
+    Plan::open(&made_once(&PLAN, "codes.plan", Activations::Int8, Some(DType::Int8))).expect("the plan opens")
 }
 
-fn made_once(plan: &OnceLock<PathBuf>, name: &str, activations: Activations, cache: DType) -> PathBuf {
+fn made_once(plan: &OnceLock<PathBuf>, name: &str, activations: Activations, cache: Option<DType>) -> PathBuf {
     let make = || {
         let path = FOLDER.get_or_init(Scratch::new).file(name);
         compile_to(&path, activations, cache);

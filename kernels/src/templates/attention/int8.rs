@@ -68,11 +68,7 @@ impl<'c> Attention<'_, 'c> {
     pub(super) fn round_queries(&self, tile: &Tile<'c>, codes: &Codes<'c>) {
         let b = self.b;
         self.for_rows(tile.rows, |row| {
-            let group = b.int(self.group as i64);
-            let token = b.offset(tile.query, b.mul(tile.stride, b.udiv(row, group)));
-            let query = b.element(token, b.urem(row, group), 4 * self.head_dim);
-            let load = |i: usize| b.load_lanes(Kind::F32, b.offset(query, b.int((4 * LANES * i) as i64)));
-            let blocks: Vec<Val<'c>> = (0..self.head_dim / LANES).map(load).collect();
+            let blocks = self.query(tile, row);
             let magnitudes = blocks.iter().map(|&block| b.overloaded("llvm.fabs", &[block]));
             let largest = b.max(magnitudes.reduce(|a, c| b.fmax(a, c)).expect("a head has elements"));
             let factor = b.fmul(b.fdiv(largest, b.float(MOST)), b.float(self.scores.scale));
@@ -208,18 +204,9 @@ impl<'c> Attention<'_, 'c> {
         });
     }
 
-    /// Adds the weighted values of a split to the totals: as many blocks at once as leave registers for the sums of all
-    /// rows, so that a value is loaded for many of them.
+    /// Adds the weighted values of a split to the totals.
     pub(super) fn add_codes(&self, tile: &Tile<'c>, span: Span<'c>, codes: &Codes<'c>) {
-        let sums = self.b.target.tile.sums;
-        let blocks: Vec<usize> = (0..self.head_dim / LANES).collect();
-        let rows: Vec<usize> = (0..tile.rows).collect();
-        let rows_at_once = tile.rows.div_ceil(tile.rows.div_ceil(sums / 2));
-        for blocks in blocks.chunks((sums / rows_at_once).clamp(1, 4)) {
-            for rows in rows.chunks(rows_at_once) {
-                self.add_codes_of(tile, span, codes, rows, blocks);
-            }
-        }
+        self.for_rows_and_blocks(tile, |rows, blocks| self.add_codes_of(tile, span, codes, rows, blocks));
     }
 
     fn add_codes_of(&self, tile: &Tile<'c>, span: Span<'c>, codes: &Codes<'c>, rows: &[usize], blocks: &[usize]) {

@@ -280,6 +280,8 @@ impl Cost {
             limits.int8.per_second
         } else if kernel.starts_with("attention[") && kernel.contains(" int8") {
             limits.int8.per_second / 2.0
+        } else if kernel.starts_with("attention[") && kernel.contains(" bf16") {
+            limits.bf16.as_ref().unwrap_or(&limits.f32).per_second
         } else {
             limits.f32.per_second
         };
@@ -386,5 +388,8 @@ mod tests {
         near("linear[int4 x int8, add]", Cost { flops: 16_000.0, ..cost }, 2.0);
         near("attention[2x32 f16, scale=1]", Cost { flops: 8000.0, ..cost }, 4.0);
         near("attention[2x32 int8, scale=1]", Cost { flops: 8000.0, ..cost }, 2.0);
+        near("attention[2x32 bf16, scale=1]", Cost { flops: 8000.0, ..cost }, 4.0);
+        let pairs = Roofline { bf16: Some(peak(4e9)), ..limits };
+        assert!((Cost { flops: 8000.0, ..cost }.least_us("attention[2x32 bf16, scale=1]", &pairs) - 2.0).abs() < 1e-9);
     }
 }
