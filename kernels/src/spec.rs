@@ -153,6 +153,9 @@ pub enum Stage {
     Add,
     /// Adds one vector to every row. Operand: bias.
     Bias,
+    /// Quantizes the result in groups of 32 as a row kernel does, for the product that reads it. It comes last, after
+    /// stages that leave no heads.
+    Quantize,
 }
 
 /// An element-wise operation.
@@ -371,7 +374,7 @@ impl Stage {
                 operands.push(read("block_table", 4, &[3, 4]));
                 operands.push(operand("cache", Access::ReadWrite, page_bytes(kv_heads, head_dim, dtype), &[]));
             }
-            Stage::Glu(_) | Stage::Activate(_) | Stage::Scale(_) | Stage::Softcap(_) => {}
+            Stage::Glu(_) | Stage::Activate(_) | Stage::Scale(_) | Stage::Softcap(_) | Stage::Quantize => {}
             Stage::Add => operands.push(read("residual", 4, &[0, 1])),
             Stage::Bias => operands.push(read("bias", 4, &[1])),
         }
@@ -402,7 +405,10 @@ impl KernelSpec {
             }
             _ => None,
         });
-        head.unwrap_or(STRIP_ROWS / BLOCK_ROWS)
+        // A group of quantized activations is the result of a whole strip.
+        let is_halved = epilogue.iter().any(|stage| matches!(stage, Stage::Glu(_)));
+        let strips = if is_halved && epilogue.contains(&Stage::Quantize) { 2 } else { 1 };
+        head.unwrap_or(strips * STRIP_ROWS / BLOCK_ROWS)
     }
 
     /// Blocks of 16 weight rows that a block of threads, or a worker, finishes at once: a strip, or less of one, see
@@ -563,14 +569,16 @@ impl KernelSpec {
     }
 
     fn linear_out(epilogue: &[Stage]) -> Operand {
+        let is_quantized = epilogue.contains(&Stage::Quantize);
         for stage in epilogue {
             match stage {
                 Stage::AppendQkv { head_dim, heads, .. } => return write("out", 4 * head_dim * heads, &[0]),
-                Stage::Glu(_) => return write("out", 2, &[0, 1]),
+                // Records have 44 bytes for 32 columns: less than what is said here.
+                Stage::Glu(_) => return write("out", if is_quantized { 1 } else { 2 }, &[0, 1]),
                 _ => {}
             }
         }
-        write("out", 4, &[0, 1])
+        write("out", if is_quantized { 2 } else { 4 }, &[0, 1])
     }
 
     /// Bytes per row and group of 32 of weights unpacked to scratch: f32 elements, or bytes with f32 scales and minima.

@@ -123,6 +123,7 @@ fn stage_flops(stage: Stage, columns: usize) -> usize {
         Stage::Glu(function) => columns / 2 * map_flops(MapOp::Glu(function)),
         Stage::Activate(function) => columns * map_flops(MapOp::Activate(function)),
         Stage::Softcap(cap) => columns * map_flops(MapOp::Softcap(cap)),
+        Stage::Quantize => 3 * columns,
         Stage::Add | Stage::Bias | Stage::Scale(_) => columns,
     }
 }

@@ -1,11 +1,12 @@
 //! Lowers the nodes of a graph to launches, in canonical order. A node becomes one launch, and a linear with a prologue
-//! two: the prologue's rows are computed once, not once per strip of the product.
+//! two: the prologue's rows are computed once, not once per strip of the product. On CPUs a gated product quantizes its own
+//! result where that is all that the next product's prologue does.
 //!
 //! Ops that no pass has fused have kernels of their own, so a graph lowers with any of the fusing passes disabled.
 
 mod attention;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use lathe_ir::graph::{Graph, NodeId, NodeKind, Value};
 use lathe_ir::op::Op;
@@ -130,6 +131,7 @@ pub fn bucket(
         machine,
         values: HashMap::new(),
         padded: HashMap::new(),
+        quantized: HashSet::new(),
         newest: BTreeMap::new(),
         buffers: Vec::new(),
         launches: Vec::new(),
@@ -162,6 +164,8 @@ struct Lowering<'g> {
     values: HashMap<Value, Buffer>,
     // Columns in memory of values that have more of them than the graph says: those of a product whose weight was padded.
     padded: HashMap<Value, Dim>,
+    // Values that the product which computes them has quantized already.
+    quantized: HashSet<Value>,
     // The newest state of each cache, by its index: pages change in place, so an older state is gone.
     newest: BTreeMap<usize, Value>,
     buffers: Vec<ArenaBuffer>,
@@ -318,6 +322,13 @@ impl Lowering<'_> {
             }
         }
 
+        if let Some(Op::Glu(_)) = linear.epilogue.last()
+            && n.c.is_multiple_of(2 * STRIP_ROWS)
+            && self.is_only_quantized(id)
+        {
+            epilogue.push(Stage::Quantize);
+            self.quantized.insert(Value { node: id, result: 0 });
+        }
         let strip_rows = KernelSpec::strip_blocks(&epilogue) * BLOCK_ROWS;
         // A product alone may walk the zeros behind its weight too; its rows are then longer than the graph says.
         let mut n = n;
@@ -336,8 +347,9 @@ impl Lowering<'_> {
         if act == Activation::F32 && comes_rounded {
             act = Activation::Bf16;
         }
-        // Rows are brought into the form that the product takes in a launch of their own.
-        if !linear.prologue.is_empty() || act == Activation::Bf16 {
+        // Rows are brought into the form that the product takes in a launch of their own, or by what computed them.
+        let is_ready = self.quantized.contains(&inputs[0]);
+        if !is_ready && (!linear.prologue.is_empty() || act == Activation::Bf16) {
             let stages = (0..linear.prologue.len()).flat_map(extra).map(|slot| operands[slot]);
             let operands: Vec<Buffer> = std::iter::once(operands[0]).chain(stages).collect();
             let label = format!("{label} prologue");
@@ -364,6 +376,19 @@ impl Lowering<'_> {
             (users, false) => matches!(users[..], [user] if matches!(self.graph.as_op(user), Some(Op::Quantize(_)))),
             _ => false,
         }
+    }
+
+    /// Whether all that reads a node's result, on a CPU, is one product that quantizes it.
+    fn is_only_quantized(&self, id: NodeId) -> bool {
+        let reads = |user: NodeId| match self.graph.as_op(user) {
+            Some(Op::Linear(linear)) => {
+                self.graph.node(user).inputs[0].node == id
+                    && matches!(linear.prologue[..], [Op::Quantize(ref quantize)] if quantize.group == GROUP)
+            }
+            _ => false,
+        };
+        let uses = self.graph.uses(Value { node: id, result: 0 });
+        self.machine == Machine::X86 && matches!(uses, (users, false) if matches!(users[..], [user] if reads(user)))
     }
 
     /// The stage that an op becomes after a product; `extra` are its operands besides the running value.

@@ -18,6 +18,7 @@ impl fmt::Display for Stage {
                 write!(f, "append_qkv({heads}+{kv_heads}x{head_dim} {dtype})")
             }
             Stage::Glu(function) => write!(f, "glu({})", function.name()),
+            Stage::Quantize => write!(f, "quantize(int8 g32)"),
             Stage::Activate(function) => write!(f, "{}", function.name()),
             Stage::Scale(factor) => write!(f, "scale({factor})"),
             Stage::Softcap(cap) => write!(f, "softcap({cap})"),

@@ -19,7 +19,7 @@ use lathe_ir::scheme::Scheme;
 use lathe_ir::types::DType;
 
 use crate::llvm::builder::Builder;
-use crate::spec::{Activation, KernelSpec, Tile, attention_rows};
+use crate::spec::{Activation, KernelSpec, Stage, Tile, attention_rows};
 
 /// Why a spec has no generator on the builder's target, or `None` when it has one.
 pub fn missing(spec: &KernelSpec, vector: bool) -> Option<&'static str> {
@@ -44,6 +44,9 @@ pub fn missing(spec: &KernelSpec, vector: bool) -> Option<&'static str> {
         _ if vector => None,
         _ if matches!(spec.cache(), Some(DType::Int8 | DType::Bf16)) => {
             Some("caches of int8 and bf16 are for CPUs only so far; compile with --cache f16")
+        }
+        KernelSpec::Linear { epilogue, .. } if epilogue.contains(&Stage::Quantize) => {
+            Some("results are quantized by the product itself on CPUs only so far")
         }
         KernelSpec::Linear { tile: Tile::Unpack { .. }, .. } => {
             Some("the linear kernel for many tokens is generated for CPUs only so far")

@@ -161,8 +161,8 @@ fn sum_row<'c>(
     b.sum_teams(b.sum(b.get(sum)))
 }
 
-/// Quantizes 32 values into group `g` of the record at `record`.
-fn store_group<'c>(b: &Builder<'c>, record: PointerValue<'c>, g: Val<'c>, groups: Val<'c>, halves: [Val<'c>; 2]) {
+/// Quantizes 32 values into group `g` of the record of `groups` groups at `record`.
+pub fn store_group<'c>(b: &Builder<'c>, record: PointerValue<'c>, g: Val<'c>, groups: Val<'c>, halves: [Val<'c>; 2]) {
     let scale = b.fdiv(b.max_magnitude(halves), b.float(MAX_CODE));
     let positive = b.fcmp(FloatPredicate::OGT, scale, b.float(0.0));
     let inverse = b.select(positive, b.fdiv(b.float(1.0), scale), b.float(0.0));

@@ -7,8 +7,9 @@ use inkwell::IntPredicate;
 use inkwell::values::PointerValue;
 
 use super::append::{Page, Vector, numbers, page};
+use super::rows::store_group;
 use crate::llvm::builder::{Builder, Kind, LANES, Val};
-use crate::spec::{Stage, page_bytes, rotary_columns, rotary_is_aligned};
+use crate::spec::{ACT_GROUP_BYTES, GROUP, Stage, page_bytes, rotary_columns, rotary_is_aligned};
 
 /// Index of a linear kernel's first epilogue operand: after x and w.
 const FIRST_OPERAND: usize = 2;
@@ -83,6 +84,12 @@ pub fn finish<'c>(b: &Builder<'c>, epilogue: &[Stage], mut strip: Strip<'c>) {
                 for (value, number) in strip.values.iter_mut().zip(numbers) {
                     *value = b.fadd(*value, b.load_lanes(Kind::F32, b.element(bias, number, 4 * LANES)));
                 }
+            }
+            Stage::Quantize => {
+                let &[low, high] = &strip.values[..] else { unreachable!("a strip's result is a group") };
+                let groups = b.udiv(columns, b.int(GROUP as i64));
+                let record = b.element(next(), b.mul(strip.row, groups), ACT_GROUP_BYTES);
+                return store_group(b, record, strip.index, groups, [low, high]);
             }
             Stage::AppendQkv { head_dim, heads, kv_heads, dtype } => {
                 let [positions, sequences, block_table, cache] = [next(), next(), next(), next()];

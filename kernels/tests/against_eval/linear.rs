@@ -221,6 +221,55 @@ fn a_row_has_the_same_bits_in_every_tile_and_batch() {
 }
 
 #[test]
+fn halves_of_many_rows_have_the_bits_of_few() {
+    if ON_EMULATOR {
+        return;
+    }
+    let (rows, n, k) = (203, 96, 64);
+    let mut random = Random(10);
+    let (_, packed) = weight(&mut random, Scheme::INT4, n, k);
+    let x = activations(Activation::Int8, &random.floats(rows * k), k).0;
+    let product = |tile: Tile, step: usize| {
+        let spec = KernelSpec::Linear { scheme: Scheme::INT4, act: Activation::Int8, tile, epilogue: vec![] };
+        let buffers = vec![Bytes(x.clone()), Bytes(packed.clone()), Output, Output];
+        let units = n / 32 * tile.parts();
+        run(&spec, buffers, &[rows as i64, n as i64, 2], units as i64, step as i64).swap_remove(2)
+    };
+    let few = product(TILES[0], 1);
+    // Workers that share it in two, in three, and in pieces that end anywhere.
+    for step in [24, 16, 5] {
+        assert!(product(TILES[1], step) == few, "{step} units at once");
+    }
+}
+
+#[test]
+fn a_product_quantizes_its_result_as_a_row_kernel_does() {
+    if ON_EMULATOR {
+        return;
+    }
+    let (rows, n, k) = (6, 192, 64);
+    let mut random = Random(12);
+    let (_, packed) = weight(&mut random, Scheme::INT4, n, k);
+    let x = activations(Activation::Int8, &random.floats(rows * k), k).0;
+    for tile in TILES {
+        for (stages, columns) in [(vec![Stage::Glu(Function::Silu)], n / 2), (vec![], n)] {
+            let product = |epilogue: Vec<Stage>| {
+                let units = n / 16 / KernelSpec::strip_blocks(&epilogue) * tile.parts();
+                let spec = KernelSpec::Linear { scheme: Scheme::INT4, act: Activation::Int8, tile, epilogue };
+                let buffers = vec![Bytes(x.clone()), Bytes(packed.clone()), Output, Output];
+                run(&spec, buffers, &[rows as i64, n as i64, 2], units as i64, 1).swap_remove(2)
+            };
+            let fused = product([&stages[..], &[Stage::Quantize]].concat());
+            let spec = KernelSpec::Rows { gather: false, norm: None, add: false, form: Activation::Int8 };
+            let buffers = vec![Bytes(product(stages)), Output];
+            let params = [rows as i64, rows as i64, columns as i64 / 32];
+            let separate = run(&spec, buffers, &params, rows as i64, 1).swap_remove(1);
+            assert!(fused[..separate.len()] == separate, "{tile:?}, {columns} columns");
+        }
+    }
+}
+
+#[test]
 fn large_tiles_have_the_bits_of_small_ones() {
     if !ON_EMULATOR {
         return;
