@@ -11,8 +11,10 @@ use lathe_ir::scheme::Scheme;
 /// A form in which a matrix is stored. What scheme it becomes depends on the matrix' width.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Quantize {
-    /// The smallest scheme that holds the file's own values.
+    /// As `source`, but on CPUs a head that is no embedding too keeps 6 of 8 bits.
     #[default]
+    Auto,
+    /// The smallest scheme that holds the file's own values.
     Source,
     /// Single precision.
     F32,
@@ -33,7 +35,8 @@ pub enum Quantize {
 }
 
 /// The forms by name.
-const FORMS: [(&str, Quantize); 8] = [
+const FORMS: [(&str, Quantize); 9] = [
+    ("auto", Quantize::Auto),
     ("source", Quantize::Source),
     ("f32", Quantize::F32),
     ("bf16", Quantize::Bf16),
@@ -62,7 +65,7 @@ impl fmt::Display for Quantize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self, FORMS.iter().find(|form| form.1 == *self)) {
             (Quantize::Scheme(scheme), _) => write!(f, "{scheme}"),
-            (_, form) => f.write_str(form.map_or("source", |form| form.0)),
+            (_, form) => f.write_str(form.map_or("auto", |form| form.0)),
         }
     }
 }
@@ -197,11 +200,11 @@ mod tests {
 
     #[test]
     fn formats_print_as_they_are_written() {
-        for text in ["source", "int4,head=int6", "source,layers.0-3.down=int8", "iq4:g32,q=f16,layers.2=bf16"] {
+        for text in ["auto", "source", "int4,head=int6", "source,layers.0-3.down=int8", "iq4:g32,q=f16,layers.2=bf16"] {
             assert_eq!(text.parse::<Formats>().map(|formats| formats.to_string()), Ok(text.to_owned()));
         }
         let spelled = "lm_head=int6, layers.1-1.up=int5".parse::<Formats>().map(|formats| formats.to_string());
-        assert_eq!(spelled, Ok("source,head=int6,layers.1.up=int5".to_owned()));
+        assert_eq!(spelled, Ok("auto,head=int6,layers.1.up=int5".to_owned()));
     }
 
     #[test]
@@ -227,7 +230,7 @@ mod tests {
             let error = text.parse::<Formats>().expect_err(text);
             assert!(parts.iter().all(|part| error.contains(part)), "{error}");
         };
-        check("int3", &["unknown form 'int3'", "source, f32, bf16", "int4:g32+min"]);
+        check("int3", &["unknown form 'int3'", "auto, source, f32, bf16", "int4:g32+min"]);
         check("int4,wq=int8", &["'wq=int8'", "q, k, v, o, gate, up, down"]);
         check("int4,int8", &["'int8'", "NAME=FORM"]);
         check("int4,layers.3-1.q=int8", &["'layers.3-1.q=int8'"]);

@@ -1,6 +1,9 @@
 //! Chooses the scheme in which each matrix is stored, by `--quantize`: `source` takes the smallest scheme that holds the
-//! file's own values, so integer schemes and f16 stay and other floats become bf16; other forms take the first of their
-//! schemes whose groups divide the rows, but leave a matrix alone whose codes in the file are no wider. It runs before matrices are merged, because those of one product share a scheme.
+//! file's own values, so integer schemes and f16 stay and other floats become bf16; `auto` does so, too, but for a CPU it
+//! re-encodes the 8-bit codes of a head that is no embedding in 6 bits: every token that is decoded reads all of it, and
+//! what its logits lose is little. Other forms take the first of their schemes whose groups divide the rows, but leave a
+//! matrix alone whose codes in the file are no wider. It runs before matrices are merged, because those of one product share
+//! a scheme.
 //!
 //! Before:
 //! ```text
@@ -41,6 +44,7 @@ use lathe_ir::graph::{Graph, NodeId, NodeKind, Value};
 use lathe_ir::op::Op;
 use lathe_ir::scheme::{Code, Scheme};
 use lathe_ir::types::{DType, Elem, Type};
+use lathe_kernels::targets::Machine;
 
 use crate::pass::{Note, PassContext, PassError};
 use crate::quantize::Quantize;
@@ -60,7 +64,7 @@ pub fn run(graph: &mut Graph, context: &mut PassContext) -> Result<bool, PassErr
         layers = layers.max(layer(&weight.name).map_or(0, |layer| layer + 1));
         let mut wanted = None;
         for (of, used) in formats.overrides.iter().zip(&mut used) {
-            if of.matches(&weight.name, place == Place::Head) {
+            if of.matches(&weight.name, matches!(place, Place::Head | Place::Tied)) {
                 (wanted, *used) = (Some(of), true);
             }
         }
@@ -74,6 +78,7 @@ pub fn run(graph: &mut Graph, context: &mut PassContext) -> Result<bool, PassErr
             let (entry, weight, span) = (asked, weight.name.clone(), scheme.span());
             return Err(PassError::SchemeTooWide { entry, weight, width, span });
         }
+        let form = if form == Quantize::Auto { auto(*source, place, context.target.machine) } else { form };
         let (scheme, reason) = choose(*source, form, place, width, &format!("--quantize {asked}"));
         let kept = wanted.is_some() && is_kept(*source, form, place);
         context.notes.push(Note { subject: weight.name.clone(), reason: format!("{scheme}: {reason}"), kept });
@@ -113,13 +118,15 @@ enum Place {
     Embedding,
     /// Its product is an output.
     Head,
+    /// It is an embedding table whose product is an output, too.
+    Tied,
 }
 
 fn place(graph: &Graph, weight: NodeId) -> Place {
     let users = graph.users(weight);
     let embeds = users.iter().any(|&user| matches!(graph.as_op(user), Some(Op::Embed(_))));
     if users.iter().any(|&user| leads_out(graph, user)) {
-        return Place::Head;
+        return if embeds { Place::Tied } else { Place::Head };
     }
     if embeds { Place::Embedding } else { Place::Inside }
 }
@@ -145,7 +152,7 @@ fn leads_out(graph: &Graph, linear: NodeId) -> bool {
 /// The schemes of a form, the best first; the others are for rows that its groups do not divide.
 fn schemes(form: Quantize) -> &'static [Scheme] {
     match form {
-        Quantize::Source | Quantize::Scheme(_) => &[],
+        Quantize::Auto | Quantize::Source | Quantize::Scheme(_) => &[],
         Quantize::F32 => &[Scheme::F32],
         Quantize::Bf16 => &[Scheme::BF16],
         Quantize::F16 => &[Scheme::F16],
@@ -157,6 +164,12 @@ fn schemes(form: Quantize) -> &'static [Scheme] {
     }
 }
 
+/// What `auto` stands for.
+fn auto(source: Scheme, place: Place, machine: Machine) -> Quantize {
+    let is_wide = source.is_integer() && source.bits() == 8;
+    if is_wide && place == Place::Head && machine == Machine::X86 { Quantize::Int6 } else { Quantize::Source }
+}
+
 /// The most bits of codes that a form leaves as they are in the file, since other ones would be larger or lose something
 /// for little; none for a form that names a scheme or a type of float.
 fn kept_bits(form: Quantize, place: Place) -> u8 {
@@ -166,7 +179,7 @@ fn kept_bits(form: Quantize, place: Place) -> u8 {
         Quantize::Int5 | Quantize::Int4 if place != Place::Inside => 8,
         Quantize::Int5 => 5,
         Quantize::Int4 => 4,
-        Quantize::Source | Quantize::F32 | Quantize::Bf16 | Quantize::F16 | Quantize::Scheme(_) => 0,
+        Quantize::Auto | Quantize::Source | Quantize::F32 | Quantize::Bf16 | Quantize::F16 | Quantize::Scheme(_) => 0,
     }
 }
 
@@ -182,7 +195,7 @@ fn choose(source: Scheme, form: Quantize, place: Place, width: usize, asked: &st
         _ if is_kept(source, form, place) => {
             (source, format!("holds the file's own codes, which are no wider than {asked}"))
         }
-        Quantize::Source => match source.code {
+        Quantize::Auto | Quantize::Source => match source.code {
             Code::Uniform { .. } | Code::Table => (source, "holds the file's own codes and scales".to_owned()),
             Code::Float(DType::F16) => (source, "holds the file's own values".to_owned()),
             Code::Float(_) => (Scheme::BF16, "the smallest scheme for a file of floats".to_owned()),
@@ -208,7 +221,19 @@ fn choose(source: Scheme, form: Quantize, place: Place, width: usize, asked: &st
 
 #[cfg(test)]
 mod tests {
-    use super::{Place, Quantize, Scheme, choose};
+    use super::{Machine, Place, Quantize, Scheme, auto, choose};
+
+    #[test]
+    fn a_head_alone_is_narrowed_on_cpus() {
+        let check = |source, place, machine, expected| assert_eq!(auto(source, place, machine), expected);
+        check(Scheme::INT8, Place::Head, Machine::X86, Quantize::Int6);
+        check(Scheme::INT8, Place::Tied, Machine::X86, Quantize::Source);
+        check(Scheme::INT8, Place::Embedding, Machine::X86, Quantize::Source);
+        check(Scheme::INT8, Place::Inside, Machine::X86, Quantize::Source);
+        check(Scheme::INT8, Place::Head, Machine::Nvptx, Quantize::Source);
+        check(Scheme::INT6_SUPER, Place::Head, Machine::X86, Quantize::Source);
+        check(Scheme::BF16, Place::Head, Machine::X86, Quantize::Source);
+    }
 
     #[test]
     fn each_choice() {
