@@ -253,13 +253,14 @@ proptest! {
     fn random_schedules_are_sound(choices in prop::collection::vec(random_launch(), 1..40)) {
         let mut bucket = random_bucket(&choices);
         let phases = barriers::place(&mut bucket.launches);
-        arena::place(&mut bucket, &phases);
+        arena::place(&mut bucket, &phases, Machine::X86);
         check_bucket(&bucket);
     }
 
     #[test]
     fn first_fit_never_overlaps_what_lives_together(
-        lives in prop::collection::vec((0usize..20, 0usize..6, 1u64..500), 1..40)
+        lives in prop::collection::vec((0usize..20, 0usize..6, 1u64..500), 1..40),
+        by_rows in any::<bool>(),
     ) {
         let mut buffers: Vec<ArenaBuffer> = lives
             .iter()
@@ -271,13 +272,14 @@ proptest! {
             })
             .collect();
         let sizes: Vec<u64> = lives.iter().map(|life| life.2).collect();
-        let total = arena::first_fit(&mut buffers, &sizes);
+        let total = arena::first_fit(&mut buffers, &sizes, by_rows);
         for (a, (at, size)) in buffers.iter().zip(&sizes).enumerate() {
             prop_assert!(at.offset + size <= total);
             for (other, other_size) in buffers.iter().zip(&sizes).take(a) {
                 let together = (at.phases.0..=at.phases.1).any(|phase| (other.phases.0..=other.phases.1).contains(&phase));
                 let apart = at.offset + size <= other.offset || other.offset + other_size <= at.offset;
                 prop_assert!(!together || apart);
+                prop_assert!(!by_rows || apart || size == other_size && at.offset == other.offset);
             }
         }
     }

@@ -3,7 +3,12 @@
 //! An intermediate lives from the phase of the launch that writes it to the phase of the last one that reads it; launches
 //! of one phase may run at the same time, so two intermediates share bytes only when their phases are apart. In
 //! particular a result never overlaps an operand of its own launch. Sizes are those of the largest step.
+//!
+//! On CPUs only intermediates with rows of the same size share bytes. Workers divide the rows of every launch alike, so a row's
+//! bytes stay in the caches of one core; those of another core would have to be asked for before they are written.
 
+use lathe_ir::types::Dim;
+use lathe_kernels::targets::Machine;
 use lathe_plan::arena::Span;
 
 use super::{ArenaBuffer, Bucket, Buffer};
@@ -11,7 +16,7 @@ use super::{ArenaBuffer, Bucket, Buffer};
 pub use lathe_plan::arena::ALIGN;
 
 /// Sets phases and offsets of a bucket's buffers, its arena's size and its scratch. `phases` are those of its launches.
-pub fn place(bucket: &mut Bucket, phases: &[usize]) {
+pub fn place(bucket: &mut Bucket, phases: &[usize], machine: Machine) {
     let last_phase = phases.last().copied().unwrap_or(0);
     for buffer in &mut bucket.buffers {
         buffer.phases = (usize::MAX, 0);
@@ -33,14 +38,27 @@ pub fn place(bucket: &mut Bucket, phases: &[usize]) {
         bucket.buffers[at].phases.1 = last_phase;
     }
     let sizes: Vec<u64> = bucket.buffers.iter().map(|buffer| buffer.bytes.eval(bucket.max) as u64).collect();
-    bucket.arena_bytes = first_fit(&mut bucket.buffers, &sizes);
+    bucket.arena_bytes = first_fit(&mut bucket.buffers, &sizes, machine == Machine::X86);
 }
 
-/// Gives each buffer its place; see [`lathe_plan::arena::first_fit`]. Returns the bytes used in all.
-pub fn first_fit(buffers: &mut [ArenaBuffer], sizes: &[u64]) -> u64 {
-    let sized = buffers.iter().zip(sizes);
-    let mut spans: Vec<Span> = sized.map(|(buffer, &bytes)| Span { bytes, phases: buffer.phases, offset: 0 }).collect();
-    let total = lathe_plan::arena::first_fit(&mut spans);
-    buffers.iter_mut().zip(spans).for_each(|(buffer, span)| buffer.offset = span.offset);
+/// Gives each buffer its place; see [`lathe_plan::arena::first_fit`]. Those with rows of one size lie apart from the others if
+/// `by_rows`. Returns the bytes used in all.
+pub fn first_fit(buffers: &mut [ArenaBuffer], sizes: &[u64], by_rows: bool) -> u64 {
+    let mut kinds: Vec<Dim> = Vec::new();
+    let kind_of = |buffer: &ArenaBuffer| if by_rows { buffer.bytes } else { Dim::of(0) };
+    for kind in buffers.iter().map(kind_of) {
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
+        }
+    }
+    let mut total = 0;
+    for kind in kinds {
+        let alike: Vec<usize> = (0..buffers.len()).filter(|&at| kind_of(&buffers[at]) == kind).collect();
+        let span = |&at: &usize| Span { bytes: sizes[at], phases: buffers[at].phases, offset: 0 };
+        let mut spans: Vec<Span> = alike.iter().map(span).collect();
+        let end = lathe_plan::arena::first_fit(&mut spans);
+        alike.iter().zip(spans).for_each(|(&at, span)| buffers[at].offset = total + span.offset);
+        total += end;
+    }
     total
 }

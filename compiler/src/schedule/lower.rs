@@ -1,6 +1,6 @@
 //! Lowers the nodes of a graph to launches, in canonical order. A node becomes one launch, and a linear with a prologue
 //! two: the prologue's rows are computed once, not once per strip of the product. On CPUs a gated product quantizes its own
-//! result where that is all that the next product's prologue does.
+//! result where nothing else reads it.
 //!
 //! Ops that no pass has fused have kernels of their own, so a graph lowers with any of the fusing passes disabled.
 
@@ -164,7 +164,7 @@ struct Lowering<'g> {
     values: HashMap<Value, Buffer>,
     // Columns in memory of values that have more of them than the graph says: those of a product whose weight was padded.
     padded: HashMap<Value, Dim>,
-    // Values that the product which computes them has quantized already.
+    // Values that what computes them leaves quantized, as the one node that reads them wants.
     quantized: HashSet<Value>,
     // The newest state of each cache, by its index: pages change in place, so an older state is gone.
     newest: BTreeMap<usize, Value>,
@@ -215,6 +215,10 @@ impl Lowering<'_> {
             return Ok(());
         }
         let operands = inputs.iter().map(|&value| self.buffer(value)).collect::<Result<Vec<_>, _>>()?;
+        if self.quantized.contains(&inputs[0]) {
+            self.values.insert(result(0), operands[0]);
+            return Ok(());
+        }
         let (rows, columns) = self.shape(inputs[0]);
         let padded = inputs.iter().find_map(|value| self.padded.get(value)).copied();
         if let (Some(found), false) = (padded, is_element_wise(op)) {
@@ -323,6 +327,7 @@ impl Lowering<'_> {
         }
 
         if let Some(Op::Glu(_)) = linear.epilogue.last()
+            && self.machine == Machine::X86
             && n.c.is_multiple_of(2 * STRIP_ROWS)
             && self.is_only_quantized(id)
         {
@@ -347,9 +352,8 @@ impl Lowering<'_> {
         if act == Activation::F32 && comes_rounded {
             act = Activation::Bf16;
         }
-        // Rows are brought into the form that the product takes in a launch of their own, or by what computed them.
-        let is_ready = self.quantized.contains(&inputs[0]);
-        if !is_ready && (!linear.prologue.is_empty() || act == Activation::Bf16) {
+        // Rows are brought into the form that the product takes in a launch of their own.
+        if !linear.prologue.is_empty() || act == Activation::Bf16 {
             let stages = (0..linear.prologue.len()).flat_map(extra).map(|slot| operands[slot]);
             let operands: Vec<Buffer> = std::iter::once(operands[0]).chain(stages).collect();
             let label = format!("{label} prologue");
@@ -371,24 +375,15 @@ impl Lowering<'_> {
 
     /// Whether a node is a norm whose result nothing but one quantization reads.
     fn is_quantized_alone(&self, id: NodeId) -> bool {
-        let norm = matches!(self.graph.as_op(id), Some(Op::RmsNorm(_) | Op::LayerNorm(_)));
-        norm && match self.graph.uses(Value { node: id, result: 0 }) {
-            (users, false) => matches!(users[..], [user] if matches!(self.graph.as_op(user), Some(Op::Quantize(_)))),
-            _ => false,
-        }
+        matches!(self.graph.as_op(id), Some(Op::RmsNorm(_) | Op::LayerNorm(_))) && self.is_only_quantized(id)
     }
 
-    /// Whether all that reads a node's result, on a CPU, is one product that quantizes it.
+    /// Whether nothing but one quantization reads a node's result.
     fn is_only_quantized(&self, id: NodeId) -> bool {
-        let reads = |user: NodeId| match self.graph.as_op(user) {
-            Some(Op::Linear(linear)) => {
-                self.graph.node(user).inputs[0].node == id
-                    && matches!(linear.prologue[..], [Op::Quantize(ref quantize)] if quantize.group == GROUP)
-            }
-            _ => false,
-        };
+        let quantizes =
+            |user: NodeId| matches!(self.graph.as_op(user), Some(Op::Quantize(quantize)) if quantize.group == GROUP);
         let uses = self.graph.uses(Value { node: id, result: 0 });
-        self.machine == Machine::X86 && matches!(uses, (users, false) if matches!(users[..], [user] if reads(user)))
+        matches!(uses, (users, false) if matches!(users[..], [user] if quantizes(user)))
     }
 
     /// The stage that an op becomes after a product; `extra` are its operands besides the running value.

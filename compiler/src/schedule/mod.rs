@@ -258,7 +258,7 @@ pub fn build(graph: &Graph, max_context: usize, machine: Machine) -> Result<Sche
     for &max in steps {
         let mut bucket = lower::bucket(graph, &program, max, pages(max_context), machine)?;
         let phases = barriers::place(&mut bucket.launches);
-        arena::place(&mut bucket, &phases);
+        arena::place(&mut bucket, &phases, machine);
         buckets.push(bucket);
     }
     let lower::Program { weights, caches, groups } = program;
