@@ -11,7 +11,7 @@ use lathe_ir::scheme::Scheme;
 /// A form in which a matrix is stored. What scheme it becomes depends on the matrix' width.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Quantize {
-    /// As `source`, but on CPUs a head that is no embedding too keeps 6 of 8 bits.
+    /// As `source`, but on CPUs, with int8 activations, a head that is no embedding too keeps 6 of 8 bits.
     #[default]
     Auto,
     /// The smallest scheme that holds the file's own values.

@@ -6,6 +6,7 @@ use std::process::Command;
 use lathe_compiler::options::{Options, Weights};
 use lathe_compiler::pass::Activations;
 use lathe_compiler::pipeline::{Goal, compile};
+use lathe_compiler::quantize::Quantize;
 use lathe_ir::eval::{Caches, StepInputs, Tensor, evaluate};
 use lathe_ir::graph::Weight;
 use lathe_ir::scheme::Scheme;
@@ -32,6 +33,7 @@ const SCHEMES: [Scheme; 3] = [Scheme::BF16, Scheme::INT8, Scheme::INT4];
 fn options(activations: Activations) -> Options {
     let mut options = Options::new(Target::parse("native").expect("this CPU has a target"));
     options.passes.activations = activations;
+    options.passes.formats.base = Quantize::Source;
     options.cache = Some(DType::F32);
     options
 }

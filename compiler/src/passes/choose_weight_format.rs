@@ -1,7 +1,7 @@
 //! Chooses the scheme in which each matrix is stored, by `--quantize`: `source` takes the smallest scheme that holds the
-//! file's own values, so integer schemes and f16 stay and other floats become bf16; `auto` does so, too, but for a CPU it
-//! re-encodes the 8-bit codes of a head that is no embedding in 6 bits: every token that is decoded reads all of it, and
-//! what its logits lose is little. Other forms take the first of their schemes whose groups divide the rows, but leave a
+//! file's own values, so integer schemes and f16 stay and other floats become bf16; `auto` does so, too, but for a CPU, and
+//! with int8 activations, it re-encodes the 8-bit codes of a head that is no embedding in 6 bits: every token that is decoded
+//! reads all of it, and what its logits lose is little. Other forms take the first of their schemes whose groups divide the rows, but leave a
 //! matrix alone whose codes in the file are no wider. It runs before matrices are merged, because those of one product share
 //! a scheme.
 //!
@@ -46,7 +46,7 @@ use lathe_ir::scheme::{Code, Scheme};
 use lathe_ir::types::{DType, Elem, Type};
 use lathe_kernels::targets::Machine;
 
-use crate::pass::{Note, PassContext, PassError};
+use crate::pass::{Activations, Note, PassContext, PassError};
 use crate::quantize::Quantize;
 
 /// Runs the pass; see the module.
@@ -78,7 +78,7 @@ pub fn run(graph: &mut Graph, context: &mut PassContext) -> Result<bool, PassErr
             let (entry, weight, span) = (asked, weight.name.clone(), scheme.span());
             return Err(PassError::SchemeTooWide { entry, weight, width, span });
         }
-        let form = if form == Quantize::Auto { auto(*source, place, context.target.machine) } else { form };
+        let form = if form == Quantize::Auto { auto(*source, place, context) } else { form };
         let (scheme, reason) = choose(*source, form, place, width, &format!("--quantize {asked}"));
         let kept = wanted.is_some() && is_kept(*source, form, place);
         context.notes.push(Note { subject: weight.name.clone(), reason: format!("{scheme}: {reason}"), kept });
@@ -165,9 +165,10 @@ fn schemes(form: Quantize) -> &'static [Scheme] {
 }
 
 /// What `auto` stands for.
-fn auto(source: Scheme, place: Place, machine: Machine) -> Quantize {
+fn auto(source: Scheme, place: Place, context: &PassContext) -> Quantize {
     let is_wide = source.is_integer() && source.bits() == 8;
-    if is_wide && place == Place::Head && machine == Machine::X86 { Quantize::Int6 } else { Quantize::Source }
+    let may_round = context.target.machine == Machine::X86 && context.options.activations == Activations::Int8;
+    if is_wide && place == Place::Head && may_round { Quantize::Int6 } else { Quantize::Source }
 }
 
 /// The most bits of codes that a form leaves as they are in the file, since other ones would be larger or lose something
@@ -221,18 +222,27 @@ fn choose(source: Scheme, form: Quantize, place: Place, width: usize, asked: &st
 
 #[cfg(test)]
 mod tests {
-    use super::{Machine, Place, Quantize, Scheme, auto, choose};
+    use lathe_kernels::targets::Target;
+
+    use super::{Activations, PassContext, Place, Quantize, Scheme, auto, choose};
+    use crate::pass::PassOptions;
 
     #[test]
     fn a_head_alone_is_narrowed_on_cpus() {
-        let check = |source, place, machine, expected| assert_eq!(auto(source, place, machine), expected);
-        check(Scheme::INT8, Place::Head, Machine::X86, Quantize::Int6);
-        check(Scheme::INT8, Place::Tied, Machine::X86, Quantize::Source);
-        check(Scheme::INT8, Place::Embedding, Machine::X86, Quantize::Source);
-        check(Scheme::INT8, Place::Inside, Machine::X86, Quantize::Source);
-        check(Scheme::INT8, Place::Head, Machine::Nvptx, Quantize::Source);
-        check(Scheme::INT6_SUPER, Place::Head, Machine::X86, Quantize::Source);
-        check(Scheme::BF16, Place::Head, Machine::X86, Quantize::Source);
+        let check = |source, place, [target, activations]: [&str; 2], expected| {
+            let mut context = PassContext::new(Target::parse(target).expect("it is known"), PassOptions::default());
+            context.options.activations = if activations == "f32" { Activations::F32 } else { Activations::Int8 };
+            assert_eq!(auto(source, place, &context), expected, "{source}, {place:?}, {target}, {activations}");
+        };
+        let cpu = ["x86-64-v3", "int8"];
+        check(Scheme::INT8, Place::Head, cpu, Quantize::Int6);
+        check(Scheme::INT8, Place::Head, ["x86-64-v3", "f32"], Quantize::Source);
+        check(Scheme::INT8, Place::Head, ["sm_80", "int8"], Quantize::Source);
+        check(Scheme::INT8, Place::Tied, cpu, Quantize::Source);
+        check(Scheme::INT8, Place::Embedding, cpu, Quantize::Source);
+        check(Scheme::INT8, Place::Inside, cpu, Quantize::Source);
+        check(Scheme::INT6_SUPER, Place::Head, cpu, Quantize::Source);
+        check(Scheme::BF16, Place::Head, cpu, Quantize::Source);
     }
 
     #[test]
