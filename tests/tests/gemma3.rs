@@ -9,6 +9,7 @@ use lathe_models::open;
 use lathe_plan::Plan;
 use lathe_runtime::engine::{Engine, EngineOptions};
 use lathe_runtime::tokenizer::{Control, Tokenizer};
+use lathe_tests::answers::check_company;
 use lathe_tests::compare::relative_error;
 use lathe_tests::{CORPUS, Scratch, gemma3, reference};
 
@@ -47,6 +48,13 @@ fn logits_agree_with_numpy() {
     let error = relative_error(&found, &expected);
     println!("f32 activations: relative logit error {error:.2e}");
     assert!(error < F32_LOGIT_BOUND, "relative logit error {error:.2e}");
+}
+
+#[test]
+fn answers_depend_on_nothing_but_the_request() {
+    let plan = plan(Activations::Int8);
+    let load = |options: &EngineOptions| Engine::load(&plan, options).expect("the plan loads");
+    check_company(load, &corpus(&plan, 400));
 }
 
 #[test]
