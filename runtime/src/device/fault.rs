@@ -4,6 +4,8 @@
 //! a plan is loaded onto, which is how tests make a whole process fail: `panic@5,broken@9` panics in the fifth step and
 //! breaks the first row of the ninth.
 
+use std::time::Duration;
+
 use super::{Device, Limits, Step, StepOutput, Ticket, timeline::Timeline};
 use crate::error::{Error, Result};
 
@@ -23,7 +25,12 @@ pub enum Kind {
     Abort,
     /// The step never comes back.
     Hang,
+    /// The step and all after it take [`SLOW`] longer, as those of a large model do.
+    Slow,
 }
+
+/// How much longer slow steps take.
+const SLOW: Duration = Duration::from_millis(2);
 
 /// A step that goes wrong. Steps count from one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,13 +49,15 @@ pub fn parse(text: &str) -> Result<Vec<Fault>> {
         ("broken", Kind::Broken),
         ("abort", Kind::Abort),
         ("hang", Kind::Hang),
+        ("slow", Kind::Slow),
     ];
     let one = |text: &str| {
         let (name, step) = text.split_once('@')?;
         let (_, kind) = kinds.iter().find(|(known, _)| *known == name)?;
         Some(Fault { kind: *kind, step: step.parse().ok()? })
     };
-    let wrong = || format!("{VARIABLE} is `{text}`, expected a list such as panic@5,lost@9,broken@3,abort@7,hang@8");
+    let wrong =
+        || format!("{VARIABLE} is `{text}`, expected a list such as panic@5,lost@9,broken@3,abort@7,hang@8,slow@1");
     text.split(',').map(|text| one(text.trim())).collect::<Option<_>>().ok_or_else(|| Error::Step(wrong()))
 }
 
@@ -94,7 +103,9 @@ impl Device for FaultyDevice {
     fn collect(&mut self, ticket: Ticket, output: &mut StepOutput) -> Result<()> {
         self.device.collect(ticket, output)?;
         self.collected += 1;
-        for fault in self.faults.iter().filter(|fault| fault.step == self.collected) {
+        let happens =
+            |fault: &&Fault| fault.step == self.collected || fault.kind == Kind::Slow && fault.step < self.collected;
+        for fault in self.faults.iter().filter(happens) {
             match fault.kind {
                 Kind::Panic => panic!("a panic was asked for"),
                 Kind::Lost => return Err(Error::DeviceLost("a loss was asked for".into())),
@@ -103,6 +114,7 @@ impl Device for FaultyDevice {
                 Kind::Hang => loop {
                     std::thread::park();
                 },
+                Kind::Slow => std::thread::sleep(SLOW),
             }
         }
         Ok(())
@@ -116,7 +128,7 @@ mod tests {
     #[test]
     fn faults_are_read_or_refused_with_what_was_expected() {
         let fault = |kind, step| Fault { kind, step };
-        assert_eq!(parse("panic@5, broken@9").unwrap(), [fault(Kind::Panic, 5), fault(Kind::Broken, 9)]);
+        assert_eq!(parse("panic@5, slow@9").unwrap(), [fault(Kind::Panic, 5), fault(Kind::Slow, 9)]);
         for wrong in ["", "panic", "panic@", "panic@x", "fire@1", "panic@1,"] {
             assert!(parse(wrong).unwrap_err().to_string().contains("expected a list"), "{wrong}");
         }

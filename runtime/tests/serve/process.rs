@@ -297,10 +297,11 @@ fn a_process_without_file_descriptors_serves_on() {
         .args(["-c", "ulimit -n 48; exec \"$0\" \"$@\"", lathe, "serve"])
         .arg(&plan)
         .args(["--port", "0", "-t", "1"])
-        .args(STEADY);
+        .args(STEADY)
+        .env("LATHE_FAULT", "slow@1");
     let server = Server::spawn(command, &plan.with_extension("log"));
     let stream = server.endless();
-    // Its client reads on, or it would be dropped for taking nothing.
+    // Its client reads on, and the model does not outrun it, or it would be dropped for taking too little.
     let mut unread = stream.try_clone().expect("a descriptor of the test's own");
     let reader = thread::spawn(move || io::copy(&mut unread, &mut io::sink()));
     let crowd: Vec<TcpStream> = (0..200).map(|_| server.client.connect()).collect();
