@@ -25,7 +25,7 @@ pub enum Kind {
     Abort,
     /// The step never comes back.
     Hang,
-    /// The step and all after it take [`SLOW`] longer, as those of a large model do.
+    /// The step and all after it take two milliseconds longer, as those of a large model do.
     Slow,
 }
 
