@@ -59,9 +59,10 @@ struct Arguments {
     /// The machines that the plan is for
     #[arg(long, value_name = "TARGET,…", default_value = "native", help = targets())]
     target: String,
-    /// How weights are stored: auto (as in the file, but for CPUs a head apart keeps 6 of 8 bits), source, f32, bf16, f16, int8, int6, int5, int4 or a scheme that `lathe inspect` names; then
-    /// others for matrices by name (embed, head, q, k, v, o, gate, up, down) or layer. Codes that are no wider in the file than
-    /// a form of integers are kept as in the file; the name of a scheme re-encodes them
+    /// How weights are stored: auto (as in the file, but for CPUs a head apart keeps 6 of 8 bits), source, f32, bf16, f16,
+    /// int8, int6, int5, int4 or a scheme that `lathe inspect` names; then others for matrices by name (embed, head, q, k,
+    /// v, o, gate, up, down) or layer. Codes that are no wider in the file than a form of integers are kept as in the
+    /// file; the name of a scheme re-encodes them
     #[arg(long, value_name = "FORM[,NAME=FORM...]", default_value_t)]
     quantize: Formats,
     /// How activations enter matrix products with integer weights

@@ -6,8 +6,9 @@ use lathe_ir::types::DType;
 use crate::spec::{ATTENTION_BLOCK, Activation, KernelSpec, PARTS, ROW_TEAMS, Tile, attention_rows};
 use crate::targets::Machine;
 
-/// The order in which a kernel reduces on a kind of machine; `None` when each of its results comes from one element of each operand. A tile
-/// is no part of it, but for those of tensor cores: all tiles of a product on one kind of machine give the same bits.
+/// The order in which a kernel reduces on a kind of machine; `None` when each of its results comes from one element of
+/// each operand. A tile is no part of it, but for those of tensor cores: all tiles of a product on one kind of machine
+/// give the same bits.
 pub fn recipe(spec: &KernelSpec, machine: Machine) -> Option<Recipe> {
     match spec {
         KernelSpec::Rows { norm: Some(_), .. } if machine == Machine::Nvptx => {

@@ -1,9 +1,9 @@
 //! Chooses the scheme in which each matrix is stored, by `--quantize`: `source` takes the smallest scheme that holds the
-//! file's own values, so integer schemes and f16 stay and other floats become bf16; `auto` does so, too, but for a CPU, and
-//! with int8 activations, it re-encodes the 8-bit codes of a head that is no embedding in 6 bits: every token that is decoded
-//! reads all of it, and what its logits lose is little. Other forms take the first of their schemes whose groups divide the rows, but leave a
-//! matrix alone whose codes in the file are no wider. It runs before matrices are merged, because those of one product share
-//! a scheme.
+//! file's own values, so integer schemes and f16 stay and other floats become bf16; `auto` does so, too, but for a CPU,
+//! and with int8 activations, it re-encodes the 8-bit codes of a head that is no embedding in 6 bits: every token that is
+//! decoded reads all of it, and what its logits lose is little. Other forms take the first of their schemes whose groups
+//! divide the rows, but leave a matrix alone whose codes in the file are no wider. It runs before matrices are merged,
+//! because those of one product share a scheme.
 //!
 //! Before:
 //! ```text

@@ -120,6 +120,13 @@ impl<'c> Builder<'c> {
         self.select(is_number, self.lshr(carried, self.int_lanes(16)), quiet)
     }
 
+    /// Pairs of bf16 in 32-bit lanes: the elements of one block and, in the upper halves, those of the next, or zeros where
+    /// there is none.
+    pub fn bf16_pairs(&self, blocks: &[Val<'c>]) -> Val<'c> {
+        let upper = blocks.get(1).map_or(self.int_lanes(0), |&block| self.shl(self.to_bf16(block), self.int_lanes(16)));
+        self.or(self.to_bf16(blocks[0]), upper)
+    }
+
     /// Adds, per 32-bit lane, the products of both bf16 halves of `a` and `b`: the upper ones, then the lower ones, each
     /// rounded, as `vdpbf16ps` does; x86 only.
     pub fn dot_bf16(&self, sum: Val<'c>, a: Val<'c>, b: Val<'c>) -> Val<'c> {

@@ -95,9 +95,8 @@ fn store_key_pairs<'c>(b: &Builder<'c>, head: PointerValue<'c>, slot: Val<'c>, v
     let stride = 4 * PAGE_TOKENS;
     let column = b.element(head, slot, 4);
     for (group, blocks) in values.chunks(KEY_GROUP / LANES).enumerate() {
-        let high = blocks.get(1).map_or(b.int_lanes(0), |&value| b.shl(b.to_bf16(value), b.int_lanes(16)));
-        let pairs = b.or(b.to_bf16(blocks[0]), high);
-        b.store_strided(Kind::I32, b.offset(column, b.int((group * LANES * stride) as i64)), pairs, stride);
+        let at = b.offset(column, b.int((group * LANES * stride) as i64));
+        b.store_strided(Kind::I32, at, b.bf16_pairs(blocks), stride);
     }
 }
 

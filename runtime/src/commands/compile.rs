@@ -52,7 +52,7 @@ struct Asked {
 impl Asked {
     /// Those of a command line that asks for a search.
     fn of(args: &[OsString]) -> Option<Asked> {
-        let value = |at: usize, names: [&str; 2]| -> Option<(OsString, usize)> {
+        let value = |at: usize, names: &[&str]| -> Option<(OsString, usize)> {
             let text = args[at].to_str()?;
             let joined = names.iter().find_map(|name| text.strip_prefix(&format!("{name}=")));
             match joined {
@@ -63,14 +63,14 @@ impl Asked {
         let (mut rest, mut output, mut is_asked) = (Vec::new(), None, false);
         let mut at = 0;
         while at < args.len() {
-            if let Some((value, count)) = value(at, ["--self-draft", "--self-draft"])
+            if let Some((value, count)) = value(at, &["--self-draft"])
                 && value == "auto"
             {
                 is_asked = true;
                 at += count;
                 continue;
             }
-            if let Some((path, _)) = value(at, ["-o", "--output"]) {
+            if let Some((path, _)) = value(at, &["-o", "--output"]) {
                 output = Some(PathBuf::from(path));
             }
             rest.push(args[at].clone());

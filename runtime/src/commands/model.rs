@@ -47,7 +47,8 @@ pub struct MachineArgs {
 #[command(next_help_heading = "Speculation")]
 pub struct SpeculationArgs {
     /// Guess the tokens that follow and verify them in one step: auto (where it saves time), off, ngram (whenever
-    /// prompt or answer repeat themselves), draft (by the plan's draft model, always), self (by the model without some layers, always)
+    /// prompt or answer repeat themselves), draft (by the plan's draft model, always), self (by the model without some
+    /// layers, always)
     #[arg(long, value_name = "MODE", default_value_t = Mode::Auto)]
     pub speculate: Mode,
     /// Most guesses for an answer in a step, from 1 to 64; a draft model makes that many while they are likely to be right

@@ -49,10 +49,8 @@ impl<'c> Attention<'_, 'c> {
         let b = self.b;
         self.for_rows(tile.rows, |row| {
             let out = b.element(pairs.queries, row, LINE * pairs.groups);
-            for (i, pair) in self.query(tile, row).chunks(KEY_GROUP / LANES).enumerate() {
-                let high = pair.get(1).map_or(b.int_lanes(0), |&value| b.shl(b.to_bf16(value), b.int_lanes(16)));
-                let line = b.or(b.to_bf16(pair[0]), high);
-                b.store_lanes(Kind::I32, b.offset(out, b.int((LINE * i) as i64)), line);
+            for (i, blocks) in self.query(tile, row).chunks(KEY_GROUP / LANES).enumerate() {
+                b.store_lanes(Kind::I32, b.offset(out, b.int((LINE * i) as i64)), b.bf16_pairs(blocks));
             }
         });
     }

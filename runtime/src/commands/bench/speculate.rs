@@ -28,8 +28,8 @@ const DIVIDER: &str = "\n====\n";
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Speculation")]
 pub struct SpeculateArgs {
-    /// Compare answers with guesses of this kind (auto, ngram, draft, self) and without, on the prompts of --prompts: -n tokens each,
-    /// greedy unless there is a --temperature, -s of them side by side
+    /// Compare answers with guesses of this kind (auto, ngram, draft, self) and without, on the prompts of --prompts: -n
+    /// tokens each, greedy unless there is a --temperature, -s of them side by side
     #[arg(long, value_name = "MODE", requires = "prompts")]
     speculate: Option<Mode>,
     /// A text of prompts, divided by lines `====`; may be given several times
