@@ -74,6 +74,9 @@ pub enum Tile {
     Mma {
         /// Rows of activations per block of threads, a multiple of 8.
         tokens: usize,
+        /// Whether a block of threads takes one block of 16 weight rows instead of a strip, so that a product with few
+        /// rows of weights keeps more multiprocessors busy; see [`KernelSpec::takes_narrow_tiles`].
+        narrow: bool,
     },
     /// For many rows on tensor cores: a block of threads brings pieces of weights and activations to shared memory, where
     /// its warps, each with a part of the results, find them.

@@ -346,7 +346,7 @@ impl Lowering<'_> {
         // Few rows are rounded where they are read, if nothing else is to be done to them before.
         let comes_rounded = match tile {
             Tile::Staged { .. } => true,
-            Tile::Mma { tokens } => tokens > MMA_FEW_ROWS || !linear.prologue.is_empty(),
+            Tile::Mma { tokens, .. } => tokens > MMA_FEW_ROWS || !linear.prologue.is_empty(),
             Tile::Stream { .. } | Tile::Unpack { .. } => false,
         };
         if act == Activation::F32 && comes_rounded {

@@ -13,7 +13,9 @@ pub mod print;
 use lathe_ir::graph::{Graph, NodeId, StepInput, Weight};
 use lathe_ir::scheme::Scheme;
 use lathe_ir::types::{CacheType, Dim, StepSize, Type};
-use lathe_kernels::spec::{Access, Activation, BLOCK_ROWS, GROUP, KernelSpec, PAGE_TOKENS, Stage, Tile, Warps};
+use lathe_kernels::spec::{
+    Access, Activation, BLOCK_ROWS, GROUP, KernelSpec, PAGE_TOKENS, STRIP_ROWS, Stage, Tile, Warps,
+};
 use lathe_kernels::targets::Machine;
 
 /// Rows of activations that a streaming kernel multiplies by each decoded weight: four rows of accumulators fit the 32
@@ -283,12 +285,15 @@ fn tile(
     let few = rows.t == 0 || rows.eval(max) <= most;
     match (machine, act) {
         (Machine::Nvptx, Activation::F32) if scheme != Scheme::BF16 => Tile::Stream { tokens: STREAM_ROWS },
-        (Machine::Nvptx, _) if few => Tile::Mma { tokens: MMA_FEW_ROWS },
+        (Machine::Nvptx, _) if few => {
+            let is_short = n.c < 2 * MULTIPROCESSORS * STRIP_ROWS;
+            Tile::Mma { tokens: MMA_FEW_ROWS, narrow: is_short && KernelSpec::takes_narrow_tiles(epilogue) }
+        }
         (Machine::Nvptx, _) => {
             let is_large = rows.eval(max) > GPU_BATCH.tokens;
             let staged = is_large.then(|| staged(KernelSpec::strip_blocks(epilogue), n.c, act)).flatten();
-            let blocks = KernelSpec::tile_blocks(Tile::Mma { tokens: MMA_FEW_ROWS }, epilogue);
-            staged.unwrap_or(Tile::Mma { tokens: (MMA_SUMS / BLOCK_ROWS / blocks).max(MMA_FEW_ROWS) })
+            let blocks = KernelSpec::tile_blocks(Tile::Mma { tokens: MMA_FEW_ROWS, narrow: false }, epilogue);
+            staged.unwrap_or(Tile::Mma { tokens: (MMA_SUMS / BLOCK_ROWS / blocks).max(MMA_FEW_ROWS), narrow: false })
         }
         (Machine::X86, _) if few => Tile::Stream { tokens: STREAM_ROWS },
         (Machine::X86, _) => Tile::Unpack { tokens: UNPACK_ROWS },

@@ -76,7 +76,7 @@ impl KernelSpec {
     pub fn grid(&self) -> Grid {
         let whole = |threads| Grid { threads, units: 1, rows: 0 };
         match self {
-            KernelSpec::Linear { tile: Tile::Mma { tokens }, .. } => {
+            KernelSpec::Linear { tile: Tile::Mma { tokens, .. }, .. } => {
                 Grid { threads: 32 * PARTS as u32, units: 1, rows: *tokens as u32 }
             }
             KernelSpec::Linear { tile: Tile::Staged { blocks, tokens }, epilogue, .. } => Grid {
@@ -121,7 +121,7 @@ impl KernelSpec {
         match self {
             KernelSpec::Attention { group, head_dim, .. } if group * head_dim >= 1024 => Some(1),
             // The sums of many results, and where their rows are, take what two blocks would share.
-            KernelSpec::Linear { tile: tile @ Tile::Mma { tokens }, epilogue, .. } => {
+            KernelSpec::Linear { tile: tile @ Tile::Mma { tokens, .. }, epilogue, .. } => {
                 Some(if tokens * Self::tile_blocks(*tile, epilogue) > 16 { 1 } else { 2 })
             }
             KernelSpec::Rows { norm: Some(_), .. }

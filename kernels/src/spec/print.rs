@@ -79,7 +79,8 @@ impl fmt::Display for KernelSpec {
                 let tile = match tile {
                     Tile::Stream { tokens } => format!("stream {tokens}"),
                     Tile::Unpack { tokens } => format!("unpack {tokens}"),
-                    Tile::Mma { tokens } => format!("mma {tokens}"),
+                    Tile::Mma { tokens, narrow: false } => format!("mma {tokens}"),
+                    Tile::Mma { tokens, narrow: true } => format!("mma {BLOCK_ROWS}x{tokens}"),
                     Tile::Staged { blocks, tokens } => format!("staged {}x{tokens}", blocks * BLOCK_ROWS),
                 };
                 write!(f, "linear[{scheme} x {act}, {tile}")?;

@@ -26,7 +26,18 @@ impl KernelSpec {
     /// Blocks of 16 weight rows that a block of threads, or a worker, finishes at once: a strip, or less of one, see
     /// [`KernelSpec::partner_blocks`].
     pub fn tile_blocks(tile: Tile, epilogue: &[Stage]) -> usize {
-        Self::partner_blocks(tile, epilogue).map_or_else(|| Self::strip_blocks(epilogue), |_| 2)
+        match tile {
+            Tile::Mma { narrow: true, .. } => 1,
+            _ => Self::partner_blocks(tile, epilogue).map_or_else(|| Self::strip_blocks(epilogue), |_| 2),
+        }
+    }
+
+    /// Whether every stage takes blocks of 16 results alone, as narrow tiles give them.
+    pub fn takes_narrow_tiles(epilogue: &[Stage]) -> bool {
+        let alone = |stage: &Stage| {
+            matches!(stage, Stage::Activate(_) | Stage::Scale(_) | Stage::Softcap(_) | Stage::Add | Stage::Bias)
+        };
+        epilogue.iter().all(alone)
     }
 
     /// Where a tile for few rows takes a block of a head together with its rotary partner alone, so that heads keep more
@@ -37,7 +48,7 @@ impl KernelSpec {
             all => all,
         };
         match (tile, stages) {
-            (Tile::Mma { .. }, &[Stage::Rope { head_dim, dim, .. }, Stage::AppendQkv { dtype, .. }]) => {
+            (Tile::Mma { narrow: false, .. }, &[Stage::Rope { head_dim, dim, .. }, Stage::AppendQkv { dtype, .. }]) => {
                 let suits = dim == head_dim && rotary_is_aligned(dim) && dtype != DType::Int8;
                 (suits && dim > STRIP_ROWS).then_some(dim / STRIP_ROWS)
             }

@@ -38,7 +38,7 @@ pub fn linear(b: &Builder<'_>, scheme: Scheme, act: Activation, tile: Tile, epil
     let tiles = kernel.begin_tiles(tile);
     let registers = b.target.tile;
     let tokens = match tile {
-        Tile::Stream { tokens } | Tile::Mma { tokens } | Tile::Staged { tokens, .. } => {
+        Tile::Stream { tokens } | Tile::Mma { tokens, .. } | Tile::Staged { tokens, .. } => {
             tokens.min(registers.stream_rows)
         }
         Tile::Unpack { tokens } => tokens.min(registers.unpack_rows),

@@ -8,7 +8,8 @@
 //!
 //! A warp takes blocks of 16 weight rows by pairs. Thread `4 g + t` reads four neighbouring rows of each line that it
 //! needs, the quarter `g mod 4` of block `g / 4` of a pair, by one load of 16 bytes. Two products of 16 rows make use of
-//! them: their rows `g` and `g + 8` are the first two of the four in one product, and the last two in the other.
+//! them: their rows `g` and `g + 8` are the first two of the four in one product, and the last two in the other. Of a
+//! narrow tile, one block, it reads rows `2 g` and `2 g + 1` by 8 bytes, for one product.
 //!
 //! A thread holds what it has loaded of the next [`Product::depth`] groups of 32 columns, and asks for one more where it
 //! multiplies one, so that memory never waits for arithmetic. The first ones are loaded before the kernels that make the
@@ -39,7 +40,7 @@ const PAIR_ROWS: usize = 2 * BLOCK_ROWS;
 const FLOATS_AHEAD: usize = 64;
 const CODES_AHEAD: [usize; 2] = [40, 16];
 /// Most groups of columns that they are of, by how many parameters scale a group's codes.
-const MOST_AHEAD: [usize; 3] = [8, 5, 3];
+const MOST_AHEAD: [usize; 3] = [8, 4, 3];
 /// Groups of columns whose activations are loaded together, where there is one tile of them; more tiles have enough loads of
 /// their own.
 const FLOAT_ROWS_AHEAD: usize = 4;
@@ -48,9 +49,9 @@ const CODE_ROWS_AHEAD: usize = 2;
 const MOST_SHARED: usize = 48 * 1024;
 
 /// Operands: x, w, those of the stages, out, scratch (unused). Params: M, N, G and those of the stages.
-pub fn linear(b: &Builder<'_>, scheme: Scheme, act: Activation, tokens: usize, epilogue: &[Stage]) {
-    let tile = Tile::Mma { tokens };
-    let product = Product::new(b, (scheme, act), KernelSpec::tile_blocks(tile, epilogue), tokens);
+pub fn linear(b: &Builder<'_>, form: (Scheme, Activation), tokens: usize, narrow: bool, epilogue: &[Stage]) {
+    let tile = Tile::Mma { tokens, narrow };
+    let product = Product::new(b, form, KernelSpec::tile_blocks(tile, epilogue), tokens);
     let apart = KernelSpec::partner_blocks(tile, epilogue);
     // One unit for each block: what a loop over more would hoist takes registers from what is loaded ahead.
     let (unit, _) = b.unit_range();
@@ -96,9 +97,9 @@ struct Rows<'c> {
     results: [PointerValue<'c>; 2],
 }
 
-/// Sums of a thread: `[tiles][pairs][2]`, of each of both products those of its first row with rows `2 t` and `2 t + 1` of
+/// Sums of a thread: `[tiles][pairs][products]`, of each product those of its first row with rows `2 t` and `2 t + 1` of
 /// activations, then those of its second.
-type Sums<'c> = Vec<Vec<[[Var<'c>; 4]; 2]>>;
+type Sums<'c> = Vec<Vec<Vec<[Var<'c>; 4]>>>;
 
 impl<'b, 'c> Product<'b, 'c> {
     fn new(b: &'b Builder<'c>, (scheme, act): (Scheme, Activation), blocks: usize, tokens: usize) -> Self {
@@ -127,10 +128,20 @@ impl<'b, 'c> Product<'b, 'c> {
         self.blocks.div_ceil(2)
     }
 
+    /// Products of a pair: two, or one of a block alone.
+    fn products(&self) -> usize {
+        self.blocks.min(2)
+    }
+
+    /// Neighbouring weight rows of a thread: two for each product.
+    fn thread_rows(&self) -> usize {
+        2 * self.products()
+    }
+
     /// Floats from one row of activations to the next in shared memory: with four more than there are weight rows, the
     /// threads of a warp write to different banks.
     fn stride(&self) -> usize {
-        self.pairs() * PAIR_ROWS + 4
+        self.pairs() * self.products() * BLOCK_ROWS + 4
     }
 
     /// Whether the sums of all runs fit shared memory together.
@@ -143,60 +154,74 @@ impl<'b, 'c> Product<'b, 'c> {
         let (words, most) = if self.scheme.is_integer() {
             (self.code_words(), CODES_AHEAD[usize::from(self.tokens > TILE_ROWS)])
         } else {
-            (floats::WORDS, FLOATS_AHEAD)
+            (self.float_words(), FLOATS_AHEAD)
         };
-        (most / (self.pairs() * words)).clamp(1, MOST_AHEAD[self.scheme.parameters()])
+        (most / (self.pairs() * words)).clamp(1, MOST_AHEAD[self.scheme.parameters()] * 2 / self.products())
     }
 
     /// This warp's run of the products of a strip, or of a block of a head with its partner.
+    ///
+    /// The run is taken in turns of as many groups as a thread holds, which lie where the turn begins, so that they are read
+    /// at constant distances from there. The last turn begins early enough to end with the run: what it holds twice is
+    /// added once.
     fn multiply(&self, strip: Val<'c>, partners: Option<(Val<'c>, usize)>) -> Sums<'c> {
         let b = self.b;
         let pairs: Vec<PointerValue<'c>> = (0..self.pairs()).map(|pair| self.block(strip, pair, partners)).collect();
-        let [begin, end] = self.run();
-        // What lies behind the run is for others: the last group is loaded again, for nobody.
-        let last = b.sub(end, b.int(1));
-        let bounded = |group: Val<'c>| b.overloaded("llvm.smin", &[group, last]);
-        let fetch = |group: Val<'c>| -> Vec<Val<'c>> {
-            let group = bounded(group);
-            pairs.iter().flat_map(|&block| self.fetch(block, group)).collect()
-        };
         let depth = self.depth();
+        let step = b.int(depth as i64);
         let after = |group: Val<'c>, count: usize| b.add(group, b.int(count as i64));
+        let fetch =
+            |group: Val<'c>| -> Vec<Val<'c>> { pairs.iter().flat_map(|&block| self.fetch(block, group)).collect() };
+        let [begin, end] = self.run();
+        let turns = b.udiv(b.sub(after(end, depth - 1), begin), step);
+        let last = b.add(begin, b.mul(b.overloaded("llvm.smax", &[b.sub(turns, b.int(1)), b.int(0)]), step));
+        let latest = b.overloaded("llvm.smax", &[b.sub(end, step), b.int(0)]);
+        let held = |first: Val<'c>| b.overloaded("llvm.smin", &[first, latest]);
+        // Only a product with fewer columns than a turn has is read behind its end: there its last group is loaded again.
+        let final_group = b.sub(self.groups, b.int(1));
+        let bounded = |group: Val<'c>| b.overloaded("llvm.smin", &[group, final_group]);
+        let first = held(begin);
         let ahead: Vec<Vec<Var<'c>>> =
-            (0..depth).map(|i| fetch(after(begin, i)).into_iter().map(|word| b.var(word)).collect()).collect();
+            (0..depth).map(|i| fetch(bounded(after(first, i))).into_iter().map(|word| b.var(word)).collect()).collect();
         b.await_earlier_kernels();
         let tiles: Vec<Rows<'c>> = (0..self.tokens / TILE_ROWS).map(|tile| self.rows(tile)).collect();
         let sums = self.zeros(tiles.len());
+        let rows_of_one =
+            |group: Val<'c>| -> Option<Vec<Val<'c>>> { (tiles.len() == 1).then(|| self.fetch_rows(&tiles[0], group)) };
+        let add = |i: usize, group: Val<'c>, rows: &Option<Vec<Val<'c>>>| {
+            let words: Vec<Val<'c>> = ahead[i].iter().map(|&word| b.get(word)).collect();
+            let of = |tile: usize| rows.clone().unwrap_or_else(|| self.fetch_rows(&tiles[tile], group));
+            self.add(&words, group, of, &sums);
+        };
         let rows_ahead = if self.scheme.is_integer() { CODE_ROWS_AHEAD } else { FLOAT_ROWS_AHEAD };
-        let turn = |first: Val<'c>, is_whole: bool| {
+        let whole_turn = |first: Val<'c>, next: Option<Val<'c>>| {
             for chunk in (0..depth).step_by(rows_ahead) {
                 let chunk = chunk..(chunk + rows_ahead).min(depth);
-                let of_one =
-                    |i: usize| (tiles.len() == 1).then(|| self.fetch_rows(&tiles[0], bounded(after(first, i))));
-                let rows: Vec<Option<Vec<Val<'c>>>> = chunk.clone().map(of_one).collect();
+                let rows: Vec<_> = chunk.clone().map(|i| rows_of_one(after(first, i))).collect();
                 for (i, rows) in chunk.zip(rows) {
-                    let group = after(first, i);
-                    let add = || {
-                        let words: Vec<Val<'c>> = ahead[i].iter().map(|&word| b.get(word)).collect();
-                        let of = |tile: usize| rows.clone().unwrap_or_else(|| self.fetch_rows(&tiles[tile], group));
-                        self.add(&words, group, of, &sums);
-                    };
-                    if !is_whole {
-                        b.when(b.icmp(IntPredicate::SLT, group, end), add);
-                        continue;
-                    }
-                    add();
-                    for (&word, next) in ahead[i].iter().zip(fetch(after(group, depth))) {
+                    add(i, after(first, i), &rows);
+                    let Some(next) = next else { continue };
+                    for (&word, next) in ahead[i].iter().zip(fetch(after(next, i))) {
                         b.set(word, next);
                     }
                 }
             }
         };
-        let whole = b.sub(end, b.urem(b.sub(end, begin), b.int(depth as i64)));
-        b.for_range(begin, whole, b.int(depth as i64), |first| turn(first, true));
-        if depth > 1 {
-            turn(whole, false);
-        }
+        b.for_range(begin, last, step, |first| whole_turn(first, Some(held(b.add(first, step)))));
+        // What is left.
+        let first = held(last);
+        let is_whole = b.icmp(IntPredicate::EQ, b.sub(end, last), step);
+        b.either(
+            is_whole,
+            || whole_turn(last, None),
+            || {
+                for i in 0..depth {
+                    let group = after(first, i);
+                    let is_new = b.icmp(IntPredicate::ULT, b.sub(group, last), b.sub(end, last));
+                    b.when(is_new, || add(i, group, &rows_of_one(group)));
+                }
+            },
+        );
         sums
     }
 
@@ -204,6 +229,9 @@ impl<'b, 'c> Product<'b, 'c> {
     fn block(&self, strip: Val<'c>, pair: usize, partners: Option<(Val<'c>, usize)>) -> PointerValue<'c> {
         let b = self.b;
         let half = b.udiv(self.row, b.int(4));
+        if self.blocks == 1 {
+            return b.element(b.operand(1), b.mul(strip, b.param(2)), block_span_bytes(self.scheme));
+        }
         let (blocks, block) = match partners {
             Some((first, apart)) => (2 * apart, b.add(first, b.mul(half, b.int(apart as i64)))),
             None if 2 * pair + 1 < self.blocks => (self.blocks, b.add(b.int(2 * pair as i64), half)),
@@ -213,9 +241,17 @@ impl<'b, 'c> Product<'b, 'c> {
         b.element(b.operand(1), b.mul(block, b.param(2)), block_span_bytes(self.scheme))
     }
 
-    /// Which four rows of a block the thread has.
-    fn quarter(&self) -> Val<'c> {
-        self.b.urem(self.row, self.b.int(4))
+    /// Which of the rows of a block the thread has: how many times as many lie before them.
+    fn place_in_block(&self) -> Val<'c> {
+        self.b.urem(self.row, self.b.int((BLOCK_ROWS / self.thread_rows()) as i64))
+    }
+
+    /// The words at `from`, one of each of the thread's rows.
+    fn load_rows(&self, from: PointerValue<'c>) -> Vec<Val<'c>> {
+        match self.thread_rows() {
+            2 => self.b.load_together::<2>(Kind::I32, from).to_vec(),
+            _ => self.b.load_together::<4>(Kind::I32, from).to_vec(),
+        }
     }
 
     /// Loads what the thread needs of 32 columns of a block.
@@ -240,7 +276,7 @@ impl<'b, 'c> Product<'b, 'c> {
     /// Sums to begin with.
     fn zeros(&self, tiles: usize) -> Sums<'c> {
         let zero = self.b.float(0.0);
-        let pair = || [(); 2].map(|()| [(); 4].map(|()| self.b.var(zero)));
+        let pair = || (0..self.products()).map(|_| [(); 4].map(|()| self.b.var(zero))).collect();
         (0..tiles).map(|_| (0..self.pairs()).map(|_| pair()).collect()).collect()
     }
 
@@ -276,9 +312,9 @@ impl<'b, 'c> Product<'b, 'c> {
         b.for_range(b.int(0), b.int(PARTS as i64), b.int(1), |turn| {
             b.when(b.icmp(IntPredicate::EQ, self.warp, turn), || {
                 let first = b.icmp(IntPredicate::EQ, turn, b.int(0));
-                let add = |at: PointerValue<'c>, sums: [Val<'c>; 4]| {
-                    let before: [Val<'c>; 4] = b.load_together(Kind::F32, at);
-                    [0, 1, 2, 3].map(|i| b.fadd(before[i], sums[i]))
+                let add = |at: PointerValue<'c>, sums: [Val<'c>; 2]| {
+                    let before: [Val<'c>; 2] = b.load_together(Kind::F32, at);
+                    [0, 1].map(|i| b.fadd(before[i], sums[i]))
                 };
                 b.either(first, || self.put(sums, b.int(0), |_, sums| sums), || self.put(sums, b.int(0), add));
             });
@@ -286,20 +322,21 @@ impl<'b, 'c> Product<'b, 'c> {
         });
     }
 
-    /// Writes this thread's sums into run `run` of shared memory, four rows at a time, as `combine` makes them of what lies
+    /// Writes this thread's sums into run `run` of shared memory, two rows at a time, as `combine` makes them of what lies
     /// there.
-    fn put(&self, sums: &Sums<'c>, run: Val<'c>, combine: impl Fn(PointerValue<'c>, [Val<'c>; 4]) -> [Val<'c>; 4]) {
+    fn put(&self, sums: &Sums<'c>, run: Val<'c>, combine: impl Fn(PointerValue<'c>, [Val<'c>; 2]) -> [Val<'c>; 2]) {
         let b = self.b;
         let pair = b.mul(self.column, b.int(2));
         let base = b.element(self.shared, b.add(b.mul(run, b.int(self.tokens as i64)), pair), 4 * self.stride());
-        let base = b.element(base, self.row, 4 * 4);
+        let base = b.element(base, self.row, 4 * self.thread_rows());
         for (tile, sums) in sums.iter().enumerate() {
-            for (pair, [first, second]) in sums.iter().enumerate() {
+            for (pair, products) in sums.iter().enumerate() {
                 for token in 0..2 {
-                    let at = (TILE_ROWS * tile + token) * self.stride() + pair * PAIR_ROWS;
-                    let at = b.offset(base, b.int(4 * at as i64));
-                    let rows = [first[token], first[2 + token], second[token], second[2 + token]];
-                    b.store_together(at, combine(at, rows.map(|sum| b.get(sum))));
+                    for (product, sums) in products.iter().enumerate() {
+                        let at = (TILE_ROWS * tile + token) * self.stride() + pair * PAIR_ROWS + 2 * product;
+                        let at = b.offset(base, b.int(4 * at as i64));
+                        b.store_together(at, combine(at, [b.get(sums[token]), b.get(sums[2 + token])]));
+                    }
                 }
             }
         }

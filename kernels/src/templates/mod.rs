@@ -33,6 +33,11 @@ pub fn missing(spec: &KernelSpec, vector: bool) -> Option<&'static str> {
         {
             Some("on tensor cores, integer weights meet activations quantized to int8, and floats are bf16")
         }
+        KernelSpec::Linear { tile: Tile::Mma { narrow: true, .. }, epilogue, .. }
+            if !KernelSpec::takes_narrow_tiles(epilogue) =>
+        {
+            Some("a stage takes more than 16 results of a row at once, and a narrow tile has no more")
+        }
         KernelSpec::Linear { tile: Tile::Staged { .. }, act, scheme, .. }
             if !matches!((act, scheme.is_integer()), (Activation::Int8, true) | (Activation::Bf16, false)) =>
         {
@@ -64,8 +69,8 @@ pub fn generate(b: &mut Builder<'_>, symbol: &str, spec: &KernelSpec) {
             rows::rows(b, rows::Steps { gather: *gather, norm: *norm, add: *add, form: *form });
         }
         KernelSpec::Rotary { dim, theta, scaling } => rotary::rotary(b, *dim, *theta, scaling),
-        KernelSpec::Linear { scheme, act, tile: Tile::Mma { tokens }, epilogue } => {
-            linear_mma::linear(b, *scheme, *act, *tokens, epilogue);
+        KernelSpec::Linear { scheme, act, tile: Tile::Mma { tokens, narrow }, epilogue } => {
+            linear_mma::linear(b, (*scheme, *act), *tokens, *narrow, epilogue);
         }
         KernelSpec::Linear { scheme, tile: Tile::Staged { blocks, tokens }, epilogue, .. } => {
             linear_staged::linear(b, *scheme, [*blocks, *tokens], epilogue);

@@ -21,8 +21,9 @@ const TILES: [Tile; 2] = [Tile::Stream { tokens: 4 }, Tile::Unpack { tokens: 4 }
 fn tiles(scheme: Scheme, act: Activation) -> Vec<Vec<Tile>> {
     let mut tiles = vec![[&TILES[..], &[Tile::Unpack { tokens: 6 }]].concat()];
     if (act == Activation::Int8 || scheme == Scheme::BF16) && ON_EMULATOR {
-        let [few, some, more] = [8, 16, 64].map(|tokens| Tile::Mma { tokens });
-        tiles.push(vec![few, Tile::Staged { blocks: 4, tokens: 64 }, some, more]);
+        let [few, some, more] = [8, 16, 64].map(|tokens| Tile::Mma { tokens, narrow: false });
+        let narrow = Tile::Mma { tokens: 8, narrow: true };
+        tiles.push(vec![few, Tile::Staged { blocks: 4, tokens: 64 }, narrow, some, more]);
     }
     tiles
 }
@@ -30,7 +31,7 @@ fn tiles(scheme: Scheme, act: Activation) -> Vec<Vec<Tile>> {
 /// The form in which a tile takes activations: those of floats are rounded before where they are many.
 fn taken(act: Activation, tile: Tile) -> Activation {
     match (act, tile) {
-        (Activation::F32, Tile::Staged { .. } | Tile::Mma { tokens: 16.. }) => Activation::Bf16,
+        (Activation::F32, Tile::Staged { .. } | Tile::Mma { tokens: 16.., .. }) => Activation::Bf16,
         _ => act,
     }
 }
@@ -80,7 +81,9 @@ fn check(
     let n = 7 * 32;
     for &(scheme, act) in forms {
         let k = 3 * scheme.span();
-        for tile in tiles(scheme, act).into_iter().flat_map(|tiles| tiles.into_iter().take(2)) {
+        let suits =
+            |tile: &Tile| !matches!(tile, Tile::Mma { narrow: true, .. }) || KernelSpec::takes_narrow_tiles(epilogue);
+        for tile in tiles(scheme, act).into_iter().flat_map(|tiles| tiles.into_iter().take(3).filter(suits)) {
             let mut random = Random(rows as u64);
             let (matrix, packed) = weight(&mut random, scheme, n, k);
             let x = random.floats(rows * k);
@@ -203,7 +206,7 @@ fn a_row_has_the_same_bits_in_every_tile_and_batch() {
             let (bytes, _) = activations(act, &x[first * k..(first + count) * k], k);
             let buffers = vec![Bytes(bytes), Bytes(packed.clone()), Output, Output];
             // As many units at once as end in the middle of a strip.
-            let (units, step) = (n / 32 * tile.parts(), tile.parts().min(5));
+            let (units, step) = (n / 16 / KernelSpec::tile_blocks(tile, &[]) * tile.parts(), tile.parts().min(5));
             let params = [count as i64, n as i64, (k / scheme.span()) as i64];
             run(&spec, buffers, &params, units as i64, step as i64).swap_remove(2)
         };
@@ -215,6 +218,34 @@ fn a_row_has_the_same_bits_in_every_tile_and_batch() {
                     let found = &all[4 * n * row..][..4 * n];
                     assert!(found == alone, "row {row} of {scheme} with {act:?} activations in {tile:?}");
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn runs_of_any_length_have_the_same_bits() {
+    if !ON_EMULATOR {
+        return;
+    }
+    // Groups of 32 columns: fewer than a thread holds, runs that end in the middle of a turn or have several, and empty ones.
+    for (scheme, act) in [(Scheme::INT4, Activation::Int8), (Scheme::BF16, Activation::F32)] {
+        for groups in [1, 5, 9, 64, 85, 151] {
+            let (rows, n, k) = (3, 32, 32 * groups);
+            let mut random = Random(groups as u64);
+            let (_, packed) = weight(&mut random, scheme, n, k);
+            let x = random.floats(rows * k);
+            let product = |tile: Tile| {
+                let act = taken(act, tile);
+                let spec = KernelSpec::Linear { scheme, act, tile, epilogue: vec![] };
+                let buffers = vec![Bytes(activations(act, &x, k).0), Bytes(packed.clone()), Output, Output];
+                let units = n / 16 / KernelSpec::tile_blocks(tile, &[]);
+                run(&spec, buffers, &[rows as i64, n as i64, groups as i64], units as i64, 1).swap_remove(2)
+            };
+            let expected = product(Tile::Staged { blocks: 2, tokens: 64 });
+            for narrow in [false, true] {
+                let found = product(Tile::Mma { tokens: 8, narrow });
+                assert!(found == expected, "{scheme} of {groups} groups, narrow: {narrow}");
             }
         }
     }
@@ -301,7 +332,8 @@ fn large_tiles_have_the_bits_of_small_ones() {
             let units = n / 16 / KernelSpec::tile_blocks(tile, &epilogue);
             run(&spec, buffers, &[rows as i64, n as i64, (k / 32) as i64], units as i64, 1).swap_remove(out)
         };
-        let (small, large) = (product(Tile::Mma { tokens: 8 }), product(Tile::Staged { blocks, tokens }));
+        let (small, large) =
+            (product(Tile::Mma { tokens: 8, narrow: false }), product(Tile::Staged { blocks, tokens }));
         assert!(small == large, "{scheme} in tiles of {blocks} blocks by {tokens} rows");
     }
 }
@@ -318,7 +350,7 @@ fn a_block_with_its_rotary_partner_is_finished_as_in_a_whole_head() {
     if !ON_EMULATOR {
         return;
     }
-    let tile = (Tile::Mma { tokens: 8 }, Activation::Int8);
+    let tile = (Tile::Mma { tokens: 8, narrow: false }, Activation::Int8);
     for (head_dim, before) in [(64, &[][..]), (64, &[Stage::Bias]), (128, &[Stage::Bias])] {
         check_fused_append(DType::F16, head_dim, tile, before);
     }

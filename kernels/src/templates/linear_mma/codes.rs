@@ -13,8 +13,6 @@ use crate::llvm::builder::{Builder, Kind, Val};
 use crate::spec::{ACT_GROUP_BYTES, BLOCK_ROWS, GROUP};
 use crate::templates::decode::{HALF_LINE_BITS, LINE, block_span_bytes, span_groups};
 
-/// Weight rows of a thread.
-const ROWS: usize = 4;
 /// Quads of 32 columns of a row.
 const QUADS: usize = GROUP / 4;
 
@@ -31,13 +29,14 @@ fn lines(per_line: usize, parts: usize) -> usize {
 impl<'c> Product<'_, 'c> {
     /// Words that a thread needs of 32 columns of a pair.
     pub(super) fn code_words(&self) -> usize {
-        let of = |width: u8| ROWS * lines(QUADS / usize::from(width), parts(self.scheme));
+        let rows = self.thread_rows();
+        let of = |width: u8| rows * lines(QUADS / usize::from(width), parts(self.scheme));
         let codes: usize = pieces(self.scheme.bits()).iter().map(|&width| of(width)).sum();
         let integers = match self.scheme.scales {
             Scales::Super { bits } => pieces(bits).len(),
             Scales::F16 => 0,
         };
-        codes + ROWS / 2 * (self.scheme.parameters() + integers)
+        codes + rows / 2 * (self.scheme.parameters() + integers)
     }
 
     /// The two quads of a row that this thread takes: one of each group of the scheme where there are two.
@@ -64,7 +63,8 @@ impl<'c> Product<'_, 'c> {
         let [span, index] = self.place(group);
         let span = b.element(block, span, block_span_bytes(scheme));
         let codes = b.element(span, index, usize::from(scheme.bits()) * LINE);
-        let codes = b.element(codes, self.quarter(), 4 * ROWS);
+        let rows = self.thread_rows();
+        let codes = b.element(codes, self.place_in_block(), 4 * rows);
         let mut words = Vec::with_capacity(self.code_words());
         let mut first_line = 0;
         for &width in pieces(scheme.bits()) {
@@ -72,15 +72,17 @@ impl<'c> Product<'_, 'c> {
             let per_line = QUADS / width;
             for &quad in &self.quads()[..lines(per_line, parts(scheme))] {
                 let at = b.element(codes, b.udiv(quad, b.int(per_line as i64)), LINE);
-                let line: [Val<'c>; 4] = b.load_together(Kind::I32, b.offset(at, b.int((first_line * LINE) as i64)));
-                words.extend(line);
+                words.extend(self.load_rows(b.offset(at, b.int((first_line * LINE) as i64))));
             }
             first_line += width;
         }
-        let own = b.element(span, self.quarter(), 2 * ROWS);
+        let own = b.element(span, self.place_in_block(), 2 * rows);
         let mut half_line = |from: PointerValue<'c>, at: usize| {
-            let halves: [Val<'c>; 2] = b.load_together(Kind::I32, b.offset(from, b.int(at as i64)));
-            words.extend(halves);
+            let from = b.offset(from, b.int(at as i64));
+            match rows {
+                2 => words.push(b.load(Kind::I32, from)),
+                _ => words.extend(b.load_together::<2>(Kind::I32, from)),
+            }
         };
         for parameter in (1..=scheme.parameters()).rev() {
             half_line(own, block_span_bytes(scheme) - parameter * 2 * BLOCK_ROWS);
@@ -112,7 +114,7 @@ impl<'c> Product<'_, 'c> {
         let b = self.b;
         let [_, index] = self.place(group);
         let pairs = words.chunks(self.code_words());
-        let fragments: Vec<Vec<[Fragment<'c>; 2]>> = pairs.map(|words| self.fragments(words, index)).collect();
+        let fragments: Vec<Vec<Vec<Fragment<'c>>>> = pairs.map(|words| self.fragments(words, index)).collect();
         for (tile, sums) in sums.iter().enumerate() {
             let rows = rows(tile);
             let of = |part: usize| if parts(self.scheme) == 1 { rows[..2].to_vec() } else { vec![rows[part]] };
@@ -128,8 +130,8 @@ impl<'c> Product<'_, 'c> {
         }
     }
 
-    /// The fragments of both products for each group of the scheme, from what [`Product::fetch_codes`] has loaded.
-    fn fragments(&self, words: &[Val<'c>], index: Val<'c>) -> Vec<[Fragment<'c>; 2]> {
+    /// The fragments of its products for each group of the scheme, from what [`Product::fetch_codes`] has loaded.
+    fn fragments(&self, words: &[Val<'c>], index: Val<'c>) -> Vec<Vec<Fragment<'c>>> {
         let scheme = self.scheme;
         let mut words = words.iter().copied();
         let quads = self.unpack(&mut words);
@@ -138,7 +140,7 @@ impl<'c> Product<'_, 'c> {
         let of = |part: usize, product: usize| {
             let rows = 2 * product..2 * product + 2;
             let quads = if parts == 1 { &quads[..] } else { &quads[part..=part] };
-            let of_rows = |parameter: &[Val<'c>; ROWS]| parameter[rows.clone()].to_vec();
+            let of_rows = |parameter: &Vec<Val<'c>>| parameter[rows.clone()].to_vec();
             Fragment {
                 words: quads.iter().flat_map(of_rows).collect(),
                 scales: of_rows(&parameters[part * scheme.parameters()]),
@@ -146,29 +148,30 @@ impl<'c> Product<'_, 'c> {
             }
         };
         debug_assert!(words.next().is_none(), "all words are of use");
-        (0..parts).map(|part| [of(part, 0), of(part, 1)]).collect()
+        (0..parts).map(|part| (0..self.products()).map(|product| of(part, product)).collect()).collect()
     }
 
     /// Four byte levels of each of this thread's rows: of both its quads.
-    fn unpack(&self, words: &mut impl Iterator<Item = Val<'c>>) -> [[Val<'c>; ROWS]; 2] {
+    fn unpack(&self, words: &mut impl Iterator<Item = Val<'c>>) -> [Vec<Val<'c>>; 2] {
         let (b, bits) = (self.b, self.scheme.bits());
-        let mut quads: [Option<[Val<'c>; ROWS]>; 2] = [None; 2];
+        let mut quads: [Option<Vec<Val<'c>>>; 2] = [None, None];
         let mut place = 0;
         for &width in pieces(bits) {
             let per_line = QUADS / usize::from(width);
             let count = lines(per_line, parts(self.scheme));
-            let loaded: Vec<[Val<'c>; ROWS]> = (0..count).map(|_| four(words)).collect();
+            let loaded: Vec<Vec<Val<'c>>> = (0..count).map(|_| words.take(self.thread_rows()).collect()).collect();
             for (i, (quad, number)) in quads.iter_mut().zip(self.quads()).enumerate() {
                 let within = b.urem(number, b.int(per_line as i64));
                 let shift = b.trunc(b.mul(within, b.int(i64::from(width))), Kind::I32);
-                let high = loaded[i.min(count - 1)].map(|word| {
+                let level = |&word: &Val<'c>| {
                     if width == 8 {
                         return word;
                     }
                     let mask = ((1u32 << width) - 1) * 0x0101_0101;
                     b.and(b.lshr(word, shift), b.int32(mask as i32))
-                });
-                *quad = Some(match *quad {
+                };
+                let high: Vec<Val<'c>> = loaded[i.min(count - 1)].iter().map(level).collect();
+                *quad = Some(match quad.take() {
                     None => high,
                     Some(low) => join(b, low, high, place),
                 });
@@ -177,33 +180,36 @@ impl<'c> Product<'_, 'c> {
         }
         let levels = quads.map(|quad| quad.expect("a code has pieces"));
         if self.scheme.code == Code::Table {
-            levels.map(|quad| quad.map(|quad| b.look_up(&TABLE, quad)))
+            levels.map(|quad| quad.into_iter().map(|quad| b.look_up(&TABLE, quad)).collect())
         } else {
             levels
         }
     }
 
     /// The scale of each of this thread's rows, then its minimum, if it has one, for each group of the scheme.
-    fn parameters(&self, words: &mut impl Iterator<Item = Val<'c>>, index: Val<'c>) -> Vec<[Val<'c>; ROWS]> {
+    fn parameters(&self, words: &mut impl Iterator<Item = Val<'c>>, index: Val<'c>) -> Vec<Vec<Val<'c>>> {
         let (b, scheme) = (self.b, self.scheme);
-        let outer: Vec<[Val<'c>; ROWS]> = (0..scheme.parameters())
-            .map(|_| halves(b, words).map(|half| b.to_width(b.bitcast(half, Kind::F16), Kind::F32)))
-            .collect();
+        let mut halves = || halves(b, words.take(self.thread_rows() / 2));
+        let wide = |half: Val<'c>| b.to_width(b.bitcast(half, Kind::F16), Kind::F32);
+        let outer: Vec<Vec<Val<'c>>> =
+            (0..scheme.parameters()).map(|_| halves().into_iter().map(wide).collect()).collect();
         let Scales::Super { bits } = scheme.scales else { return outer };
         let count = self.integers();
-        let mut integers: Vec<Option<[Val<'c>; ROWS]>> = vec![None; count];
+        let mut integers: Vec<Option<Vec<Val<'c>>>> = vec![None; count];
         let mut place = 0;
         for &width in pieces(bits) {
             let of_group = usize::from(width) * count;
             let shift = b.mul(b.urem(index, b.int((HALF_LINE_BITS / of_group) as i64)), b.int(of_group as i64));
             let shift = b.trunc(shift, Kind::I32);
-            let loaded = halves(b, words).map(|half| b.lshr(b.zext(half, Kind::I32), shift));
+            let loaded: Vec<Val<'c>> =
+                halves().into_iter().map(|half| b.lshr(b.zext(half, Kind::I32), shift)).collect();
             for (i, integer) in integers.iter_mut().enumerate() {
-                let high = loaded.map(|word| {
+                let field = |&word: &Val<'c>| {
                     let word = b.lshr(word, b.int32((i * usize::from(width)) as i32));
                     b.and(word, b.int32((1 << width) - 1))
-                });
-                *integer = Some(match *integer {
+                };
+                let high: Vec<Val<'c>> = loaded.iter().map(field).collect();
+                *integer = Some(match integer.take() {
                     None => high,
                     Some(low) => join(b, low, high, place),
                 });
@@ -211,10 +217,10 @@ impl<'c> Product<'_, 'c> {
             place += width;
         }
         let zero = b.int32(i32::from(scheme.sub_zero()));
-        let scaled = |(i, integer): (usize, Option<[Val<'c>; ROWS]>)| {
-            let integer = integer.expect("an integer has pieces");
-            let outer = &outer[i % outer.len()];
-            [0, 1, 2, 3].map(|row| b.fmul(outer[row], b.to_float(b.sub(integer[row], zero), Kind::F32)))
+        let scaled = |(i, integer): (usize, Option<Vec<Val<'c>>>)| {
+            let integers = integer.expect("an integer has pieces");
+            let rows = outer[i % outer.len()].iter().zip(integers);
+            rows.map(|(&outer, integer)| b.fmul(outer, b.to_float(b.sub(integer, zero), Kind::F32))).collect()
         };
         integers.into_iter().enumerate().map(scaled).collect()
     }
@@ -236,18 +242,12 @@ impl<'c> Product<'_, 'c> {
 }
 
 /// Ors `high << place` onto what lower pieces gave.
-fn join<'c>(b: &Builder<'c>, low: [Val<'c>; ROWS], high: [Val<'c>; ROWS], place: u8) -> [Val<'c>; ROWS] {
-    [0, 1, 2, 3].map(|row| b.or(low[row], b.shl(high[row], b.int32(i32::from(place)))))
+fn join<'c>(b: &Builder<'c>, low: Vec<Val<'c>>, high: Vec<Val<'c>>, place: u8) -> Vec<Val<'c>> {
+    low.into_iter().zip(high).map(|(low, high)| b.or(low, b.shl(high, b.int32(i32::from(place))))).collect()
 }
 
-/// The next four words.
-fn four<'c>(words: &mut impl Iterator<Item = Val<'c>>) -> [Val<'c>; ROWS] {
-    [(); ROWS].map(|()| words.next().expect("as many were loaded"))
-}
-
-/// The halves of the next two words.
-fn halves<'c>(b: &Builder<'c>, words: &mut impl Iterator<Item = Val<'c>>) -> [Val<'c>; ROWS] {
-    let [first, second] = [(); 2].map(|()| words.next().expect("as many were loaded"));
+/// The halves of words.
+fn halves<'c>(b: &Builder<'c>, words: impl Iterator<Item = Val<'c>>) -> Vec<Val<'c>> {
     let half = |word: Val<'c>, shift: i32| b.trunc(b.lshr(word, b.int32(shift)), Kind::I16);
-    [half(first, 0), half(first, 16), half(second, 0), half(second, 16)]
+    words.flat_map(|word| [half(word, 0), half(word, 16)]).collect()
 }

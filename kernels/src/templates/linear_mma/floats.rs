@@ -14,17 +14,19 @@ use crate::templates::decode::block_span_bytes;
 const STEP: usize = 16;
 /// Bytes of a line of packed weights: two columns of 16 rows.
 const LINE: usize = 4 * LANES;
-/// Words that a thread needs of 32 columns of a pair: four rows of four lines.
-pub(super) const WORDS: usize = 4 * 4;
 
 impl<'c> Product<'_, 'c> {
-    /// Of each step the columns `2 t` and the one after it, then `2 t + 8` and the one after it, of four rows.
+    /// Words that a thread needs of 32 columns of a pair: its rows of four lines.
+    pub(super) fn float_words(&self) -> usize {
+        4 * self.thread_rows()
+    }
+
+    /// Of each step the columns `2 t` and the one after it, then `2 t + 8` and the one after it, of the thread's rows.
     pub(super) fn fetch_floats(&self, block: PointerValue<'c>, group: Val<'c>) -> Vec<Val<'c>> {
         let b = self.b;
         let span = b.element(block, group, block_span_bytes(self.scheme));
-        let own = b.element(b.element(span, self.column, LINE), self.quarter(), 4 * 4);
-        let line =
-            |line: usize| -> [Val<'c>; 4] { b.load_together(Kind::I32, b.offset(own, b.int((line * LINE) as i64))) };
+        let own = b.element(b.element(span, self.column, LINE), self.place_in_block(), 4 * self.thread_rows());
+        let line = |line: usize| self.load_rows(b.offset(own, b.int((line * LINE) as i64)));
         (0..GROUP / 2).step_by(4).flat_map(line).collect()
     }
 
@@ -55,10 +57,11 @@ impl<'c> Product<'_, 'c> {
             };
             for step in 0..GROUP / STEP {
                 let activations = [rows[2 * step], rows[2 * step + 1]];
-                for (words, sums) in words.chunks(WORDS).zip(sums) {
-                    let lines = &words[8 * step..];
+                for (words, sums) in words.chunks(self.float_words()).zip(sums) {
+                    let lines = &words[2 * self.thread_rows() * step..];
                     for (product, sums) in sums.iter().enumerate() {
-                        let weights = [0, 1, 4, 5].map(|word| lines[2 * product + word]);
+                        let next = self.thread_rows();
+                        let weights = [0, 1, next, next + 1].map(|word| lines[2 * product + word]);
                         let products = b.mma_bf16(&weights, &activations, sums.map(|sum| b.get(sum)));
                         for (&sum, product) in sums.iter().zip(products) {
                             b.set(sum, product);
