@@ -9,6 +9,7 @@
 //!
 //! The batcher decides when a token is computed, never what it is.
 
+mod branch;
 mod draft;
 mod policy;
 mod predict;
@@ -208,7 +209,9 @@ impl Batcher {
                 chain: Chain::default(),
                 in_step: 0,
                 guesses: Vec::new(),
+                branches: Vec::new(),
                 drafted: 0,
+                forks: Vec::new(),
                 record: Record::default(),
                 is_drafted: false,
                 row: None,
@@ -428,12 +431,13 @@ impl Batcher {
             } else {
                 sequence.report_prompt(&output.rows, events);
                 sequence.computed += std::mem::take(&mut sequence.in_step);
-                if let Some(rows) = sequence.row.take().and_then(|row| output.rows.get(row..)) {
-                    sequence.record(rows, &mut self.guesses, &mut self.counters, events);
+                if let Some(row) = sequence.row.take() {
+                    sequence.record(&output.rows, row, &mut self.guesses, &mut self.counters, events);
                 } else if sequence.pending() == 0 {
                     sequence.end(FinishReason::Length, events);
                 }
             }
+            sequence.end_forks(&mut self.cache);
             if matches!(events[from..].last(), Some(Event::Finished { reason: FinishReason::NotFinite, .. })) {
                 // What it left in the cache may be as broken as its logits.
                 self.cache.disown(&sequence.table);
@@ -461,6 +465,7 @@ impl Batcher {
         let waiting = std::mem::take(&mut self.waiting);
         self.waiting_tokens = 0;
         for mut sequence in self.running.drain(..).chain(waiting.into_values()) {
+            sequence.end_forks(&mut self.cache);
             self.cache.release(&mut sequence.table);
             sequence.end(FinishReason::Failed, events);
             self.ended.extend(sequence.is_drafted.then(|| sequence.key()));
@@ -499,7 +504,8 @@ impl Batcher {
     /// Checks that pages, requests and gauges agree, for simulations.
     pub fn check_integrity(&self) -> Result<(), String> {
         let all = || self.running.iter().chain(self.waiting.values());
-        let tables: Vec<&BlockTable> = all().map(|sequence| &sequence.table).collect();
+        let forks = self.running.iter().flat_map(|sequence| &sequence.forks).map(|fork| &fork.table);
+        let tables: Vec<&BlockTable> = all().map(|sequence| &sequence.table).chain(forks).collect();
         self.cache.check_integrity(&tables)?;
         if self.waiting.values().any(|sequence| sequence.table.tokens() > 0) {
             return Err("a request that waits holds pages".into());

@@ -10,12 +10,14 @@
 //! - [`draft`]: what a smaller model says, which samples with the same noise.
 //! - [`own`]: what the model itself says without some of its layers.
 //! - [`model`]: what the last two have in common.
+//! - [`tree`]: several ways on from one place.
 //! - [`worth`]: which guesses are worth their time, from how many were accepted and from how long steps take.
 
 pub mod draft;
 pub mod model;
 pub mod ngram;
 pub mod own;
+pub mod tree;
 pub mod worth;
 
 use std::{fmt, str::FromStr};
@@ -27,10 +29,12 @@ use crate::{
     kv::BlockTable,
 };
 
-use self::worth::Odds;
+use self::{tree::Branch, worth::Odds};
 
 /// The most guesses for one answer in a step.
 pub const MOST_DEPTH: usize = 64;
+/// The most ways on from one place.
+pub const MOST_WIDTH: usize = 8;
 
 /// Names an answer: a request and which of its choices.
 pub type Key = (RequestId, u32);
@@ -75,6 +79,7 @@ impl Kind {
     /// The kind of drafter that makes guesses of a class.
     pub fn of_class(class: usize) -> Kind {
         match class {
+            worth::RIVAL.. => Kind::ALL[((class - worth::RIVAL) / worth::RIVALS).min(2)].1,
             worth::OWN.. => Kind::Own,
             worth::DRAFT.. => Kind::Draft,
             _ => Kind::Ngram,
@@ -106,8 +111,12 @@ pub struct Ask<'a> {
     pub least: f64,
     /// Where its keys and values are and those of guesses may be, for a drafter that works in the target's own cache.
     pub place: Option<Place<'a>>,
+    /// The most ways on from one place: with one, guesses are a chain.
+    pub width: usize,
     /// The guesses, none yet.
     pub guesses: &'a mut Vec<Guess>,
+    /// Other ways on than those guesses, none yet; of those from one place the likelier first.
+    pub branches: &'a mut Vec<Branch>,
 }
 
 /// Where the target keeps an answer's keys and values.
@@ -163,10 +172,22 @@ pub struct Speculation {
     /// The most guesses for one answer in a step, at most [`MOST_DEPTH`]. Where it is given, a model that is asked in every
     /// step makes that many while they are likely to be right; else as many as measured times say are worth it.
     pub depth: Option<usize>,
+    /// The most ways on from one place, at most [`MOST_WIDTH`]. The guesses of a tree are no more than those of a chain.
+    pub width: Option<usize>,
 }
 
 /// The most guesses for one answer in a step, unless told otherwise.
 pub const USUAL_DEPTH: usize = 12;
+
+/// The most ways on from one place where guesses must pay, unless told otherwise.
+pub const USUAL_WIDTH: usize = 3;
+
+impl Speculation {
+    /// The most ways on from one place.
+    pub fn ways(&self) -> usize {
+        self.width.unwrap_or(if self.mode == Mode::Auto { USUAL_WIDTH } else { 1 })
+    }
+}
 
 impl Mode {
     /// All modes with their names.
@@ -212,8 +233,20 @@ impl fmt::Display for Mode {
 /// # Errors
 /// When it is no number from 1 to [`MOST_DEPTH`].
 pub fn parse_depth(text: &str) -> Result<usize, String> {
-    let depth = text.parse().ok().filter(|depth| (1..=MOST_DEPTH).contains(depth));
-    depth.ok_or_else(|| format!("expected a whole number from 1 to {MOST_DEPTH}"))
+    parse(text, MOST_DEPTH)
+}
+
+/// A number of ways on from one place that makes sense.
+///
+/// # Errors
+/// When it is no number from 1 to [`MOST_WIDTH`].
+pub fn parse_width(text: &str) -> Result<usize, String> {
+    parse(text, MOST_WIDTH)
+}
+
+fn parse(text: &str, most: usize) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| (1..=most).contains(number));
+    number.ok_or_else(|| format!("expected a whole number from 1 to {most}"))
 }
 
 /// What came of the guesses since the start.
@@ -225,7 +258,9 @@ pub struct Tally {
     pub drafted: u64,
     /// Guesses that were right, as all before them.
     pub accepted: u64,
-    /// Of those, how many by their place in the draft.
+    /// Of those, how many lay on a branch.
+    pub branched: u64,
+    /// Of those accepted, how many by their place in the draft.
     pub accepted_at: [u64; MOST_DEPTH],
     /// The most guesses of a draft.
     pub longest: usize,
@@ -233,16 +268,17 @@ pub struct Tally {
 
 impl Default for Tally {
     fn default() -> Tally {
-        Tally { drafts: 0, drafted: 0, accepted: 0, accepted_at: [0; MOST_DEPTH], longest: 0 }
+        Tally { drafts: 0, drafted: 0, accepted: 0, branched: 0, accepted_at: [0; MOST_DEPTH], longest: 0 }
     }
 }
 
 impl Tally {
-    /// Counts a draft.
-    pub fn count(&mut self, drafted: usize, accepted: usize) {
+    /// Counts a draft, of whose accepted guesses so many lay on a branch.
+    pub fn count(&mut self, drafted: usize, accepted: usize, branched: usize) {
         self.drafts += 1;
         self.drafted += drafted as u64;
         self.accepted += accepted as u64;
+        self.branched += branched as u64;
         self.accepted_at.iter_mut().take(accepted).for_each(|count| *count += 1);
         self.longest = self.longest.max(drafted);
     }
@@ -272,11 +308,19 @@ pub(crate) mod tests {
         record: Record,
     }
 
+    /// What is guessed for an answer.
+    #[derive(Debug, Default)]
+    pub struct Guessed {
+        pub guesses: Vec<Guess>,
+        pub branches: Vec<Branch>,
+    }
+
     impl Nothing {
-        pub fn ask<'a>(&'a self, key: Key, tokens: &'a [u32], most: usize, guesses: &'a mut Vec<Guess>) -> Ask<'a> {
+        pub fn ask<'a>(&'a self, key: Key, tokens: &'a [u32], most: usize, guessed: &'a mut Guessed) -> Ask<'a> {
+            let Guessed { guesses, branches } = guessed;
             let rule = Rule { request: &self.request, choice: key.1, tokens, generated: &self.generated };
             let odds = Odds { own: &self.record, all: &self.record };
-            Ask { key, rule, odds, most, least: 0.0, place: None, guesses }
+            Ask { key, rule, odds, most, least: 0.0, place: None, width: 1, guesses, branches }
         }
     }
 
@@ -289,19 +333,20 @@ pub(crate) mod tests {
         assert_eq!((parse_depth("1"), parse_depth("64")), (Ok(1), Ok(64)));
         for wrong in ["0", "-1", "65", "99999999999999999999", "", "four"] {
             assert!(parse_depth(wrong).unwrap_err().contains("from 1 to 64"), "{wrong}");
+            assert!(parse_width(wrong).unwrap_err().contains("from 1 to 8"), "{wrong}");
         }
     }
 
     #[test]
     fn accepted_guesses_are_counted_by_place() {
         let mut tally = Tally::default();
-        tally.count(4, 2);
-        tally.count(3, 0);
-        tally.count(1, 1);
-        assert_eq!((tally.drafts, tally.drafted, tally.accepted), (3, 8, 3));
+        tally.count(4, 2, 1);
+        tally.count(3, 0, 0);
+        tally.count(1, 1, 0);
+        assert_eq!((tally.drafts, tally.drafted, tally.accepted, tally.branched), (3, 8, 3, 1));
         assert_eq!(tally.accepted_at[..3], [2, 1, 0]);
         assert_eq!(tally.histogram(), [1, 1, 1, 0, 0]);
-        tally.count(MOST_DEPTH, MOST_DEPTH);
+        tally.count(MOST_DEPTH, MOST_DEPTH, 0);
         assert_eq!(tally.histogram().last(), Some(&1));
     }
 }

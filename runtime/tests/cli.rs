@@ -75,6 +75,8 @@ fn guesses_save_steps_and_change_no_answer() {
     let answer = json(&folder, &[&run[..], &["ngram", "--spec-depth", "4"]].concat());
     // The first three tokens come alone, for nothing repeats itself yet; five come in each step after that, and one is left.
     assert_eq!([&answer["drafted_tokens"], &answer["accepted_tokens"]], [16, 16]);
+    let tree = json(&folder, &[&run[..], &["ngram", "--spec-depth", "4", "--spec-width", "3"]].concat());
+    assert_eq!(tree["tokens"], answer["tokens"]);
     let answer = json(&folder, &[&run[..], &["off"]].concat());
     assert_eq!([&answer["drafted_tokens"], &answer["accepted_tokens"]], [0, 0]);
 
@@ -100,6 +102,7 @@ fn bad_ways_to_guess_are_refused() {
         refused(&[command, &["--speculate", "n-gram"]].concat(), "auto, off, ngram, draft, self");
         for depth in ["0", "65", "-1", "many", "99999999999999999999"] {
             refused(&[command, &["--spec-depth", depth]].concat(), if depth == "-1" { "-1" } else { "from 1 to 64" });
+            refused(&[command, &["--spec-width", depth]].concat(), if depth == "-1" { "-1" } else { "from 1 to 8" });
         }
     }
     refused(&["bench", "model.plan", "--speculate", "auto"], "--prompts");

@@ -61,7 +61,8 @@ fn alone_without(model: Model, layers: &str, options: &Options) -> Plan {
 }
 
 fn run(plan: &Plan, mode: Mode, depth: usize, base: &EngineOptions, requests: &[Request]) -> Run {
-    let batching = BatchOptions { speculation: Speculation { mode, depth: Some(depth) }, ..base.batching.clone() };
+    let speculation = Speculation { mode, depth: Some(depth), ..base.batching.speculation };
+    let batching = BatchOptions { speculation, ..base.batching.clone() };
     // With a thread for each, the tests that run side by side do not wait for one another's.
     let threads = base.device.threads.or(Some(1));
     let device = DeviceOptions { poison: true, threads, ..base.device.clone() };
@@ -189,12 +190,18 @@ fn no_bit_changes(plan: &Plan, mode: Mode) {
         EngineOptions { device, prefill_chunk: Some(24), ..EngineOptions::default() }
     };
     let (roomy, crowded) = (base(4096, Some(2)), base(384, None));
-    for (mode, base) in [(mode, &roomy), (mode, &crowded), (Mode::Auto, &crowded)] {
-        let run = run(plan, mode, 5, base, &requests);
+    let ways =
+        [(mode, 1, &roomy), (mode, 3, &roomy), (mode, 1, &crowded), (mode, 4, &crowded), (Mode::Auto, 3, &crowded)];
+    for (mode, width, base) in ways {
+        let mut base = base.clone();
+        base.batching.speculation.width = Some(width);
+        let run = run(plan, mode, 5, &base, &requests);
         for (index, (found, expected)) in run.answers.iter().zip(&expected).enumerate() {
-            assert!(found == expected, "request {index} by {mode} of {:?} positions", base.device.cache_tokens);
+            let cache = base.device.cache_tokens;
+            assert!(found == expected, "request {index} by {mode} in {width} ways, of {cache:?} positions");
         }
-        assert!(mode == Mode::Auto || run.speculation.accepted > 0, "{mode}");
+        let Tally { accepted, branched, .. } = run.speculation;
+        assert!(mode == Mode::Auto || (accepted > 0 && (branched > 0) == (width > 1)), "{mode} {width}");
         assert_eq!(run.preemptions > 0, base.device.cache_tokens == Some(384), "{} preemptions", run.preemptions);
     }
 }

@@ -3,13 +3,15 @@
 //! Guesses come last. They take tokens, rows and pages that the step has left and displace nothing, so that neither
 //! fairness nor progress depends on them.
 
-use super::{Batcher, Load, Sequence};
+use std::collections::BTreeMap;
+
+use super::{Batcher, Load, Sequence, branch::Fork};
 use crate::{
     device::{PageCopy, Step},
     error::Result,
     kv::Cache,
     speculate::{
-        Drafter, Kind, Mode, Speculation, USUAL_DEPTH,
+        Drafter, Kind, Mode, Speculation, USUAL_DEPTH, tree,
         worth::{self, Odds, Reach},
     },
 };
@@ -26,8 +28,16 @@ const HORIZON: usize = 256;
 /// A guess that might join the step.
 pub(super) struct Candidate {
     index: usize, // of its answer among those that run
-    depth: usize, // guesses before it
-    chance: f64,  // that it is right, and so are all before it
+    rank: usize,  // guesses of the same answer that go before it
+    node: tree::Node,
+}
+
+/// What a step has left for guesses.
+#[derive(Clone, Copy, Debug)]
+struct Room {
+    tokens: usize,
+    rows: usize,
+    sequences: usize, // for branches
 }
 
 impl Batcher {
@@ -50,7 +60,11 @@ impl Batcher {
     pub fn draft(&mut self, drafters: &mut [Box<dyn Drafter>]) -> Result<()> {
         self.forget_ended(drafters);
         let mode = self.options.speculation.mode;
-        self.running.iter_mut().for_each(|sequence| sequence.guesses.clear());
+        let width = self.options.speculation.ways();
+        for sequence in &mut self.running {
+            sequence.guesses.clear();
+            sequence.branches.clear();
+        }
         for drafter in drafters.iter_mut().filter(|drafter| mode.takes(drafter.kind())) {
             let reach = self.reach(drafter.as_ref());
             let in_place = drafter.kind() == Kind::Own;
@@ -67,7 +81,7 @@ impl Batcher {
                     let mut copies = Vec::new();
                     let most = if in_place { grant(sequence, cache, most, &mut copies) } else { most };
                     if most > 0 {
-                        asks.push(sequence.ask(all, most, reach.least, in_place.then_some(copies)));
+                        asks.push(sequence.ask(all, most, reach.least, width, in_place.then_some(copies)));
                     }
                 }
             }
@@ -91,7 +105,7 @@ impl Batcher {
     /// How far a drafter should guess for those that go on with one token. A model that is to guess in every step guesses
     /// as far as gives most tokens a second, and one token at least.
     fn reach(&self, drafter: &dyn Drafter) -> Reach {
-        let Speculation { mode, depth: asked } = self.options.speculation;
+        let Speculation { mode, depth: asked, .. } = self.options.speculation;
         let depth = asked.unwrap_or(USUAL_DEPTH);
         let Some(class) = drafter.kind().class() else { return Reach { depth, least: 0.0, saved: 0.0 } };
         if mode != Mode::Auto && asked.is_some() {
@@ -115,18 +129,26 @@ impl Batcher {
     /// Chooses guesses for the answers that the step goes on with, the best first, of which at most `rows` find room.
     /// `prompts` says whether prompts will share the step, or wait for it.
     pub(super) fn choose_guesses(&mut self, rows: usize, prompts: bool) -> Vec<Candidate> {
-        let room = rows.min(self.options.token_budget.saturating_sub(self.load.tokens));
         let (certain, mut candidates) = self.candidates();
-        if self.options.speculation.mode == Mode::Auto {
-            candidates.sort_by(|a, b| b.chance.total_cmp(&a.chance).then(a.depth.cmp(&b.depth)));
-            candidates.truncate(room);
+        let is_auto = self.options.speculation.mode == Mode::Auto;
+        if is_auto {
+            candidates.sort_by(|a, b| b.node.chance.total_cmp(&a.node.chance).then(a.node.place.cmp(&b.node.place)));
+        } else {
+            candidates.sort_by_key(|candidate| candidate.rank);
+        }
+        let mut candidates = fitting(candidates, self.room(rows));
+        if is_auto {
             let count = self.worth_verifying(certain, &candidates, prompts);
             candidates.truncate(count);
-        } else {
-            candidates.sort_by_key(|candidate| candidate.depth);
-            candidates.truncate(room);
         }
         candidates
+    }
+
+    /// What the step has left, besides so many rows.
+    fn room(&self, rows: usize) -> Room {
+        let tokens = self.options.token_budget.saturating_sub(self.load.tokens);
+        let sequences = (self.limits.max.sequences as usize).saturating_sub(self.running.len());
+        Room { tokens, rows, sequences }
     }
 
     /// The step's load with these guesses.
@@ -135,15 +157,22 @@ impl Batcher {
     }
 
     fn load_of(&self, guess: &Candidate) -> Load {
-        Load::of(self.running[guess.index].tokens.len() + guess.depth, 1)
+        let end = self.running[guess.index].tokens.len() + guess.node.place + 1;
+        Load::of(end - guess.node.tokens, guess.node.tokens)
     }
 
     /// Lets those guesses join the step that still find room beside its prompts, and grants their pages.
-    pub(super) fn add_guesses(&mut self, mut guesses: Vec<Candidate>, rows: usize, step: &mut Step) {
-        guesses.truncate(rows.min(self.options.token_budget.saturating_sub(self.load.tokens)));
-        for candidate in guesses {
-            let sequence = &mut self.running[candidate.index];
-            sequence.drafted = sequence.drafted.max(candidate.depth + 1);
+    pub(super) fn add_guesses(&mut self, guesses: Vec<Candidate>, rows: usize, step: &mut Step) {
+        for Candidate { index, node, .. } in fitting(guesses, self.room(rows)) {
+            let sequence = &mut self.running[index];
+            let Some(branch) = node.branch else {
+                sequence.drafted = node.depth + 1;
+                continue;
+            };
+            match sequence.forks.iter_mut().find(|fork| fork.branch == branch) {
+                Some(fork) => fork.drafted = node.depth + 1,
+                None => sequence.forks.push(Fork { drafted: 1, ..Fork::new(branch, &self.cache) }),
+            }
         }
         for sequence in self.running.iter_mut().filter(|sequence| sequence.drafted > 0) {
             let end = sequence.computed + sequence.in_step;
@@ -154,10 +183,15 @@ impl Batcher {
             }
             self.load = self.load.and(Load::of(end, sequence.drafted));
         }
+        // The pages that are left are for branches.
+        for sequence in self.running.iter_mut().filter(|sequence| !sequence.forks.is_empty()) {
+            self.load = self.load.and(sequence.grant_forks(&mut self.cache, &mut step.copies));
+        }
     }
 
-    /// How many tokens the step gives without guesses, and all guesses for those answers.
+    /// How many tokens the step gives without guesses, and the guesses for those answers.
     fn candidates(&mut self) -> (usize, Vec<Candidate>) {
+        let most = self.options.speculation.depth.unwrap_or(USUAL_DEPTH);
         let (mut certain, mut candidates) = (0, Vec::new());
         for (index, sequence) in self.running.iter_mut().enumerate() {
             sequence.drafted = 0;
@@ -165,34 +199,53 @@ impl Batcher {
                 continue;
             }
             certain += 1;
-            let mut chance = 1.0;
-            for (depth, guess) in sequence.guesses.iter().enumerate() {
-                chance *= Odds { own: &sequence.record, all: &self.guesses }.of(guess);
-                candidates.push(Candidate { index, depth, chance });
-            }
+            let odds = Odds { own: &sequence.record, all: &self.guesses };
+            let nodes = tree::likeliest(&sequence.guesses, &sequence.branches, odds, most);
+            candidates.extend(nodes.into_iter().enumerate().map(|(rank, node)| Candidate { index, rank, node }));
         }
         (certain, candidates)
     }
 
     /// How many of these guesses are worth their time.
     fn worth_verifying(&self, certain: usize, candidates: &[Candidate], prompts: bool) -> usize {
-        let chances: Vec<f64> = candidates.iter().map(|candidate| candidate.chance).collect();
+        let chances: Vec<f64> = candidates.iter().map(|candidate| candidate.node.chance).collect();
+        let mut loads = vec![self.load];
+        for candidate in candidates {
+            let before = loads[loads.len() - 1];
+            loads.push(before.and(self.load_of(candidate)));
+        }
         if !prompts {
-            let mut loads = vec![self.load];
-            for candidate in candidates {
-                let before = loads[loads.len() - 1];
-                loads.push(before.and(self.load_of(candidate)));
-            }
             return worth::best_count(certain, &chances, |count| self.predictor.small_step(loads[count]));
         }
         // In a step with prompts no token is free, since it reads the weights for many anyhow; and an answer that nothing is
         // guessed for shall not be much slower for it.
         let alone = self.predictor.small_step(self.load);
         worth::best_count(certain, &chances, |count| {
-            let seconds = alone? + count as f64 * self.predictor.token_seconds();
+            let added = (loads[count].tokens - self.load.tokens) as f64;
+            let seconds = alone? + added * self.predictor.token_seconds();
             (seconds <= LONGEST * alone?).then_some(seconds)
         })
     }
+}
+
+/// Those of some guesses for which there is room. One that finds none leaves none for those behind it.
+fn fitting(mut candidates: Vec<Candidate>, mut room: Room) -> Vec<Candidate> {
+    // How many guesses of each trunk and branch are in.
+    let mut taken: BTreeMap<(usize, Option<usize>), usize> = BTreeMap::new();
+    candidates.retain(|Candidate { index, node, .. }| {
+        let is_new = node.branch.is_some() && node.depth == 0;
+        let before = taken.entry((*index, node.branch)).or_insert(0);
+        let fits =
+            *before == node.depth && node.tokens <= room.tokens && room.rows > 0 && (!is_new || room.sequences > 0);
+        if fits {
+            *before += 1;
+            room.tokens -= node.tokens;
+            room.rows -= 1;
+            room.sequences -= usize::from(is_new);
+        }
+        fits
+    });
+    candidates
 }
 
 /// Grants pages for the next token and what is behind it, so that as many guesses can be computed in place as it returns.

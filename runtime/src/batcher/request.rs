@@ -153,8 +153,10 @@ pub enum Event {
         choice: u32,
         /// How many tokens were guessed.
         drafted: usize,
-        /// How many of the first of them were right.
+        /// How many were right, as all before them.
         accepted: usize,
+        /// Of those, how many lay on a branch.
+        branched: usize,
     },
     /// One of its answers ended; nothing follows for that one.
     Finished {

@@ -32,6 +32,7 @@ impl Rule<'_> {
             pick: Pick::Sample(self.request.sampling, key),
             top: self.request.top_logprobs,
             edits: self.edits(guessed),
+            rivals: 0,
             logits: false,
         }
     }

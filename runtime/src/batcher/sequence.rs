@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
     Counters,
+    branch::{Fork, Way},
     policy::Rank,
     request::{Event, FinishReason, Request, RequestId},
     rule::Rule,
@@ -13,6 +14,7 @@ use crate::{
     kv::{BlockTable, Chain},
     speculate::{
         Ask, Guess, Key, Kind, Place,
+        tree::Branch,
         worth::{Odds, Record},
     },
 };
@@ -32,7 +34,9 @@ pub(super) struct Sequence {
     pub chain: Chain,
     pub in_step: usize,                // tokens in the step under way, besides guesses
     pub guesses: Vec<Guess>,           // what a drafter thinks it goes on with
-    pub drafted: usize,                // how many of them are in the step under way
+    pub branches: Vec<Branch>,         // and what it may go on with instead
+    pub drafted: usize,                // how many guesses are in the step under way, branches apart
+    pub forks: Vec<Fork>,              // the branches in the step under way
     pub record: Record,                // how many guesses were right
     pub is_drafted: bool,              // whether a drafter ever heard of it
     pub row: Option<usize>,            // the first of the rows of that step that sample its next tokens
@@ -119,23 +123,33 @@ impl Sequence {
             for right in 0..=self.drafted {
                 step.rows.push(rule.row((first + self.in_step + right) as u32 - 1, &self.guesses[..right]));
             }
+            self.join_forks(step);
         }
     }
 
     /// How its next tokens are chosen.
-    fn rule(&self) -> Rule<'_> {
+    pub fn rule(&self) -> Rule<'_> {
         Rule { request: &self.request, choice: self.choice, tokens: &self.tokens, generated: &self.generated }
     }
 
-    /// What a drafter is asked about it; with the copies to make before it uses the answer's pages, where it does.
-    pub fn ask<'a>(&'a mut self, all: &'a Record, most: usize, least: f64, copies: Option<Vec<PageCopy>>) -> Ask<'a> {
+    /// What a drafter is asked about it: as far as it should guess, and in how many ways; with the copies to make before it
+    /// uses the answer's pages, where it does.
+    pub fn ask<'a>(
+        &'a mut self,
+        all: &'a Record,
+        most: usize,
+        least: f64,
+        width: usize,
+        copies: Option<Vec<PageCopy>>,
+    ) -> Ask<'a> {
         let key = self.key();
-        let Sequence { request, choice, tokens, generated, record, guesses, is_drafted, table, .. } = self;
+        let Sequence { request, choice, tokens, generated, record, guesses, branches, is_drafted, table, .. } = self;
         *is_drafted = true;
         guesses.clear();
+        branches.clear();
         let rule = Rule { request, choice: *choice, tokens, generated };
         let place = copies.map(|copies| Place { table, copies });
-        Ask { key, rule, odds: Odds { own: record, all }, most, least, place, guesses }
+        Ask { key, rule, odds: Odds { own: record, all }, most, least, place, width, guesses, branches }
     }
 
     /// Whether the logits of one of its rows, those behind guesses apart, were not finite.
@@ -155,40 +169,53 @@ impl Sequence {
         self.judged = begin + judged;
     }
 
-    /// Takes the tokens that its rows got, as far as the guesses before them were right, and counts how far that was. What
-    /// was computed of right guesses stays.
-    pub fn record(&mut self, rows: &[RowOutput], all: &mut Record, counters: &mut Counters, events: &mut Vec<Event>) {
-        let (drafted, mut accepted) = (std::mem::take(&mut self.drafted), 0);
-        let guesses = std::mem::take(&mut self.guesses);
+    /// Takes the tokens that its rows got, from the row `first` on, as far as the guesses before them were right, and counts
+    /// how far that was. What was computed of right guesses stays.
+    pub fn record(
+        &mut self,
+        rows: &[RowOutput],
+        first: usize,
+        all: &mut Record,
+        counters: &mut Counters,
+        events: &mut Vec<Event>,
+    ) {
         let first_event = events.len();
-        for (place, row) in rows.iter().take(drafted + 1).enumerate() {
+        let (mut accepted, mut branched, mut way) = (0, 0, Way::Trunk);
+        while let Some(row) = rows.get(self.row_of(way, first, accepted)) {
             if row.is_broken {
                 self.end(FinishReason::NotFinite, events);
                 break;
             }
-            let guess = guesses.get(place).map(|guess| (guess.class, guess.token == row.token));
-            if let Some((class, is_right)) = guess {
-                self.record.learn(class, is_right);
+            let mut own = std::mem::take(&mut self.record);
+            let next = self.follow(way, accepted, row.token, |class, is_right| {
+                own.learn(class, is_right);
                 all.learn(class, is_right);
-            }
-            let is_accepted = place < drafted && guess.is_some_and(|(_, is_right)| is_right);
-            accepted += usize::from(is_accepted);
+            });
+            self.record = own;
+            accepted += usize::from(next.is_some());
+            branched += usize::from(next.is_some_and(|way| way != Way::Trunk));
             self.push(row, events);
-            if self.state == State::Ended || !is_accepted {
-                break;
-            }
+            let Some(next) = next.filter(|_| self.state != State::Ended) else { break };
+            way = next;
             self.computed += 1;
         }
+        if let Way::Fork(fork) = way {
+            std::mem::swap(&mut self.table, &mut self.forks[fork].table);
+        }
+        let drafted = self.drafted + self.forks.iter().map(|fork| fork.drafted).sum::<usize>();
         if drafted > 0 {
-            counters.speculation.count(drafted, accepted);
+            counters.speculation.count(drafted, accepted, branched);
             // All guesses of a draft are one drafter's.
-            let kind = guesses.first().map_or(Kind::Ngram, |guess| Kind::of_class(guess.class));
+            let kind = self.guesses.first().map_or(Kind::Ngram, |guess| Kind::of_class(guess.class));
             let [all, right] = &mut counters.by_drafter[kind as usize];
             *all += drafted as u64;
             *right += accepted as u64;
             let (request, choice) = self.key();
-            events.insert(first_event, Event::Verified { request, choice, drafted, accepted });
+            events.insert(first_event, Event::Verified { request, choice, drafted, accepted, branched });
         }
+        self.drafted = 0;
+        self.guesses.clear();
+        self.branches.clear();
     }
 
     /// Takes one token.

@@ -5,7 +5,7 @@ use lathe_plan::program::StepSize;
 use super::*;
 use crate::device::{Edit, GroupLimits, Pick, RowOutput, StepToken};
 use crate::sample::{NoiseKey, SampleParams};
-use crate::speculate::{Ask, Drafter, Guess, Key, Kind, Mode};
+use crate::speculate::{Ask, Drafter, Guess, Key, Kind, Mode, tree::Branch};
 
 const NOW: Duration = Duration::from_secs(100);
 
@@ -178,6 +178,12 @@ impl Drafter for Counting {
             let last = ask.rule.tokens[ask.rule.tokens.len() - 1];
             let next = (1..=ask.most as u32).map(|n| last + n);
             ask.guesses.extend(next.map(|token| Guess { token, class: 0, chance: 0.5 }));
+            // Or ten more, and on from there, or beside the second guess twenty more.
+            if ask.width > 1 {
+                let other = |token| Guess { token, class: 1, chance: 0.8 };
+                ask.branches.push(Branch { from: 0, guesses: vec![other(last + 10), other(last + 11)] });
+                ask.branches.push(Branch { from: 1, guesses: vec![other(last + 20)] });
+            }
         }
         Ok(())
     }
@@ -190,8 +196,13 @@ impl Drafter for Counting {
 /// A batcher whose answers get at most so many guesses, with a request that has its first token, 3, already.
 fn guessing(depth: usize, pages: u32, request: Request) -> (Batcher, Vec<Box<dyn Drafter>>) {
     let limits = batcher(100, pages).limits;
-    let speculation = Speculation { mode: Mode::Ngram, depth: Some(depth) };
-    let mut batcher = Batcher::new(&limits, BatchOptions { speculation, ..BatchOptions::default() });
+    branching(depth, 1, &limits, request)
+}
+
+/// The same, in so many ways and within these limits.
+fn branching(depth: usize, width: usize, limits: &Limits, request: Request) -> (Batcher, Vec<Box<dyn Drafter>>) {
+    let speculation = Speculation { mode: Mode::Ngram, depth: Some(depth), width: Some(width) };
+    let mut batcher = Batcher::new(limits, BatchOptions { speculation, ..BatchOptions::default() });
     batcher.submit(NOW, request).unwrap();
     let mut drafters: Vec<Box<dyn Drafter>> = vec![Box::new(Counting::default())];
     let tokens = step(&mut batcher, &mut drafters, &[3]);
@@ -287,10 +298,81 @@ fn an_answer_that_is_cancelled_with_guesses_at_hand_gives_everything_back() {
     assert!(format!("{forgetful:?}").contains("RequestId(0), 0"), "{forgetful:?}");
 }
 
+/// Limits of a batcher for branches: so many pages, and tokens, sequences and rows of a step.
+fn room(pages: u32, tokens: u32, sequences: u32, rows: u32) -> Limits {
+    Limits { max: StepSize { tokens, sequences, rows }, ..batcher(100, pages).limits }
+}
+
+#[test]
+fn a_branch_that_is_right_goes_on_and_its_pages_become_the_answers() {
+    let (mut batcher, mut drafters) = branching(5, 2, &room(9, 16, 4, 16), request(2, None));
+    // Behind 3 the trunk is 4 5 6 with chances of 0.5, 0.25 and 0.125; 13 14 have 0.4 and 0.32, and 23 behind 4 has 0.2.
+    // Rows: behind 3, 4 and 5, then behind 13 and 14, and behind 23.
+    assert_eq!(step(&mut batcher, &mut drafters, &[13, 0, 0, 14, 7, 0]), [13, 14, 7]);
+    // The trunk is right: what the branch says does not count.
+    assert_eq!(step(&mut batcher, &mut drafters, &[8, 9, 40, 18, 19, 41]), [8, 9, 40]);
+    // The first guess is right, and then the second branch.
+    assert_eq!(step(&mut batcher, &mut drafters, &[41, 60, 0, 0, 0, 8]), [41, 60, 8]);
+    // None is.
+    assert_eq!(step(&mut batcher, &mut drafters, &[1, 0, 0, 0, 0, 0]), [1]);
+    let tally = batcher.counters().speculation;
+    assert_eq!((tally.drafts, tally.drafted, tally.accepted, tally.branched), (4, 20, 6, 3));
+    assert_eq!(batcher.gauges().held_pages, 3, "of thirteen tokens, the last of which is not computed");
+}
+
+#[test]
+fn a_branch_computes_the_last_token_again_on_a_copy_of_its_page() {
+    let (mut batcher, mut drafters) = branching(3, 2, &room(9, 16, 4, 16), request(2, None));
+    let (mut step, mut events) = (Step::default(), Vec::new());
+    batcher.admit(NOW, &mut events);
+    batcher.draft(&mut drafters).unwrap();
+    assert!(batcher.compose(&mut step));
+    let known = |tokens: &[u32]| tokens.iter().map(|&token| StepToken::Known(token)).collect::<Vec<_>>();
+    assert_eq!(step.tokens, known(&[3, 4, 3, 13, 14]));
+    assert_eq!((&step.positions[..], &step.sequences[..]), (&[2, 3, 2, 3, 4][..], &[0, 0, 1, 1, 1][..]));
+    let pages: Vec<&[u32]> = step.block_tables[0].iter().collect();
+    assert_eq!(pages, [&[0][..], &[1, 2]]);
+    assert_eq!(step.copies, [PageCopy { group: 0, from: 0, to: 1 }]);
+    let places: Vec<u32> = step.rows.iter().map(|row| row.token).collect();
+    assert_eq!(places, [0, 1, 3, 4]);
+    let positions = step.rows.iter().map(|row| match &row.pick {
+        Pick::Sample(_, key) => key.position,
+        Pick::Given(token) => panic!("{token} was given"),
+    });
+    assert_eq!(positions.collect::<Vec<_>>(), [3, 4, 4, 5], "the noise is that of the place");
+    // The device fails in the middle: nothing is left behind.
+    batcher.abort(&mut events);
+    assert_eq!(batcher.gauges().held_pages, 0);
+    batcher.check_integrity().unwrap();
+}
+
+#[test]
+fn a_tree_that_finds_no_room_is_smaller_and_nothing_fails() {
+    let rows = |limits: Limits| {
+        let (mut batcher, mut drafters) = branching(5, 2, &limits, request(2, None));
+        let (mut step, mut events) = (Step::default(), Vec::new());
+        batcher.admit(NOW, &mut events);
+        batcher.draft(&mut drafters).unwrap();
+        assert!(batcher.compose(&mut step));
+        let rows = step.rows.iter().map(|_| RowOutput { token: 13, ..RowOutput::default() }).collect();
+        batcher.retire(Duration::from_millis(1), &StepOutput { rows }, &mut events);
+        batcher.check_integrity().unwrap();
+        step.rows.iter().map(|row| row.token).collect::<Vec<_>>()
+    };
+    assert_eq!(rows(room(9, 16, 4, 16)), [0, 1, 2, 4, 5, 8]);
+    assert_eq!(rows(room(9, 16, 2, 16)), [0, 1, 2, 4, 5], "one branch is all that the sequences allow");
+    assert_eq!(rows(room(9, 16, 1, 16)), [0, 1, 2]);
+    assert_eq!(rows(room(9, 5, 4, 16)), [0, 1, 3, 4], "the token budget");
+    assert_eq!(rows(room(9, 16, 4, 3)), [0, 1, 3], "the rows");
+    assert_eq!(rows(room(4, 16, 4, 16)), [0, 1, 2, 4, 5], "two pages for the trunk and two for a branch");
+    assert_eq!(rows(room(3, 16, 4, 16)), [0, 1, 2, 4], "one for a part of a branch");
+    assert_eq!(rows(room(2, 16, 4, 16)), [0, 1, 2]);
+}
+
 #[test]
 fn guesses_that_are_wrong_stop_where_they_are_to_pay() {
     let limits = batcher(1000, 1000).limits;
-    let speculation = Speculation { mode: Mode::Auto, depth: Some(3) };
+    let speculation = Speculation { mode: Mode::Auto, depth: Some(3), ..Speculation::default() };
     let mut batcher = Batcher::new(&limits, BatchOptions { speculation, ..BatchOptions::default() });
     batcher.submit(NOW, request(2, None)).unwrap();
     let mut drafters: Vec<Box<dyn Drafter>> = vec![Box::new(Counting::default())];

@@ -98,7 +98,9 @@ pub fn answer(
                     return Err(Error::NotFinite { row: 0 }.into());
                 }
                 Event::Finished { reason, .. } => answer.reason = *reason,
-                Event::Verified { drafted, accepted, .. } => answer.speculation.count(*drafted, *accepted),
+                Event::Verified { drafted, accepted, branched, .. } => {
+                    answer.speculation.count(*drafted, *accepted, *branched);
+                }
                 Event::Started { .. } | Event::Prompt { .. } => {}
             }
         }

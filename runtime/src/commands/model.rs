@@ -8,7 +8,7 @@ use lathe_plan::{LoadMode, Plan, PlanError};
 use lathe_runtime::batcher::BatchOptions;
 use lathe_runtime::device::choice::About;
 use lathe_runtime::device::options::{DeviceChoice, DeviceOptions};
-use lathe_runtime::speculate::{Mode, Speculation, parse_depth};
+use lathe_runtime::speculate::{Mode, Speculation, parse_depth, parse_width};
 use lathe_runtime::tokenizer::Tokenizer;
 use lathe_runtime::{Engine, EngineOptions, Error};
 
@@ -55,12 +55,16 @@ pub struct SpeculationArgs {
     /// [default: as many as are worth it, at most 12]
     #[arg(long, value_name = "N", value_parser = parse_depth)]
     pub spec_depth: Option<usize>,
+    /// Most ways on from one place, from 1 to 8: with more than one, guesses are a tree, no larger than --spec-depth
+    /// [default: 3 where guesses must pay, else 1]
+    #[arg(long, value_name = "N", value_parser = parse_width)]
+    pub spec_width: Option<usize>,
 }
 
 impl SpeculationArgs {
     /// What the engine is told.
     pub fn options(&self) -> Speculation {
-        Speculation { mode: self.speculate, depth: self.spec_depth }
+        Speculation { mode: self.speculate, depth: self.spec_depth, width: self.spec_width }
     }
 }
 

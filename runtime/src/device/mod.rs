@@ -159,6 +159,8 @@ pub struct Row {
     pub top: u32,
     /// What is done to the logits before the successor is sampled; no token twice.
     pub edits: Vec<Edit>,
+    /// How many further tokens to sample: what would have been without the ones before.
+    pub rivals: u32,
     /// Whether the row's logits are wanted back.
     pub logits: bool,
 }
@@ -171,6 +173,7 @@ impl Row {
         let (max, log_sum) = math::log_sum_exp(logits);
         let logprob = |token: u32| (f64::from(logits[token as usize]) - f64::from(max) - log_sum) as f32;
         output.top.clear();
+        output.rivals.clear();
         output.logits.clear();
         output.is_broken = log_sum.is_nan();
         if output.is_broken {
@@ -190,8 +193,29 @@ impl Row {
             let top = sampler.top(logits, self.top as usize);
             output.top.extend(top.iter().map(|&token| (token, logprob(token))));
         }
+        if self.rivals > 0 {
+            self.pick_rivals(logits, sampler, output, logprob);
+        }
         if self.logits {
             output.logits.extend_from_slice(logits);
+        }
+    }
+
+    /// Samples what would be without the token, what without that as well, and so on.
+    fn pick_rivals(&self, logits: &[f32], sampler: &mut Sampler, output: &mut RowOutput, logprob: impl Fn(u32) -> f32) {
+        let Pick::Sample(params, key) = &self.pick else { return };
+        let edits = self.edits.iter().map(|edit| (edit.token, edit.apply(logits[edit.token as usize])));
+        let mut edits: Vec<(u32, f32)> = edits.collect();
+        let mut last = output.token;
+        for _ in 0..self.rivals {
+            edits.retain(|(token, _)| *token != last);
+            edits.push((last, f32::NEG_INFINITY));
+            last = sampler.sample_edited(logits, edits.iter().copied(), params, *key);
+            // Where nothing is left, nothing is ruled out.
+            if edits.contains(&(last, f32::NEG_INFINITY)) {
+                break;
+            }
+            output.rivals.push((last, logprob(last)));
         }
     }
 }
@@ -477,6 +501,8 @@ pub struct RowOutput {
     pub logprob: f32,
     /// The likeliest tokens with their logprobs, likeliest first, as many as asked for.
     pub top: Vec<(u32, f32)>,
+    /// The tokens that would have been sampled without those before them, with their logprobs, as many as asked for.
+    pub rivals: Vec<(u32, f32)>,
     /// The logits if they were asked for, else empty.
     pub logits: Vec<f32>, // [V]
     /// Whether the row's logits were not finite. Nothing else in here means anything then, and neither do the keys and

@@ -155,11 +155,22 @@ impl Device for NullDevice {
                 Pick::Sample(_, key) => NullDevice::choose(hash, key.choice, self.limits.vocabulary, is_forbidden),
                 Pick::Given(token) => token,
             };
+            let mut rivals: Vec<(u32, f32)> = Vec::new();
+            while let Pick::Sample(_, key) = row.pick
+                && rivals.len() < row.rivals as usize
+            {
+                let is_passed = |other: u32| other == token || rivals.iter().any(|(known, _)| *known == other);
+                let next = NullDevice::choose(hash, key.choice, self.limits.vocabulary, |other| {
+                    is_forbidden(other) || is_passed(other)
+                });
+                rivals.push((next, NullDevice::logprob(hash, next)));
+            }
             let is_broken = self.breaks.is_some_and(|one_in| NullDevice::is_broken(hash, one_in));
             output.rows.push(RowOutput {
                 token,
                 logprob: NullDevice::logprob(hash, token),
                 is_broken,
+                rivals,
                 ..RowOutput::default()
             });
         }

@@ -73,8 +73,8 @@ fn what_is_out_of_range_is_refused() {
 #[test]
 fn logprobs_are_of_the_raw_logits() {
     let params = SampleParams { temperature: 0.1, ..SampleParams::default() };
-    let row =
-        Row { token: 0, pick: Pick::Sample(params, NoiseKey::default()), top: 2, logits: true, edits: Vec::new() };
+    let pick = Pick::Sample(params, NoiseKey::default());
+    let row = Row { pick, top: 2, logits: true, ..Row::default() };
     let logits = [1.0f32, 3.0, 2.0, f32::NEG_INFINITY];
     let mut output = RowOutput::default();
     row.pick(&logits, &mut Sampler::default(), &mut output);
@@ -89,4 +89,36 @@ fn logprobs_are_of_the_raw_logits() {
         row.pick(broken, &mut Sampler::default(), &mut output);
         assert!(output.is_broken && output.logits.is_empty() && output.top.is_empty(), "{broken:?}");
     }
+}
+
+#[test]
+fn rivals_are_what_would_be_without_the_tokens_before_them() {
+    let logits: Vec<f32> = (0..40).map(|n| (n * 7 % 40) as f32 / 8.0).collect();
+    let check = |params: SampleParams, edits: &[Edit]| {
+        let key = NoiseKey { seed: 5, choice: 1, position: 9 };
+        let row = |edits: Vec<Edit>, rivals| Row { pick: Pick::Sample(params, key), edits, rivals, ..Row::default() };
+        let (mut sampler, mut found, mut alone) = (Sampler::default(), RowOutput::default(), RowOutput::default());
+        row(edits.to_vec(), 3).pick(&logits, &mut sampler, &mut found);
+        let mut without = edits.to_vec();
+        let tokens = std::iter::once(found.token).chain(found.rivals.iter().map(|(token, _)| *token));
+        for token in tokens {
+            row(without.clone(), 0).pick(&logits, &mut sampler, &mut alone);
+            assert_eq!(token, alone.token, "{params:?}");
+            without.retain(|edit| edit.token != token);
+            without.push(Edit { add: f32::NEG_INFINITY, ..Edit::of(token) });
+        }
+        found.rivals
+    };
+    // Greedy, the logits go down by an eighth each: 7 n mod 40 is 38, 37 and 36 for these.
+    let greedy = check(SampleParams::default(), &[]);
+    assert_eq!(greedy.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [34, 11, 28]);
+    assert!((greedy[0].1 - greedy[1].1 - 0.125).abs() < 1e-6);
+    check(SampleParams { temperature: 0.8, ..SampleParams::default() }, &[]);
+    check(
+        SampleParams { temperature: 1.0, top_p: 0.9, ..SampleParams::default() },
+        &[Edit { add: 9.0, ..Edit::of(3) }],
+    );
+    // Two tokens are not forbidden, and so there is one rival.
+    let forbidden: Vec<Edit> = (2..40).map(|token| Edit { add: f32::NEG_INFINITY, ..Edit::of(token) }).collect();
+    assert_eq!(check(SampleParams::default(), &forbidden).len(), 1);
 }

@@ -162,8 +162,8 @@ impl Completion {
                 progress.cached += if choice == 0 { cached } else { 0 };
                 Ok(None)
             }
-            Event::Verified { drafted, accepted, .. } => {
-                progress.speculation.count(drafted, accepted);
+            Event::Verified { drafted, accepted, branched, .. } => {
+                progress.speculation.count(drafted, accepted, branched);
                 Ok(None)
             }
             Event::Prompt { first, entries, .. } => {

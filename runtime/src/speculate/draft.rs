@@ -219,7 +219,7 @@ mod tests {
     use crate::{
         batcher::RequestId,
         device::{GroupLimits, Limits, Step, StepOutput, Ticket, null::NullDevice},
-        speculate::{Guess, tests::Nothing},
+        speculate::tests::{Guessed, Nothing},
     };
 
     /// The null device, and the sizes of its steps.
@@ -257,13 +257,13 @@ mod tests {
     /// Asks about answers side by side; the guessed tokens of each.
     fn ask(model: &mut DraftModel, answers: &[(u64, &[u32])], most: usize) -> Vec<Vec<u32>> {
         let nothing = Nothing::default();
-        let mut guesses: Vec<Vec<Guess>> = vec![Vec::new(); answers.len()];
+        let mut guesses: Vec<Guessed> = answers.iter().map(|_| Guessed::default()).collect();
         let asks = answers.iter().zip(&mut guesses);
         let mut asks: Vec<Ask> =
             asks.map(|((id, tokens), guesses)| nothing.ask((RequestId(*id), 0), tokens, most, guesses)).collect();
         model.draft(&mut asks).unwrap();
         model.check_integrity().unwrap();
-        guesses.iter().map(|guesses| guesses.iter().map(|guess| guess.token).collect()).collect()
+        guesses.iter().map(|guessed| guessed.guesses.iter().map(|guess| guess.token).collect()).collect()
     }
 
     /// What the model says after some tokens.

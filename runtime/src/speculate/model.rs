@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Instant};
 
-use super::{Ask, Guess, worth};
+use super::{Ask, Guess, Kind, tree::Branch, worth};
 use crate::{
     batcher::{Load, Predictor},
     device::{BlockTables, Device, Limits, Row, Step, StepOutput},
@@ -73,7 +73,8 @@ impl Model {
 
     /// Adds the row that samples what comes behind an answer and its guesses, at the step's last token; its number.
     pub fn push_row(&mut self, ask: &Ask<'_>) -> usize {
-        let mut row = Row { top: 0, ..ask.rule.row(self.step.tokens.len() as u32 - 1, ask.guesses) };
+        let rivals = ask.width as u32 - 1;
+        let mut row = Row { top: 0, rivals, ..ask.rule.row(self.step.tokens.len() as u32 - 1, ask.guesses) };
         row.edits.retain(|edit| edit.token < self.vocabulary);
         self.step.rows.push(row);
         self.step.rows.len() - 1
@@ -100,7 +101,19 @@ impl Model {
         }
         let probability = row.logprob.exp();
         let class = worth::class_of_model(self.first_class, probability);
+        let from = ask.guesses.len();
         ask.guesses.push(Guess { token: row.token, class, chance: 0.3 + 0.65 * probability });
+        // How likely each of the others is where those before it are wrong.
+        let mut left = 1.0 - probability;
+        for &(token, logprob) in &row.rivals {
+            let likely = (logprob.exp() / left.max(1e-6)).min(1.0);
+            left -= logprob.exp();
+            if token < self.vocabulary && !ask.rule.request.stop.contains(&token) {
+                let class = worth::class_of_rival(Kind::of_class(self.first_class), likely);
+                let guess = Guess { token, class, chance: 0.1 + 0.6 * likely };
+                ask.branches.push(Branch { from, guesses: vec![guess] });
+            }
+        }
         let length = ask.rule.tokens.len() + ask.guesses.len();
         if ask.wants_more() && length < self.limits().max_context as usize { Taken::More } else { Taken::End }
     }

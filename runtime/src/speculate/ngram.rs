@@ -1,12 +1,13 @@
 //! Guesses from the answer's own past: where its last tokens came before, what followed then may follow now.
 //!
 //! Of all earlier places that end like the history does, the one with the longest common suffix is continued, the latest
-//! of equals. Places are found by their last two tokens, in chains from the latest to the first, as compressors of the LZ77
+//! of equals. Where more ways on are wanted, further places follow in the same order, and what goes on in another way than
+//! those before is a branch. Places are found by their last two tokens, in chains from the latest to the first, as compressors of the LZ77
 //! kind do. The index of an answer grows with it, token by token.
 
 use std::collections::HashMap;
 
-use super::{Ask, Drafter, Guess, Key, Kind};
+use super::{Ask, Drafter, Guess, Key, Kind, tree::Branch, worth};
 use crate::error::Result;
 
 /// Tokens by which places are found: the shortest suffix that counts.
@@ -15,6 +16,9 @@ const LEAST: usize = 2;
 const LONGEST: usize = 16;
 /// Places that are looked at, from the latest on.
 const PLACES: usize = 64;
+
+/// How likely a guess beside others is taken to be right where they are wrong, before one was verified.
+const BESIDE: f32 = 0.25;
 
 /// The n-gram drafter.
 #[derive(Debug, Default)]
@@ -29,8 +33,20 @@ impl Drafter for Ngram {
         for ask in asks {
             let index = self.0.entry(ask.key).or_default();
             index.extend(ask.rule.tokens);
-            if let Some((place, length)) = index.longest(ask.rule.tokens) {
-                continue_from(place, length, ask);
+            if ask.width == 1 {
+                if let Some((place, length)) = index.longest(ask.rule.tokens) {
+                    continue_from(place, length, ask);
+                }
+                continue;
+            }
+            let mut places = index.places(ask.rule.tokens, usize::MAX);
+            places.sort_by(|(a, of_a), (b, of_b)| of_b.cmp(of_a).then(b.cmp(a)));
+            for (place, length) in places {
+                if ask.guesses.is_empty() {
+                    continue_from(place, length, ask);
+                } else {
+                    branch_from(place, length, ask);
+                }
             }
         }
         Ok(())
@@ -58,26 +74,27 @@ impl Index {
         }
     }
 
-    /// The place with the longest suffix in common with the whole history, and how long that is.
+    /// The place with the longest suffix in common with the whole history, and how long that is; the latest of equals.
     fn longest(&self, tokens: &[u32]) -> Option<(usize, usize)> {
-        let pair: &[u32; LEAST] = tokens.last_chunk()?;
-        let mut place = *self.latest.get(pair)? as usize;
-        let mut best: Option<(usize, usize)> = None;
-        for _ in 0..PLACES {
-            if place == 0 {
-                break;
-            }
+        self.places(tokens, LONGEST).into_iter().rev().max_by_key(|(_, length)| *length)
+    }
+
+    /// Places that end like the whole history, the latest first, and how long their common suffixes are. None comes behind
+    /// one whose suffix is as long as `enough`.
+    fn places(&self, tokens: &[u32], enough: usize) -> Vec<(usize, usize)> {
+        let mut places = Vec::new();
+        let Some(pair) = tokens.last_chunk::<LEAST>() else { return places };
+        let mut place = self.latest.get(pair).map_or(0, |&place| place as usize);
+        while place > 0 && places.len() < PLACES {
             let ends = tokens[..place].iter().rev().zip(tokens.iter().rev());
             let length = ends.take(LONGEST).take_while(|(a, b)| a == b).count();
-            if best.is_none_or(|(_, longest)| length > longest) {
-                best = Some((place, length));
-            }
-            if length == LONGEST {
+            places.push((place, length));
+            if length >= enough {
                 break;
             }
             place = self.before[place] as usize;
         }
-        best
+        places
     }
 }
 
@@ -89,22 +106,49 @@ fn continue_from(place: usize, length: usize, ask: &mut Ask<'_>) {
             Some(token) => *token,
             None => ask.guesses[behind - ask.rule.tokens.len()].token,
         };
-        // A guess that is right makes the common suffix one longer.
-        let suffix = (length + at).min(LONGEST);
-        ask.guesses.push(Guess { token, class: suffix, chance: 1.0 - 1.0 / suffix as f32 });
+        ask.guesses.push(guess(token, length + at));
     }
+}
+
+/// The guess behind a common suffix of this length. One that is right makes the suffix one longer.
+fn guess(token: u32, length: usize) -> Guess {
+    let suffix = length.min(LONGEST);
+    Guess { token, class: suffix, chance: 1.0 - 1.0 / suffix as f32 }
+}
+
+/// Adds what stands at a place as another way on from where it differs from what is guessed already, unless it begins like
+/// another branch from there, or there are as many as are wanted.
+fn branch_from(place: usize, length: usize, ask: &mut Ask<'_>) {
+    let tokens = ask.rule.tokens;
+    let stands = tokens[place..].iter();
+    let from = ask.guesses.iter().zip(stands).take_while(|(guess, token)| guess.token == **token).count();
+    let Some(&first) = tokens.get(place + from).filter(|_| from < ask.guesses.len()) else { return };
+    let beside = ask.branches.iter().filter(|branch| branch.from == from);
+    if beside.clone().count() + 1 >= ask.width || beside.clone().any(|branch| branch.guesses[0].token == first) {
+        return;
+    }
+    let suffix = (length + from).min(LONGEST);
+    let class = worth::class_of_rival(Kind::Ngram, suffix as f32 / LONGEST as f32);
+    let mut guesses = vec![Guess { token: first, class, chance: BESIDE }];
+    let behind = tokens[place + from + 1..].iter().zip(from + 1..ask.most);
+    guesses.extend(behind.map(|(&token, at)| guess(token, length + at)));
+    ask.branches.push(Branch { from, guesses });
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{batcher::RequestId, sample::mix, speculate::tests::Nothing};
+    use crate::{
+        batcher::RequestId,
+        sample::mix,
+        speculate::tests::{Guessed, Nothing},
+    };
 
     fn drafted(ngram: &mut Ngram, tokens: &[u32], most: usize) -> Vec<Guess> {
-        let mut guesses = Vec::new();
+        let mut guessed = Guessed::default();
         let nothing = Nothing::default();
-        ngram.draft(&mut [nothing.ask((RequestId(0), 0), tokens, most, &mut guesses)]).unwrap();
-        guesses
+        ngram.draft(&mut [nothing.ask((RequestId(0), 0), tokens, most, &mut guessed)]).unwrap();
+        guessed.guesses
     }
 
     fn check(tokens: &[u32], most: usize, expected: &[u32]) {
@@ -137,6 +181,30 @@ mod tests {
         assert!(guesses.iter().is_sorted_by(|a, b| a.chance < b.chance));
     }
 
+    #[test]
+    fn other_ways_on_are_branches_from_where_they_differ() {
+        // The pair 1 2 went on with 3 4 5, later with 3 6 7 and 3 4 8, and last with 9 1 2.
+        let tokens = [1, 2, 3, 4, 5, 1, 2, 3, 6, 7, 1, 2, 3, 4, 8, 1, 2, 9, 1, 2];
+        let ways = |width| {
+            let (mut guessed, nothing) = (Guessed::default(), Nothing::default());
+            let ask = nothing.ask((RequestId(0), 0), &tokens, 3, &mut guessed);
+            Ngram::default().draft(&mut [Ask { width, ..ask }]).unwrap();
+            let tokens = |guesses: &[Guess]| guesses.iter().map(|guess| guess.token).collect::<Vec<_>>();
+            let branches = guessed.branches.iter().map(|branch| (branch.from, tokens(&branch.guesses)));
+            (tokens(&guessed.guesses), branches.collect::<Vec<_>>())
+        };
+        assert_eq!(ways(1), (vec![9, 1, 2], vec![]));
+        // What begins like the branch is none of its own.
+        assert_eq!(ways(2), (vec![9, 1, 2], vec![(0, vec![3, 4, 8])]));
+        assert_eq!(ways(8), ways(2));
+        let (mut guessed, nothing) = (Guessed::default(), Nothing::default());
+        let ask = nothing.ask((RequestId(0), 0), &tokens[..12], 3, &mut guessed);
+        Ngram::default().draft(&mut [Ask { width: 2, ..ask }]).unwrap();
+        assert_eq!(guessed.branches.len(), 1);
+        assert_eq!((guessed.guesses[1].token, guessed.branches[0].from), (6, 1), "behind 3");
+        assert_eq!(guessed.branches[0].guesses.iter().map(|guess| guess.token).collect::<Vec<_>>(), [4, 5]);
+    }
+
     /// An index that grew token by token tells what looking through everything tells.
     #[test]
     fn what_grows_finds_what_a_search_finds() {
@@ -161,14 +229,14 @@ mod tests {
     fn answers_do_not_mix_and_are_forgotten() {
         let mut ngram = Ngram::default();
         let keys = [(RequestId(0), 0), (RequestId(0), 1)];
-        let (mut first, mut second) = (Vec::new(), Vec::new());
+        let (mut first, mut second) = (Guessed::default(), Guessed::default());
         let nothing = Nothing::default();
         let mut asks = [
             nothing.ask(keys[0], &[1, 2, 3, 1, 2], 1, &mut first),
             nothing.ask(keys[1], &[1, 2, 4, 1, 2], 1, &mut second),
         ];
         ngram.draft(&mut asks).unwrap();
-        assert_eq!([first[0].token, second[0].token], [3, 4]);
+        assert_eq!([first.guesses[0].token, second.guesses[0].token], [3, 4]);
         for key in keys {
             ngram.forget(key);
         }

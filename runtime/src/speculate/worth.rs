@@ -5,15 +5,20 @@
 //! the product of theirs and its own. Guesses are taken from the likeliest on, as many as give the most expected tokens
 //! per predicted second.
 
-use super::Guess;
+use super::{Guess, Kind};
 
 /// How many classes of guesses there are.
-pub const CLASSES: usize = 32;
+pub const CLASSES: usize = RIVAL + 3 * RIVALS;
 
 /// The first class of a draft model's guesses.
 pub const DRAFT: usize = 17;
 /// The first class of guesses of the model itself without some layers.
 pub const OWN: usize = DRAFT + SURENESS + 1;
+/// The first class of guesses that stand beside another one at the same place, of the first kind of drafters; those of the
+/// next kinds follow. How often they are right is counted where the other one was wrong.
+pub const RIVAL: usize = OWN + SURENESS + 1;
+/// Their classes of one kind, by how likely they seem.
+pub const RIVALS: usize = 4;
 /// Classes of a model's guesses, by how sure it was of them. The one behind them stands for all of its guesses together.
 const SURENESS: usize = 6;
 /// How likely a model's guess is taken to be right before one was verified.
@@ -24,9 +29,14 @@ pub fn class_of_model(first: usize, probability: f32) -> usize {
     first + ((probability * SURENESS as f32) as usize).min(SURENESS - 1)
 }
 
+/// The class of a guess beside others at its place that seems so likely, in 0 ..= 1, where those before it are wrong.
+pub fn class_of_rival(kind: Kind, likely: f32) -> usize {
+    RIVAL + kind as usize * RIVALS + ((likely * RIVALS as f32) as usize).min(RIVALS - 1)
+}
+
 /// The class that stands for all guesses of the model that a guess of this class comes from.
 fn of_same_model(class: usize) -> Option<usize> {
-    (class >= DRAFT).then(|| class + SURENESS - (class - DRAFT) % (SURENESS + 1))
+    (DRAFT..RIVAL).contains(&class).then(|| class + SURENESS - (class - DRAFT) % (SURENESS + 1))
 }
 
 /// How much less an older guess weighs.
@@ -152,6 +162,9 @@ mod tests {
     fn a_models_guesses_are_counted_by_sureness_and_together() {
         assert_eq!([0.0, 0.2, 0.99, 1.0].map(|p| class_of_model(DRAFT, p)), [17, 18, 22, 22]);
         assert_eq!([16, 17, 22, 24, 29].map(of_same_model), [None, Some(23), Some(23), Some(30), Some(30)]);
+        assert_eq!([0.0, 0.3, 1.0].map(|p| class_of_rival(Kind::Draft, p)), [35, 36, 38]);
+        assert_eq!([31, 35, 42].map(of_same_model), [None; 3]);
+        assert_eq!([16, 17, 24, 34, 35, 42].map(Kind::of_class).map(|kind| kind as usize), [0, 1, 2, 0, 1, 2]);
         let (mut own, all) = (Record::default(), Record::default());
         let of_model = |own: &Record| Odds { own, all: &all }.of_model(DRAFT + 2);
         assert!((of_model(&own) - f64::from(UNKNOWN)).abs() < 1e-6);

@@ -73,8 +73,10 @@ fn pages_of_codes_change_no_bit_either() {
         requests.iter().flat_map(|request| answers_of(&plan, &quiet, std::slice::from_ref(request)).answers).collect();
     // Together, in chunks that cut pages, with guesses, forks and prefixes that are shared, and so few pages that requests
     // displace each other.
-    let batching =
-        BatchOptions { speculation: Speculation { mode: Mode::Ngram, depth: Some(5) }, ..BatchOptions::default() };
+    let batching = BatchOptions {
+        speculation: Speculation { mode: Mode::Ngram, depth: Some(5), ..Speculation::default() },
+        ..BatchOptions::default()
+    };
     let device = DeviceOptions { cache_tokens: Some(768), ..DeviceOptions::default() };
     let options = EngineOptions { device, prefill_chunk: Some(24), batching, ..EngineOptions::default() };
     let run = answers_of(&plan, &options, &requests);
@@ -105,8 +107,10 @@ fn repetitive() -> Vec<Request> {
 fn guesses_change_no_bit() {
     let requests = repetitive();
     let speculation = |mode, depth| {
-        let batching =
-            BatchOptions { speculation: Speculation { mode, depth: Some(depth) }, ..BatchOptions::default() };
+        let batching = BatchOptions {
+            speculation: Speculation { mode, depth: Some(depth), ..Speculation::default() },
+            ..BatchOptions::default()
+        };
         EngineOptions { batching, ..EngineOptions::default() }
     };
     let off: Vec<Answer> = requests
@@ -123,14 +127,18 @@ fn guesses_change_no_bit() {
     let (drafted, accepted) =
         alone.iter().fold((0, 0), |(d, a), run| (d + run.speculation.drafted, a + run.speculation.accepted));
     assert!(accepted > 20 && accepted < drafted, "{accepted} of {drafted} guesses were right: too few of a kind");
-    // Among others, in small chunks, with so few pages that they displace each other, and where guesses must pay.
-    for mode in [Mode::Ngram, Mode::Auto] {
+    // Among others, in small chunks, with so few pages that they displace each other, where guesses must pay, and as trees.
+    let mut branched = 0;
+    for (mode, width) in [(Mode::Ngram, 1), (Mode::Ngram, 4), (Mode::Auto, 3)] {
         let device = DeviceOptions { cache_tokens: Some(256), ..DeviceOptions::default() };
-        let options = EngineOptions { device, prefill_chunk: Some(24), ..speculation(mode, 9) };
+        let mut options = EngineOptions { device, prefill_chunk: Some(24), ..speculation(mode, 9) };
+        options.batching.speculation.width = Some(width);
         let run = answers(&options, &requests);
-        assert_eq!(run.answers, off, "{mode}");
-        assert!(run.speculation.accepted > 0, "{mode}");
+        assert_eq!(run.answers, off, "{mode} {width}");
+        assert!(run.speculation.accepted > 0, "{mode} {width}");
+        branched += run.speculation.branched;
     }
+    assert!(branched > 0, "no answer went on along a branch");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{anyhow, ensure};
 use lathe_runtime::batcher::BatchOptions;
 use lathe_runtime::chat::{ChatTemplate, Message, Role};
-use lathe_runtime::speculate::{Mode, Speculation, Tally, parse_depth};
+use lathe_runtime::speculate::{Mode, Speculation, Tally, parse_depth, parse_width};
 use lathe_runtime::tokenizer::Control;
 use lathe_runtime::{Engine, Error, Event, FinishReason, Request, SampleParams};
 use serde::Serialize;
@@ -39,6 +39,10 @@ pub struct SpeculateArgs {
     /// [default: as many as are worth it, at most 12]
     #[arg(long, value_name = "N", value_parser = parse_depth)]
     spec_depth: Option<usize>,
+    /// Most ways on from one place, from 1 to 8, for no more guesses in all
+    /// [default: 3 where guesses must pay, else 1]
+    #[arg(long, value_name = "N", value_parser = parse_width)]
+    spec_width: Option<usize>,
     /// Divides the logits; 0 takes the likeliest token
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     temperature: f32,
@@ -48,6 +52,10 @@ impl SpeculateArgs {
     /// Whether this is what is to be measured.
     pub fn is_wanted(&self) -> bool {
         self.speculate.is_some()
+    }
+
+    fn speculation(&self, mode: Mode) -> Speculation {
+        Speculation { mode, depth: self.spec_depth, width: self.spec_width }
     }
 }
 
@@ -69,6 +77,7 @@ struct Row {
     drafting_ms_per_step: f64,
     drafted: u64,
     accepted: u64,
+    accepted_on_branches: u64,
     acceptance_by_position: Vec<f64>,
 }
 
@@ -87,7 +96,7 @@ struct Run {
 /// Measures and prints.
 pub fn run(args: &Args, on: &MachineArgs) -> anyhow::Result<()> {
     let mode = args.speculate.speculate.unwrap_or_default();
-    let speculation = Speculation { mode, depth: args.speculate.spec_depth };
+    let speculation = args.speculate.speculation(mode);
     let batching = BatchOptions { speculation, ..BatchOptions::default() };
     let mut model = Model::open_with(args.plan.as_deref().unwrap_or(Path::new("")), on, batching)?;
     let mut rows = Vec::new();
@@ -110,7 +119,7 @@ pub fn run(args: &Args, on: &MachineArgs) -> anyhow::Result<()> {
 /// Answers the prompts of a file in both ways in turns; the medians are over all prompts and repetitions.
 fn measure(args: &Args, model: &mut Model, path: &Path, sequences: usize) -> anyhow::Result<Row> {
     let mode = args.speculate.speculate.unwrap_or_default();
-    let ways = [Mode::Off, mode].map(|mode| Speculation { mode, depth: args.speculate.spec_depth });
+    let ways = [Mode::Off, mode].map(|mode| args.speculate.speculation(mode));
     let requests = requests(args, model, path)?;
     let (mut rates, mut ratios) = ([Vec::new(), Vec::new()], Vec::new());
     let (mut steps, mut tokens, mut tally) = ([0, 0], 0, Tally::default());
@@ -162,6 +171,7 @@ fn measure(args: &Args, model: &mut Model, path: &Path, sequences: usize) -> any
         drafting_ms_per_step: per_step(drafting, steps[1]),
         drafted: tally.drafted,
         accepted: tally.accepted,
+        accepted_on_branches: tally.branched,
         acceptance_by_position: by_position.iter().map(|&at| at as f64 / tally.drafts.max(1) as f64).collect(),
     })
 }
@@ -209,7 +219,9 @@ fn answer(engine: &mut Engine, requests: &[Request]) -> anyhow::Result<Run> {
                         run.answers[at].push(*token);
                     }
                 }
-                Event::Verified { drafted, accepted, .. } => run.tally.count(*drafted, *accepted),
+                Event::Verified { drafted, accepted, branched, .. } => {
+                    run.tally.count(*drafted, *accepted, *branched);
+                }
                 Event::Finished { reason: FinishReason::NotFinite, .. } => {
                     return Err(Error::NotFinite { row: 0 }.into());
                 }
@@ -235,6 +247,7 @@ fn add(all: &mut Tally, one: &Tally) {
     all.drafts += one.drafts;
     all.drafted += one.drafted;
     all.accepted += one.accepted;
+    all.branched += one.branched;
     all.longest = all.longest.max(one.longest);
     for (sum, count) in all.accepted_at.iter_mut().zip(&one.accepted_at) {
         *sum += count;
@@ -268,7 +281,10 @@ fn as_table(rows: &[Row]) -> String {
             format!("{:.2}", row.tokens as f64 / row.steps.max(1) as f64),
             format!("{:.1} / {:.1} + {:.1}", row.off_ms_per_step, row.ms_per_step, row.drafting_ms_per_step),
             format!("{:.0} %", 100.0 * (1.0 - row.steps as f64 / row.off_steps.max(1) as f64)),
-            format!("{}/{}", row.accepted, row.drafted),
+            match row.accepted_on_branches {
+                0 => format!("{}/{}", row.accepted, row.drafted),
+                branched => format!("{}/{}, {branched} on branches", row.accepted, row.drafted),
+            },
             positions,
         ]
     };
@@ -304,10 +320,10 @@ mod tests {
     #[test]
     fn tallies_add_up() {
         let (mut all, mut one) = (Tally::default(), Tally::default());
-        all.count(2, 1);
-        one.count(5, 3);
+        all.count(2, 1, 0);
+        one.count(5, 3, 2);
         add(&mut all, &one);
-        assert_eq!((all.drafts, all.drafted, all.accepted, all.longest), (2, 7, 4, 5));
+        assert_eq!((all.drafts, all.drafted, all.accepted, all.branched, all.longest), (2, 7, 4, 2, 5));
         assert_eq!(all.accepted_at[..4], [2, 1, 1, 0]);
     }
 }

@@ -2,6 +2,8 @@
 //! simulation moves, and requests that come, fork, vanish and run late at random. After every step everything that must
 //! hold is checked. `cargo xtask simulate 17` replays seed 17.
 
+mod drafters;
+
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Mutex;
@@ -9,13 +11,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use lathe_plan::program::StepSize;
-use lathe_runtime::batcher::{BatchOptions, Batcher, Event, FinishReason, Load, Policy, Request, RequestId};
+use lathe_runtime::batcher::{BatchOptions, Batcher, Event, FinishReason, Policy, Request, RequestId};
 use lathe_runtime::device::{Device, GroupLimits, Limits, Step, StepOutput, null::NullDevice};
 use lathe_runtime::error::Error;
 use lathe_runtime::kv::{CacheOptions, prefix::Root};
-use lathe_runtime::speculate::{
-    Ask, Drafter, Guess, Key, Kind, Mode, Speculation, Tally, draft::DraftModel, ngram::Ngram, own::OwnModel,
-};
+use lathe_runtime::speculate::{Drafter, Mode, Speculation, Tally, ngram::Ngram};
+
+use self::drafters::{Apprentice, Seer};
 
 const VOCABULARY: u32 = 97;
 const CONTEXT: u32 = 64;
@@ -109,115 +111,6 @@ impl Answer {
     }
 }
 
-/// A drafter that knows what the device will say, and errs now and then.
-#[derive(Debug)]
-struct Seer {
-    window: Option<u32>,
-    random: Random,
-    is_alone: bool,             // so that it is asked about every answer
-    known: HashMap<Key, usize>, // tokens that each answer had when it was asked about last
-}
-
-impl Drafter for Seer {
-    fn kind(&self) -> Kind {
-        Kind::Ngram
-    }
-
-    fn draft(&mut self, asks: &mut [Ask<'_>]) -> lathe_runtime::Result<()> {
-        for ask in asks {
-            let before = self.known.insert(ask.key, ask.rule.tokens.len()).unwrap_or(0);
-            assert!(before <= ask.rule.tokens.len(), "the answer has shrunk");
-            let rules = Rules { window: self.window, ..Rules::default() };
-            let mut future = Answer::new(&Request::default(), ask.key.1, &rules);
-            ask.rule.tokens.iter().for_each(|&token| future.push(token));
-            for _ in 0..self.random.below(ask.most + 1) {
-                let errs = self.random.below(5) == 0;
-                let token = if errs { self.random.below(VOCABULARY as usize) as u32 } else { future.next() };
-                future.push(token);
-                ask.guesses.push(Guess { token, class: 0, chance: 0.5 });
-            }
-        }
-        Ok(())
-    }
-
-    fn forget(&mut self, key: Key) {
-        let is_known = self.known.remove(&key).is_some();
-        assert!(is_known || !self.is_alone, "it was never asked about, or has ended twice");
-    }
-}
-
-/// A model with the target's own weights, in a cache of its own or in the target's, so that each of its guesses is right
-/// unless a cache has mixed something up. Some are spoiled afterwards, to be rejected.
-#[derive(Debug)]
-struct Apprentice<M> {
-    model: M,
-    window: Option<u32>,
-    random: Random,
-}
-
-impl Apprentice<OwnModel> {
-    fn beside(device: &NullDevice, window: Option<u32>, random: &mut Random) -> Apprentice<OwnModel> {
-        let model = OwnModel::new(Box::new(device.beside()));
-        Apprentice { model, window, random: Random(random.next()) }
-    }
-}
-
-impl Apprentice<DraftModel> {
-    fn new(window: Option<u32>, random: &mut Random) -> Apprentice<DraftModel> {
-        let page_tokens = random.pick(&[4, 8]);
-        let mut groups = vec![GroupLimits { page_tokens, pages: random.pick(&[3, 6, 20, 80]), window: None }];
-        if window.is_some() {
-            groups.push(GroupLimits { page_tokens, pages: random.pick(&[6, 20]), window });
-        }
-        let limits = Limits {
-            max: StepSize { tokens: random.pick(&[3, 24]), sequences: random.pick(&[2, 5]), rows: 4 },
-            vocabulary: VOCABULARY,
-            max_context: random.pick(&[CONTEXT, CONTEXT - 20, 2 * CONTEXT]),
-            groups,
-        };
-        let cache = CacheOptions { remember: random.below(4) > 0, ..CacheOptions::default() };
-        let model = DraftModel::new(Box::new(NullDevice::new(limits, WEIGHTS)), VOCABULARY, &cache);
-        Apprentice { model, window, random: Random(random.next()) }
-    }
-}
-
-impl<M: Drafter> Drafter for Apprentice<M> {
-    fn kind(&self) -> Kind {
-        self.model.kind()
-    }
-
-    fn draft(&mut self, asks: &mut [Ask<'_>]) -> lathe_runtime::Result<()> {
-        self.model.draft(asks)?;
-        for ask in asks {
-            assert!(ask.guesses.len() <= ask.most);
-            let rules = Rules { window: self.window, ..Rules::default() };
-            let mut future = Answer::new(ask.rule.request, ask.key.1, &rules);
-            ask.rule.tokens[future.history.len()..].iter().for_each(|&token| future.push(token));
-            for guess in ask.guesses.iter_mut() {
-                assert_eq!(guess.token, future.next(), "the draft model has lost its place");
-                future.push(guess.token);
-                if self.random.below(6) == 0 {
-                    guess.token = self.random.below(VOCABULARY as usize) as u32;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn forget(&mut self, key: Key) {
-        self.model.forget(key);
-    }
-
-    /// What its steps really take would make runs differ.
-    fn seconds(&self, load: Load) -> Option<f64> {
-        Some(0.003 + 0.000_1 * load.tokens as f64)
-    }
-
-    fn behind(&self, key: Key, tokens: usize) -> usize {
-        self.model.behind(key, tokens)
-    }
-}
-
 /// What holds for all answers of a world.
 #[derive(Clone, Copy, Default)]
 struct Rules {
@@ -237,6 +130,7 @@ struct World {
     token_budget: usize,
     policy: Policy,
     rules: Rules,
+    speculation: Speculation,
     is_failing: bool,
     is_drafted: bool, // whether a draft model alone guesses
     live: HashMap<(RequestId, u32), Answer>,
@@ -256,6 +150,8 @@ struct Ends {
     failed: u64,
     accepted: u64,
     accepted_of_model: u64,
+    branched: u64,
+    branched_of_model: u64,
 }
 
 impl World {
@@ -308,8 +204,13 @@ impl World {
                 name_bits: random.pick(&[256, 256, 8, 0]),
                 ..CacheOptions::default()
             },
-            speculation: Speculation { mode, depth: Some(random.pick(&[1, 3, 8, 20])) },
+            speculation: Speculation {
+                mode,
+                depth: Some(random.pick(&[1, 3, 8, 20])),
+                width: random.pick(&[None, Some(1), Some(2), Some(4)]),
+            },
         };
+        let speculation = options.speculation;
         let batcher = Batcher::new(&limits, options);
         let breaks = random.pick(&[None, None, Some(200)]);
         let prefixes = (0..4).map(|n| (0..30).map(|i| (i * 7 + n * 13) % VOCABULARY).collect()).collect();
@@ -323,6 +224,7 @@ impl World {
             token_budget,
             policy,
             rules: Rules { window, capacity: 0, breaks },
+            speculation,
             is_failing: false,
             is_drafted: matches!(mode, Mode::Draft | Mode::Own),
             live: HashMap::new(),
@@ -451,10 +353,17 @@ impl World {
                     prompt.push(token);
                 }
             }
-            Event::Verified { request, choice, drafted, accepted } => {
+            Event::Verified { request, choice, drafted, accepted, branched } => {
                 let answer = &self.live[&(request, choice)];
-                assert!(drafted > 0 && accepted <= drafted && answer.history.len() + drafted < answer.limit);
-                self.verified.count(drafted, accepted);
+                assert!(
+                    drafted > 0
+                        && branched <= accepted
+                        && accepted <= drafted
+                        && drafted <= self.speculation.depth.unwrap_or(12)
+                );
+                assert!(answer.history.len() + accepted < answer.limit);
+                assert!(self.speculation.ways() > 1 || answer.history.len() + drafted < answer.limit);
+                self.verified.count(drafted, accepted, branched);
             }
             Event::Token { request, choice, token, logprob, .. } => {
                 let answer = self.live.get_mut(&(request, choice)).expect("a token of an answer that has not ended");
@@ -535,8 +444,10 @@ impl World {
         assert!(self.live.is_empty());
         let gauges = self.batcher.gauges();
         assert_eq!((gauges.running, gauges.waiting, gauges.held_pages), (0, 0, 0));
-        let guesses = if self.is_drafted { &mut self.ends.accepted_of_model } else { &mut self.ends.accepted };
-        *guesses = self.verified.accepted;
+        let Ends { accepted, accepted_of_model, branched, branched_of_model, .. } = &mut self.ends;
+        let (all, on_branches) =
+            if self.is_drafted { (accepted_of_model, branched_of_model) } else { (accepted, branched) };
+        (*all, *on_branches) = (self.verified.accepted, self.verified.branched);
         self.ends
     }
 }
@@ -578,6 +489,8 @@ fn everything_that_must_hold_holds_after_every_step() {
                 (all.late + ends.late, all.broken + ends.broken, all.failed + ends.failed);
             all.accepted += ends.accepted;
             all.accepted_of_model += ends.accepted_of_model;
+            all.branched += ends.branched;
+            all.branched_of_model += ends.branched_of_model;
         }
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -588,7 +501,13 @@ fn everything_that_must_hold_holds_after_every_step() {
     });
     let steps = (seeds.end - seeds.start) as f64 * STEPS as f64;
     let all = all.into_inner().expect("nobody panics here");
-    let is_rich = all.late > 0 && all.broken > 0 && all.failed > 0 && all.accepted > 0 && all.accepted_of_model > 0;
+    let is_rich = all.late > 0
+        && all.broken > 0
+        && all.failed > 0
+        && all.accepted > 0
+        && all.accepted_of_model > 0
+        && all.branched > 0
+        && all.branched_of_model > 0;
     assert!(is_rich || seeds.end - seeds.start < 200, "{all:?}: the simulation does not see what it should");
     println!("{steps} steps, {:.0} in a second", steps / start.elapsed().as_secs_f64());
 }
