@@ -57,11 +57,12 @@ pub fn program(schedule: &Schedule, vocabulary: usize) -> plan::Program {
         tensors: tensors(at).collect(),
     });
     let tables = (0..schedule.groups.len()).map(|group| plan::Input::BlockTable { group: group as u32 });
+    let picks = schedule.samples().then_some(plan::Input::Picks);
     plan::Program {
         name: schedule.name.clone(),
         vocabulary: vocabulary as u32,
         max_context: schedule.max_context as u32,
-        inputs: INPUTS.into_iter().chain(tables).collect(),
+        inputs: INPUTS.into_iter().chain(tables).chain(picks).collect(),
         cache_groups: groups.collect(),
         weights: spans.collect(),
         kernels: kernels.iter().map(|of| kernel(of, schedule.machine)).collect(),
@@ -69,7 +70,7 @@ pub fn program(schedule: &Schedule, vocabulary: usize) -> plan::Program {
     }
 }
 
-/// Step inputs by index; the block tables of the cache groups follow.
+/// Step inputs by index; the block tables of the cache groups follow, and then how rows are sampled, where steps do that.
 const INPUTS: [plan::Input; 4] =
     [plan::Input::Tokens, plan::Input::Positions, plan::Input::Sequences, plan::Input::Rows];
 
@@ -113,6 +114,7 @@ fn bucket(schedule: &Schedule, bucket: &Bucket, kernels: &[KernelSpec]) -> plan:
         arena_bytes: bucket.arena_bytes,
         scratch_bytes: bucket.scratch_bytes,
         logits: buffer(schedule, bucket, bucket.logits),
+        picks: bucket.picks.map(|picks| buffer(schedule, bucket, picks)),
         launches: bucket.launches.iter().map(|of| launch(schedule, bucket, of, kernels)).collect(),
     }
 }
@@ -145,6 +147,7 @@ fn buffer(schedule: &Schedule, bucket: &Bucket, buffer: Buffer) -> plan::Buffer 
         Buffer::Weight(at) => plan::Buffer::Weight(at as u32),
         Buffer::Input(of) => plan::Buffer::Input(input(of)),
         Buffer::BlockTable(group) => plan::Buffer::Input((INPUTS.len() + group) as u32),
+        Buffer::Picks => plan::Buffer::Input((INPUTS.len() + schedule.groups.len()) as u32),
         Buffer::Cache(at) => {
             let group = schedule.caches[at].group;
             let tensor = schedule.caches[..at].iter().filter(|cache| cache.group == group).count();

@@ -50,7 +50,7 @@ fn touches(bucket: &Bucket, launch: &Launch) -> Vec<Touch> {
                 });
             }
             Buffer::Cache(index) => touches.push(Touch::Cache { index, writes }),
-            Buffer::Weight(_) | Buffer::Input(_) | Buffer::BlockTable(_) => {
+            Buffer::Weight(_) | Buffer::Input(_) | Buffer::BlockTable(_) | Buffer::Picks => {
                 assert!(!writes, "{} writes what is read only", launch.kernel);
             }
             Buffer::Scratch(_) => {}
@@ -245,7 +245,7 @@ fn random_bucket(choices: &[(u8, usize, usize, usize)]) -> Bucket {
     }
     let logits = if buffers.is_empty() { input } else { Buffer::Arena(choices[0].1 % buffers.len()) };
     let max = StepSize { tokens: 1, sequences: 1, rows: 1 };
-    Bucket { max, buffers, arena_bytes: 0, scratch_bytes: 0, logits, launches }
+    Bucket { max, buffers, arena_bytes: 0, scratch_bytes: 0, logits, picks: None, launches }
 }
 
 proptest! {

@@ -3,7 +3,9 @@
 use lathe_ir::recipe::{ATTENTION_SPLIT, Recipe};
 use lathe_ir::types::DType;
 
-use crate::spec::{ATTENTION_BLOCK, Activation, KernelSpec, PARTS, ROW_TEAMS, Tile, attention_rows};
+use crate::spec::{
+    ATTENTION_BLOCK, Activation, KernelSpec, PARTS, ROW_TEAMS, SAMPLE_BLOCK, SamplePart, Tile, attention_rows,
+};
 use crate::targets::Machine;
 
 /// The order in which a kernel reduces on a kind of machine; `None` when each of its results comes from one element of
@@ -31,7 +33,9 @@ pub fn recipe(spec: &KernelSpec, machine: Machine) -> Option<Recipe> {
         KernelSpec::Attention { .. } | KernelSpec::AttentionSplits { .. } | KernelSpec::AttentionMerge { .. } => {
             Some(Recipe::Splits { tokens: ATTENTION_SPLIT })
         }
-        KernelSpec::Rows { norm: None, .. }
+        KernelSpec::Sample(SamplePart::Sums | SamplePart::Merge) => Some(Recipe::Blocks { elements: SAMPLE_BLOCK }),
+        KernelSpec::Sample(SamplePart::Bounds)
+        | KernelSpec::Rows { norm: None, .. }
         | KernelSpec::Embed { .. }
         | KernelSpec::Rotary { .. }
         | KernelSpec::Map { .. }

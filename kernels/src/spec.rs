@@ -297,7 +297,33 @@ pub enum KernelSpec {
         /// Element type of the cache.
         dtype: DType,
     },
+    /// Samples rows of logits on a GPU, with the bits of the runtime's sampler, in three parts. Params R, V (vocabulary), N
+    /// (floats from a row of logits to the next), C (blocks of a row).
+    Sample(SamplePart),
 }
+
+/// A part of sampling; see [`KernelSpec::Sample`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SamplePart {
+    /// Of each block of logits the largest, and what the largest score of all its tokens is at the least. Units: rows ·
+    /// blocks.
+    Bounds,
+    /// Of each block the sum of exponentials, and the token of the largest score. Units: rows · blocks.
+    Sums,
+    /// Of each row the token, and what its likelihood follows from. Units: rows.
+    Merge,
+}
+
+/// Logits of a block that one team samples from: as many as the runtime's sampler adds up before it goes on in f64.
+pub const SAMPLE_BLOCK: usize = 1024;
+/// Bytes of a block's bounds: the largest logit, its token, and the least of the largest score.
+pub const SAMPLE_BOUND_BYTES: usize = 16;
+/// Bytes of a block's sums: of exponentials, the largest score, its token and nothing.
+pub const SAMPLE_SUM_BYTES: usize = 24;
+/// Bytes by which a row is told how to sample: temperature, given token, state of the noise.
+pub const PICK_BYTES: usize = 16;
+/// Bytes of a row's result: largest logit, the token's logit, sum of exponentials, and the token elsewhere.
+pub const PICKED_BYTES: usize = 20;
 
 /// What a kernel may do with an operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -431,6 +457,7 @@ impl KernelSpec {
             KernelSpec::Rope { .. } => &["T", "H", "HR"],
             KernelSpec::HeadNorm { .. } => &["T", "H", "HF", "HN"],
             KernelSpec::AppendQkv { .. } => &["T", "H", "KV", "S", "B"],
+            KernelSpec::Sample(_) => &["R", "V", "N", "C"],
         }
     }
 
@@ -532,6 +559,21 @@ impl KernelSpec {
                     operand("cache", Access::ReadWrite, page_bytes(1, *head_dim, *dtype), &[2]),
                     write("out", 4 * head_dim, &[0, 1]),
                 ]
+            }
+            KernelSpec::Sample(part) => {
+                let mut operands = vec![read("logits", 4, &[0, 2]), read("picks", PICK_BYTES, &[0])];
+                if *part != SamplePart::Bounds {
+                    operands.push(read("bounds", SAMPLE_BOUND_BYTES, &[0, 3]));
+                }
+                if *part == SamplePart::Merge {
+                    operands.push(read("sums", SAMPLE_SUM_BYTES, &[0, 3]));
+                }
+                operands.push(match part {
+                    SamplePart::Bounds => write("out", SAMPLE_BOUND_BYTES, &[0, 3]),
+                    SamplePart::Sums => write("out", SAMPLE_SUM_BYTES, &[0, 3]),
+                    SamplePart::Merge => write("out", PICKED_BYTES, &[0]),
+                });
+                operands
             }
         }
     }

@@ -8,7 +8,7 @@ use lathe_ir::ops::glu::Function;
 use lathe_ir::ops::rotary::Scaling;
 use lathe_ir::scheme::Scheme;
 use lathe_ir::types::DType;
-use lathe_kernels::spec::{Activation, KernelSpec, MapOp, Norm, Stage, Tile};
+use lathe_kernels::spec::{Activation, KernelSpec, MapOp, Norm, SamplePart, Stage, Tile};
 use lathe_kernels::targets::{Machine, TARGETS, Target};
 use lathe_kernels::{KernelError, TextLevel, text};
 
@@ -180,6 +180,9 @@ fn ptxas_accepts_every_kernel_for_gpus_without_spills() {
         splits(4, 128, None, None),
         splits(7, 128, None, None),
         splits(4, 256, Some(512), Some(50.0)),
+        KernelSpec::Sample(SamplePart::Bounds),
+        KernelSpec::Sample(SamplePart::Sums),
+        KernelSpec::Sample(SamplePart::Merge),
         KernelSpec::AttentionMerge { group: 4, head_dim: 128, window: None },
         KernelSpec::AttentionMerge { group: 4, head_dim: 256, window: Some(512) },
     ];

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use lathe_plan::program::{Affine, Bucket, Buffer, Input, Program, Share, StepSize};
+use lathe_plan::program::{Affine, Bucket, Buffer, Input, PickWords, Picked, Program, Share, StepSize};
 
 use crate::error::{Error, Result};
 
@@ -19,6 +19,8 @@ pub struct Prepared {
     pub logits: usize, // R rows of V f32
     /// Bytes from one row of the logits to the next.
     pub logits_row: usize,
+    /// Offset in the arena of the tokens that the step samples, where it does: see [`Picked`].
+    pub picks: Option<usize>,
     /// The launches in order.
     pub launches: Vec<PreparedLaunch>,
     /// The buffers of all launches.
@@ -117,6 +119,7 @@ pub fn input_len(program: &Program, input: Input) -> Result<usize> {
     let len = match input {
         Input::Tokens | Input::Positions | Input::Sequences => Some(max.tokens as usize),
         Input::Rows => Some(max.rows as usize),
+        Input::Picks => (max.rows as usize).checked_mul(PickWords::COUNT),
         Input::BlockTable { group } => (max.sequences as usize).checked_mul(table_stride(program, group)?),
     };
     len.ok_or_else(|| Error::Program(format!("the input {input:?} is too large")))
@@ -143,6 +146,7 @@ fn prepare_bucket(program: &Program, bucket: &Bucket) -> Result<Prepared> {
         max: bucket.max,
         logits: 0,
         logits_row: row as usize,
+        picks: None,
         launches: Vec::new(),
         places: Vec::new(),
         params: Vec::new(),
@@ -154,6 +158,13 @@ fn prepare_bucket(program: &Program, bucket: &Bucket) -> Result<Prepared> {
     let needed = u64::from(bucket.max.rows).saturating_mul(row);
     if bucket.arena_bytes.saturating_sub(logits as u64) < needed || !logits.is_multiple_of(ALIGNMENT) {
         return Err(wrong(format!("the logits need {needed} aligned bytes from {logits} on")));
+    }
+    if let Some(picks) = bucket.picks {
+        let needed = u64::from(bucket.max.rows).saturating_mul(Picked::BYTES);
+        match place(program, bucket, picks, &mut 0)? {
+            Place::Arena(at) if bucket.arena_bytes.saturating_sub(at as u64) >= needed => prepared.picks = Some(at),
+            _ => return Err(wrong(format!("the tokens that it samples need {needed} bytes of the arena"))),
+        }
     }
     for (index, launch) in bucket.launches.iter().enumerate() {
         let kernel = program.kernels.get(launch.kernel as usize);

@@ -47,6 +47,16 @@ impl Default for SampleParams {
 }
 
 impl SampleParams {
+    /// Whether the greatest logit is taken.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature == 0.0 || self.top_k == 1
+    }
+
+    /// Whether no token is left out for being unlikely.
+    pub fn keeps_all(&self) -> bool {
+        self.top_k == 0 && self.top_p >= 1.0 && self.min_p <= 0.0
+    }
+
     /// Refuses what is out of range.
     pub fn check(&self) -> Result<()> {
         let refuse = |name, value, expected| Err(Error::Sampling { name, value, expected });
@@ -76,7 +86,7 @@ pub struct NoiseKey {
 
 impl NoiseKey {
     /// The state from which the noise of each token id is hashed.
-    fn stream(self) -> u64 {
+    pub fn stream(self) -> u64 {
         let place = u64::from(self.choice) << 32 | u64::from(self.position);
         mix(mix(self.seed).wrapping_add(place))
     }
@@ -115,12 +125,12 @@ impl Sampler {
     /// Chooses a token. The logits must hold no NaN and no +∞, and one that is finite.
     #[inline]
     pub fn sample(&mut self, logits: &[f32], params: &SampleParams, key: NoiseKey) -> u32 {
-        if params.temperature == 0.0 || params.top_k == 1 {
+        if params.is_greedy() {
             return greedy(logits);
         }
         let stream = key.stream();
         let temperature = f64::from(params.temperature);
-        if params.top_k == 0 && params.top_p >= 1.0 && params.min_p <= 0.0 {
+        if params.keeps_all() {
             if self.in_vectors {
                 draw_from_all(logits, temperature, stream)
             } else {

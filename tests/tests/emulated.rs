@@ -3,6 +3,7 @@
 //! The loader reads its path when a process starts, so what needs the driver runs in a child: the shipped binary, or this
 //! test itself.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
@@ -16,7 +17,9 @@ use lathe_kernels::targets::Target;
 use lathe_models::{Model, open, seeded};
 use lathe_plan::Plan;
 use lathe_runtime::device::options::{DeviceChoice, DeviceOptions};
+use lathe_runtime::device::{Pick, Row, RowOutput, Step, StepOutput, StepToken, choice};
 use lathe_runtime::engine::{Engine, EngineOptions};
+use lathe_runtime::sample::{NoiseKey, SampleParams};
 use lathe_runtime::tokenizer::{Control, Tokenizer};
 use lathe_runtime::{Event, Request};
 use lathe_tests::compare::relative_error;
@@ -192,6 +195,51 @@ fn graphs_give_the_bits_of_kernels_that_are_started_one_by_one() {
             assert!(found[0] == found[1], "graphs and launches differ on {target}");
             assert!(found[0].1.iter().all(|(tokens, _)| tokens.len() == 8), "{target}: {:?}", found[0].1);
         }
+    });
+}
+
+#[test]
+fn what_a_step_samples_is_what_the_host_picks_from_its_logits() {
+    in_child("what_a_step_samples_is_what_the_host_picks_from_its_logits", || {
+        let count = 14;
+        let plan = plan(seeded::small_model(7, Scheme::INT8).expect("the model is sound"), "sm_80", Activations::Int8);
+        let options =
+            DeviceOptions { choice: DeviceChoice::Cuda(0), cache_tokens: Some(64), ..DeviceOptions::default() };
+        let mut device = choice::load(&plan, &DeviceOptions { poison: true, ..options }).expect("it loads").device;
+        let pages: Vec<Vec<u32>> =
+            device.limits().groups.iter().map(|group| (0..64u32.div_ceil(group.page_tokens)).collect()).collect();
+        let row = |token: u32| {
+            let temperature = [0.0, 0.7, 1.3][token as usize % 3];
+            let key = NoiseKey { seed: 11, choice: token % 2, position: token };
+            let pick = match token {
+                5 => Pick::Given(77),
+                _ => Pick::Sample(SampleParams { temperature, ..SampleParams::default() }, key),
+            };
+            Row { token, pick, ..Row::default() }
+        };
+        // The host picks none of the rows, all of them, some by themselves, and some side by side.
+        let by_host: [fn(u32) -> bool; 4] = [|_| false, |_| true, |token| token % 3 == 1, |token| token / 4 == 1];
+        let outputs = by_host.map(|asks| {
+            let mut step = Step::default();
+            step.clear(pages.len());
+            let tokens = (0..count).map(|i| StepToken::Known((i * 29 + 3) % 128));
+            step.push_sequence(tokens, 0, pages.iter().map(Vec::as_slice));
+            step.rows.extend((0..count).map(|token| Row { logits: asks(token), ..row(token) }));
+            let mut output = StepOutput::default();
+            let ticket = device.submit(&step).expect("the step is sound");
+            device.collect(ticket, &mut output).expect("the step runs");
+            output.rows
+        });
+        for (asks, rows) in by_host.iter().zip(&outputs) {
+            for ((row, whole), token) in rows.iter().zip(&outputs[1]).zip(0..) {
+                let bits = |row: &RowOutput| (row.token, row.logprob.to_bits(), row.is_broken);
+                assert_eq!(bits(row), bits(whole), "row {token}");
+                assert!(!row.is_broken);
+                assert_eq!(row.logits, if asks(token) { whole.logits.clone() } else { Vec::new() }, "row {token}");
+            }
+        }
+        let different: BTreeSet<u32> = outputs[0].iter().map(|row| row.token).collect();
+        assert!(different.len() > 3 && outputs[0][5].token == 77, "{different:?}");
     });
 }
 

@@ -28,7 +28,18 @@ const EDGES: &[(&str, &[&str])] = &[
             "lathe-runtime",
         ],
     ),
-    ("lathe-tests", &["lathe-ir", "lathe-models", "lathe-kernels", "lathe-compiler", "lathe-plan", "lathe-runtime"]),
+    (
+        "lathe-tests",
+        &[
+            "lathe-ir",
+            "lathe-models",
+            "lathe-kernels",
+            "lathe-emulator",
+            "lathe-compiler",
+            "lathe-plan",
+            "lathe-runtime",
+        ],
+    ),
 ];
 
 /// Crates from which LLVM must not be reachable.

@@ -26,6 +26,12 @@ pub enum Recipe {
         /// How many teams.
         teams: usize,
     },
+    /// A sum over a row in f64, in order, of blocks of so many elements, each of which 16 interleaved partial sums in f32 add
+    /// up, whose sums follow one another in f64.
+    Blocks {
+        /// Elements of a block.
+        elements: usize,
+    },
     /// A dot product over K with f32 activations: from zero, one fused multiply-add per element in order of k, with
     /// the weight first dequantized to f32.
     Sequential,
@@ -88,6 +94,7 @@ impl fmt::Display for Recipe {
         match self {
             Recipe::LaneTree => write!(f, "lane_tree(16)"),
             Recipe::TeamTree { teams } => write!(f, "lane_tree(16) by {teams} teams"),
+            Recipe::Blocks { elements } => write!(f, "lanes(16) in blocks of {elements}"),
             Recipe::Sequential => write!(f, "sequential"),
             Recipe::Groups { scheme } => write!(f, "groups({scheme})"),
             Recipe::Parts { scheme, parts } => write!(f, "groups({scheme}) in {parts} parts"),

@@ -33,9 +33,11 @@ pub fn place(bucket: &mut Bucket, phases: &[usize], machine: Machine) {
             }
         }
     }
-    // The runtime reads the logits after the step.
-    if let Buffer::Arena(at) = bucket.logits {
-        bucket.buffers[at].phases.1 = last_phase;
+    // The runtime reads the logits and what was sampled from them after the step.
+    for buffer in [Some(bucket.logits), bucket.picks].into_iter().flatten() {
+        if let Buffer::Arena(at) = buffer {
+            bucket.buffers[at].phases.1 = last_phase;
+        }
     }
     let sizes: Vec<u64> = bucket.buffers.iter().map(|buffer| buffer.bytes.eval(bucket.max) as u64).collect();
     bucket.arena_bytes = first_fit(&mut bucket.buffers, &sizes, machine == Machine::X86);

@@ -6,7 +6,9 @@
 use std::collections::BTreeSet;
 
 use lathe_ir::types::Dim;
-use lathe_kernels::spec::{Access, Activation, GROUP, KernelSpec, MapOp, Norm, Operand, Stage, page_bytes, span_bytes};
+use lathe_kernels::spec::{
+    Access, Activation, GROUP, KernelSpec, MapOp, Norm, Operand, SamplePart, Stage, page_bytes, span_bytes,
+};
 
 use super::{Buffer, Schedule, plus, product, times};
 
@@ -80,7 +82,8 @@ pub fn bytes(kernel: &KernelSpec, params: &[Dim]) -> Dim {
         | KernelSpec::AttentionMerge { .. }
         | KernelSpec::Map { .. }
         | KernelSpec::Rope { .. }
-        | KernelSpec::HeadNorm { .. } => zero,
+        | KernelSpec::HeadNorm { .. }
+        | KernelSpec::Sample(_) => zero,
     };
     plus(dense, rest)
 }
@@ -110,7 +113,12 @@ pub fn flops(kernel: &KernelSpec, params: &[Dim]) -> Dim {
         KernelSpec::Map { op } => times(rows, columns * map_flops(*op)),
         KernelSpec::Rope { dim, .. } => times(rows, 3 * dim * param(2).c),
         KernelSpec::HeadNorm { head_dim, .. } => times(rows, 4 * head_dim * param(3).c),
-        KernelSpec::AttentionMerge { .. } | KernelSpec::Append { .. } | KernelSpec::AppendQkv { .. } => Dim::of(0),
+        // An exponential; a hash, where there is noise, is not of floats.
+        KernelSpec::Sample(SamplePart::Sums) => times(rows, 2 * columns),
+        KernelSpec::Sample(_)
+        | KernelSpec::AttentionMerge { .. }
+        | KernelSpec::Append { .. }
+        | KernelSpec::AppendQkv { .. } => Dim::of(0),
     }
 }
 

@@ -5,6 +5,7 @@
 //! Ops that no pass has fused have kernels of their own, so a graph lowers with any of the fusing passes disabled.
 
 mod attention;
+mod sample;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -139,15 +140,18 @@ pub fn bucket(
     for id in graph.order() {
         lowering.node(id)?;
     }
-    let logits = match &graph.outputs[..] {
-        [(_, value)] => lowering.buffer(*value)?,
+    let (logits, picks) = match &graph.outputs[..] {
+        [(_, value)] => {
+            let logits = lowering.buffer(*value)?;
+            (logits, (machine == Machine::Nvptx).then(|| lowering.sample(*value, logits)).transpose()?)
+        }
         outputs => {
             let message = format!("expected one output, the logits, found {}", outputs.len());
             return Err(unsupported("the outputs", message));
         }
     };
     let Lowering { buffers, launches, .. } = lowering;
-    Ok(Bucket { max, buffers, arena_bytes: 0, scratch_bytes: 0, logits, launches })
+    Ok(Bucket { max, buffers, arena_bytes: 0, scratch_bytes: 0, logits, picks, launches })
 }
 
 fn unsupported(what: impl Into<String>, message: impl Into<String>) -> ScheduleError {

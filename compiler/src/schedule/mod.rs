@@ -3,6 +3,9 @@
 //! [`build`] lowers the graph once per bucket ([`lower`]), puts barriers where a launch depends on one that may still run
 //! ([`barriers`]), and places every intermediate in the arena by liveness ([`arena`]). Grids and the arena's capacity
 //! belong to the bucket; `T`, `S` and `R` are values inside it, so nothing is padded.
+//!
+//! On a GPU the launches end with those that sample the rows ([`lower`]), so that what comes back is a few bytes a row. They
+//! are no ops of the graph: no pass has anything to say of them, and on CPUs the runtime samples.
 
 pub mod arena;
 pub mod barriers;
@@ -77,6 +80,11 @@ impl Schedule {
         pages(self.max_context)
     }
 
+    /// Whether steps sample their rows.
+    pub fn samples(&self) -> bool {
+        self.buckets.iter().any(|bucket| bucket.picks.is_some())
+    }
+
     /// Every kernel that some launch needs, each once, in the order of their first launch.
     pub fn kernels(&self) -> Vec<KernelSpec> {
         let mut kernels: Vec<KernelSpec> = Vec::new();
@@ -135,6 +143,8 @@ pub struct Bucket {
     pub scratch_bytes: u64,
     /// The logits, `[R, vocabulary]` f32.
     pub logits: Buffer,
+    /// The tokens that the step samples from them, where it does.
+    pub picks: Option<Buffer>,
     /// Launches in order.
     pub launches: Vec<Launch>,
 }
@@ -165,6 +175,8 @@ pub enum Buffer {
     Input(StepInput),
     /// Page numbers of each sequence in a group of caches, by index into [`Schedule::groups`].
     BlockTable(usize),
+    /// How each row is to be sampled: the runtime supplies it.
+    Picks,
     /// A cache, by index into [`Schedule::caches`].
     Cache(usize),
 }

@@ -35,6 +35,9 @@ fn write_schedule(text: &mut String, schedule: &Schedule) -> fmt::Result {
             bucket.scratch_bytes,
             operand(schedule, bucket, bucket.logits),
         )?;
+        if let Some(picks) = bucket.picks {
+            writeln!(text, "  sampled tokens in {}", operand(schedule, bucket, picks))?;
+        }
         for (at, launch) in bucket.launches.iter().enumerate() {
             write_launch(text, schedule, bucket, at, launch)?;
         }
@@ -80,6 +83,7 @@ fn operand(schedule: &Schedule, bucket: &Bucket, buffer: Buffer) -> String {
         Buffer::Scratch(bytes) => format!("scratch[{bytes}]"),
         Buffer::Weight(at) => format!("@{}", schedule.weights[at].weight.name),
         Buffer::Input(input) => format!("%{}", input.name()),
+        Buffer::Picks => "%picks".to_owned(),
         Buffer::BlockTable(0) => "%block_table".to_owned(),
         Buffer::BlockTable(group) => format!("%block_table.{group}"),
         Buffer::Cache(at) => format!("${}", schedule.caches[at].name),

@@ -350,6 +350,20 @@ impl<'c> Builder<'c> {
     /// A warp shuffle among the 16 threads of a unit; NVPTX only. The two halves of a warp may be at different units, so
     /// only this half takes part, and a lane index counts within it.
     pub(super) fn shuffle(&self, mode: &str, value: Val<'c>, lane: Val<'c>) -> Val<'c> {
+        match value.0 {
+            BasicValueEnum::IntValue(int) if int.get_type().get_bit_width() == 64 => {
+                // A word after the other.
+                let high = self.trunc(self.lshr(value, self.int(32)), Kind::I32);
+                let [low, high] = [self.trunc(value, Kind::I32), high]
+                    .map(|word| self.zext(self.shuffle(mode, word, lane), Kind::I64));
+                return self.or(low, self.shl(high, self.int(32)));
+            }
+            BasicValueEnum::FloatValue(float) if float.get_type() == self.context.f64_type() => {
+                let bits = self.shuffle(mode, self.bitcast(value, Kind::I64), lane);
+                return self.bitcast(bits, Kind::F64);
+            }
+            _ => {}
+        }
         let tid = self.intrinsic("llvm.nvvm.read.ptx.sreg.tid.x", &[], &[]);
         let half = self.and(tid, self.int32(16));
         let mask = self.shl(self.int32(0xffff), half);
@@ -357,6 +371,11 @@ impl<'c> Builder<'c> {
         // Segments of 16 threads (PTX ISA, `shfl.sync`: the segment mask in bits 8 to 12, the clamp below).
         let args = [mask, value, lane, self.int32(0x101f)];
         self.intrinsic(&format!("llvm.nvvm.shfl.sync.{mode}.{name}"), &[], &args)
+    }
+
+    /// The value of one lane, for all of them; NVPTX only.
+    pub fn of_lane(&self, value: Val<'c>, lane: usize) -> Val<'c> {
+        self.shuffle("idx", value, self.int32(lane as i32))
     }
 
     /// Lanes `first .. first + 16` of two vectors; x86 only.

@@ -72,7 +72,7 @@ pub fn attention_rows(group: usize, head_dim: usize, dtype: DType) -> Option<usi
 }
 
 impl KernelSpec {
-    /// How blocks of GPU threads cover a launch: eight units of 16 threads each, or some units by all of their threads.
+    /// How blocks of GPU threads cover a launch: some units of 16 threads each, or some units by all of their threads.
     pub fn grid(&self) -> Grid {
         let whole = |threads| Grid { threads, units: 1, rows: 0 };
         match self {
@@ -97,6 +97,8 @@ impl KernelSpec {
                     None => whole((ATTENTION_SPLIT / PAGE_TOKENS * BLOCK_ROWS) as u32),
                 }
             }
+            // A warp by itself, so that the blocks of one row lie on many multiprocessors.
+            KernelSpec::Sample(_) => Grid { threads: 32, units: 32 / BLOCK_ROWS as u32, rows: 0 },
             _ => Grid { threads: 128, units: 128 / BLOCK_ROWS as u32, rows: 0 },
         }
     }

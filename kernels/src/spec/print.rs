@@ -4,7 +4,7 @@ use std::fmt;
 
 use lathe_ir::ops::rotary::Scaling;
 
-use super::{Activation, BLOCK_ROWS, KernelSpec, MapOp, Norm, Stage, Tile};
+use super::{Activation, BLOCK_ROWS, KernelSpec, MapOp, Norm, SamplePart, Stage, Tile};
 
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -114,6 +114,11 @@ impl fmt::Display for KernelSpec {
             KernelSpec::HeadNorm { head_dim, eps } => write!(f, "head_norm[{head_dim}, {eps:e}]"),
             KernelSpec::Append { head_dim, dtype } => write!(f, "append[{head_dim} {dtype}]"),
             KernelSpec::AppendQkv { head_dim, dtype } => write!(f, "append_qkv[{head_dim} {dtype}]"),
+            KernelSpec::Sample(part) => f.write_str(match part {
+                SamplePart::Bounds => "sample_bounds",
+                SamplePart::Sums => "sample_sums",
+                SamplePart::Merge => "sample_merge",
+            }),
         }
     }
 }

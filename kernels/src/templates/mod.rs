@@ -13,6 +13,7 @@ mod linear_staged;
 mod map;
 mod rotary;
 mod rows;
+mod sample;
 mod stages;
 
 use lathe_ir::scheme::Scheme;
@@ -46,6 +47,7 @@ pub fn missing(spec: &KernelSpec, vector: bool) -> Option<&'static str> {
         KernelSpec::AttentionSplits { .. } | KernelSpec::AttentionMerge { .. } if vector => {
             Some("CPUs give a worker all splits of a head")
         }
+        KernelSpec::Sample(_) if vector => Some("on CPUs the runtime samples"),
         _ if vector => None,
         _ if matches!(spec.cache(), Some(DType::Int8 | DType::Bf16)) => {
             Some("caches of int8 and bf16 are for CPUs only so far; compile with --cache f16")
@@ -104,6 +106,7 @@ pub fn generate(b: &mut Builder<'_>, symbol: &str, spec: &KernelSpec) {
         KernelSpec::HeadNorm { head_dim, eps } => rotary::head_norm(b, *head_dim, *eps),
         KernelSpec::Append { head_dim, dtype } => append::append(b, *head_dim, *dtype),
         KernelSpec::AppendQkv { head_dim, dtype } => append::append_qkv(b, *head_dim, *dtype),
+        KernelSpec::Sample(part) => sample::sample(b, *part),
     }
     b.end();
 }

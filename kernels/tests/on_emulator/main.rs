@@ -3,6 +3,7 @@
 
 #[path = "../against_eval/main.rs"]
 mod against_eval;
+mod sampling;
 
 use against_eval::{data, emulated, machine};
 

@@ -42,7 +42,7 @@ pub const MAJOR: u16 = 1;
 /// Readers accept any: what a minor version adds is in optional sections.
 pub const MINOR: u16 = 0;
 /// The calling convention of kernels and the meaning of the program. Readers refuse any other.
-pub const RUNTIME_ABI: u32 = 2;
+pub const RUNTIME_ABI: u32 = 3;
 /// Features that this reader knows.
 pub const KNOWN_FEATURES: [&str; 1] = [random::FEATURE];
 /// Bytes of weights under one digest.

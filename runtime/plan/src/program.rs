@@ -79,12 +79,48 @@ pub enum Input {
     Sequences,
     /// Token indices whose logits are wanted, `[R]`, each below T.
     Rows,
+    /// How the device samples each row, `[R, 4]` words: see [`PickWords`].
+    Picks,
     /// Page numbers of a cache group, `[S, ceil(max_context / page_tokens)]`; entry `[s, p]` holds positions
     /// `p·page_tokens ..` of sequence `s`. Entries past a sequence's end are not read.
     BlockTable {
         /// The cache group.
         group: u32,
     },
+}
+
+/// How a row is sampled by the step itself, as it lies in [`Input::Picks`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PickWords {
+    /// The bits of the f32 temperature; zero for the greatest logit.
+    pub temperature: u32,
+    /// The token that is given instead of sampled; all ones where it is sampled.
+    pub given: u32,
+    /// The state that each token's noise is hashed with, its low half and its high half.
+    pub stream: [u32; 2],
+}
+
+impl PickWords {
+    /// Words of a row.
+    pub const COUNT: usize = 4;
+
+    /// The words in order.
+    pub fn words(self) -> [u32; Self::COUNT] {
+        [self.temperature, self.given, self.stream[0], self.stream[1]]
+    }
+}
+
+/// What the step leaves in [`Bucket::picks`]: for each of R rows four words, and behind them R token ids of a word each. The
+/// words are the f32 of the largest logit, the f32 of the token's logit, and the f64 of the sum of all
+/// `exp(logit − largest)`. The id of a row whose logits are not finite is below the vocabulary, and means nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Picked;
+
+impl Picked {
+    /// Words of a row before the ids.
+    pub const WORDS: usize = 4;
+    /// Bytes of a row, its id included.
+    pub const BYTES: u64 = 20;
 }
 
 /// How long a cache group keeps its tokens.
@@ -207,6 +243,8 @@ pub struct Bucket {
     pub scratch_bytes: u64,
     /// Where the logits are in the arena: R rows of at least `vocabulary` f32 (see [`Bucket::logits_row`]).
     pub logits: Buffer,
+    /// Where the tokens are that the step itself samples, if it does: see [`Picked`]. Such a program has [`Input::Picks`].
+    pub picks: Option<Buffer>,
     /// Launches in order.
     pub launches: Vec<Launch>,
 }

@@ -25,7 +25,14 @@ fields!(Program {
     kernels: Vec<Kernel>,
     buckets: Vec<Bucket>,
 });
-fields!(Bucket { max: StepSize, arena_bytes: u64, scratch_bytes: u64, logits: Buffer, launches: Vec<Launch> });
+fields!(Bucket {
+    max: StepSize,
+    arena_bytes: u64,
+    scratch_bytes: u64,
+    logits: Buffer,
+    picks: Option<Buffer>,
+    launches: Vec<Launch>,
+});
 fields!(Launch {
     kernel: u32,
     buffers: Vec<Buffer>,
@@ -43,6 +50,7 @@ variants!(Input, "step input", {
     2 => Sequences {},
     3 => Rows {},
     4 => BlockTable { group = group: u32 },
+    5 => Picks {},
 });
 variants!(Retention, "retention", {
     0 => All {},

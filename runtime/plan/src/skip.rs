@@ -259,7 +259,8 @@ impl<'a> Flow<'a> {
                 used.push((at, operand, span));
             }
         }
-        let mut bucket = Bucket { launches: Vec::new(), ..self.bucket.clone() };
+        // Programs with layers left out are for CPUs, where no step samples.
+        let mut bucket = Bucket { launches: Vec::new(), picks: None, ..self.bucket.clone() };
         let logits = launches.iter().enumerate().rev().find_map(|(at, (_, launch))| {
             launch.buffers.iter().position(|&buffer| buffer == self.bucket.logits).map(|operand| (at, operand))
         });

@@ -4,7 +4,8 @@
 //! Checked is, for each bucket at its largest step (values only grow with the step):
 //! - every index names something; no size is zero; buckets ascend by their largest step
 //! - weights ascend without overlap in the weight section, aligned, and fill it
-//! - arena buffers lie inside the arena, aligned; scratch fits the worker's; the logits are in the arena and large enough
+//! - arena buffers lie inside the arena, aligned; scratch fits the worker's; the logits are in the arena and large enough, and so
+//!   are the tokens of a step that samples by itself
 //! - each operand's extent, from the launch's own parameters, fits the buffer handed to it
 //! - weights and step inputs are only read
 //! - what an operand writes no other operand of the launch touches, except exactly the same bytes, read (in place)
@@ -15,7 +16,8 @@
 //! positions, sequences, rows and pages in the ranges that [`crate::Input`] states, and to refuse larger steps.
 
 use crate::program::{
-    Access, Affine, Bucket, Buffer, CodeObject, Input, Kernel, Launch, Operand, Program, Retention, Share, StepSize,
+    Access, Affine, Bucket, Buffer, CodeObject, Input, Kernel, Launch, Operand, PickWords, Picked, Program, Retention,
+    Share, StepSize,
 };
 use crate::violation::{Fault, Place, Violation};
 
@@ -129,7 +131,25 @@ fn check_bucket(program: &Program, bucket: &Bucket, before: StepSize) -> Checked
         return Err(Fault::LogitsRow { expected: least, found: row });
     }
     let expected = row.checked_mul(u64::from(rows)).ok_or(Fault::Overflow { what: "the end of the logits" })?;
-    if found < expected { Err(Fault::Logits { expected, found }) } else { Ok(()) }
+    if found < expected {
+        return Err(Fault::Logits { expected, found });
+    }
+    match bucket.picks {
+        Some(picks) => check_picks(program, bucket, picks),
+        None => Ok(()),
+    }
+}
+
+/// Checks where the tokens that a step samples are, and that it is told how to sample.
+fn check_picks(program: &Program, bucket: &Bucket, picks: Buffer) -> Checked {
+    if !matches!(picks, Buffer::Arena { .. }) {
+        return Err(Fault::PicksPlace { found: picks });
+    }
+    let (found, expected) = (check_buffer(program, bucket, picks)?, Picked::BYTES * u64::from(bucket.max.rows));
+    if found < expected {
+        return Err(Fault::Picks { expected, found });
+    }
+    if program.inputs.contains(&Input::Picks) { Ok(()) } else { Err(Fault::PicksInput) }
 }
 
 /// What an operand uses: where, from which byte to which, and how.
@@ -248,6 +268,7 @@ fn check_buffer(program: &Program, bucket: &Bucket, buffer: Buffer) -> Checked<u
             Ok(4 * match *named("input", &program.inputs, index)? {
                 Input::Tokens | Input::Positions | Input::Sequences => u64::from(tokens),
                 Input::Rows => u64::from(rows),
+                Input::Picks => u64::from(rows) * PickWords::COUNT as u64,
                 Input::BlockTable { group } => {
                     let group = named("cache group", &program.cache_groups, group)?;
                     u64::from(sequences) * u64::from(program.max_context.div_ceil(group.page_tokens))

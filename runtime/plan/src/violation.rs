@@ -146,6 +146,23 @@ pub enum Fault {
         /// Bytes of the buffer.
         found: u64,
     },
+    /// The tokens that a step samples are no intermediate result.
+    #[error("the tokens that a step samples are in {found:?}, expected the arena")]
+    PicksPlace {
+        /// The buffer.
+        found: Buffer,
+    },
+    /// The buffer of those tokens is small.
+    #[error("expected {expected} bytes for the tokens that a step samples, found {found}")]
+    Picks {
+        /// Bytes of the largest step's.
+        expected: u64,
+        /// Bytes of the buffer.
+        found: u64,
+    },
+    /// A step that samples is not told how.
+    #[error("steps sample tokens, but no step input says how; expected the input of picks")]
+    PicksInput,
     /// The kernel reaches past the buffer.
     #[error("the kernel touches {found} bytes of a buffer of {expected}")]
     Extent {

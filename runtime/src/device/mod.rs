@@ -20,6 +20,7 @@ pub mod cuda;
 pub mod fault;
 pub mod null;
 pub mod options;
+mod picks;
 pub mod room;
 mod tickets;
 pub mod timeline;

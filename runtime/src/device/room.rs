@@ -106,6 +106,7 @@ mod tests {
             arena_bytes,
             scratch_bytes,
             logits: lathe_plan::program::Buffer::Input(0),
+            picks: None,
             launches: Vec::new(),
         };
         Program {

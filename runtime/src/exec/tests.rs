@@ -32,6 +32,7 @@ fn program() -> Program {
         arena_bytes: 4096,
         scratch_bytes: 128,
         logits: Buffer::Arena { offset: 1024, bytes: Affine { r: 16, ..Affine::default() } },
+        picks: None,
         launches: vec![launch.clone()],
     };
     Program {

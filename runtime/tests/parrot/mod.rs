@@ -69,6 +69,7 @@ pub fn program(max_context: u32) -> Program {
             arena_bytes: 4 * u64::from(ROWS * VOCABULARY),
             scratch_bytes: 0,
             logits,
+            picks: None,
             launches: vec![launch],
         }],
         ..Program::default()

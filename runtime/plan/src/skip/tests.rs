@@ -73,6 +73,7 @@ fn program(outputs: &[Buffer]) -> Program {
             arena_bytes: 4096,
             scratch_bytes: 0,
             logits: LOGITS,
+            picks: None,
             launches,
         }],
         ..Program::default()

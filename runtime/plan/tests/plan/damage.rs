@@ -135,7 +135,7 @@ fn an_unknown_section_is_ignored_only_where_it_says_so() {
 #[test]
 fn other_versions_and_features_are_named() {
     check_table(|bytes| put(bytes, 8, 2, 2), "the plan has format 2, this lathe reads format 1");
-    check_table(|bytes| put(bytes, 12, 4, 77), "the plan is for runtime ABI 77, this lathe has ABI 2");
+    check_table(|bytes| put(bytes, 12, 4, 77), "the plan is for runtime ABI 77, this lathe has ABI 3");
     let mut newer = bytes();
     put(&mut newer, 10, 2, 9);
     reroot(&mut newer);

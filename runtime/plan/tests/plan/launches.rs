@@ -206,6 +206,39 @@ fn logits_are_in_the_arena_and_fit() {
 }
 
 #[test]
+fn tokens_that_a_step_samples_are_in_the_arena_and_fit_and_are_told_how() {
+    let sampling = |picks, expected: &str| {
+        check(
+            |program| {
+                program.inputs.push(Input::Picks);
+                program.buckets[1].picks = Some(picks);
+            },
+            expected,
+        );
+    };
+    sampling(Buffer::Input(2), "the tokens that a step samples are in Input(2), expected the arena");
+    sampling(arena(1024, 39), "expected 40 bytes for the tokens that a step samples, found 39");
+    sampling(arena(2048, 40), "the buffer ends at byte 2088 of an arena of 2048");
+    check_bucket(|bucket| bucket.picks = Some(arena(1024, 40)), "no step input says how; expected the input of picks");
+    // Four words for each of two rows.
+    let reads = |coefficient| Term { coefficient, factors: [None, None] };
+    let with_picks = |program: &mut Program, bytes| {
+        program.buckets[1].picks = Some(arena(1024, 40));
+        program.inputs.push(Input::Picks);
+        program.buckets.iter_mut().for_each(|bucket| bucket.launches[3].buffers[2] = Buffer::Input(5));
+        program.kernels[3].operands[2].extent = vec![reads(bytes)];
+    };
+    check(|program| with_picks(program, 33), "touches 33 bytes of a buffer of 32");
+    let mut program = sample::program();
+    program.inputs.push(Input::Picks);
+    program.buckets[1].picks = Some(arena(1024, 40));
+    let mut writer = PlanWriter::new();
+    writer.program(&program);
+    let plan = Plan::from_bytes(writer.to_bytes().unwrap()).unwrap();
+    assert_eq!(plan.program("main").unwrap(), &program);
+}
+
+#[test]
 fn weights_ascend_and_fill_their_section() {
     let check = |edit: fn(&mut Program), expected: &str| {
         let mut program = sample::program();

@@ -56,6 +56,7 @@ pub fn program() -> Program {
             arena_bytes: 2 * slot,
             scratch_bytes: 256,
             logits,
+            picks: None,
             launches: vec![
                 launch(0, vec![Buffer::Input(0), Buffer::Weight(0), hidden(0)], Affine::tokens(1), Share::Even),
                 launch(1, vec![hidden(0), Buffer::Input(1), Buffer::Input(3), cache], Affine::tokens(1), Share::Even),

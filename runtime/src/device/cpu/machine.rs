@@ -190,6 +190,8 @@ impl Machine {
                 Input::Tokens => write(0, tokens),
                 Input::Positions => write(0, &step.positions),
                 Input::Sequences => write(0, &step.sequences),
+                // No step of a CPU samples.
+                Input::Picks => {}
                 Input::Rows => step.rows.iter().enumerate().for_each(|(index, row)| write(index, &[row.token])),
                 Input::BlockTable { group } => {
                     let stride = memory.groups[group as usize].stride;

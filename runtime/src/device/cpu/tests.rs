@@ -146,8 +146,14 @@ fn program(launches: &[Launch]) -> Program {
     };
     let kernels = [("embed", 2, 1), ("mix_words", 3, 0), ("words_to_logits", 2, 0), ("append", 5, 1), ("attend", 6, 1)];
     let tensor = |name: &str| CacheTensor { name: name.into(), page_bytes: u64::from(PAGE) * 4 };
-    let bucket =
-        |max| Bucket { max, arena_bytes: 4096, scratch_bytes: 64, logits: LOGITS, launches: launches.to_vec() };
+    let bucket = |max| Bucket {
+        max,
+        arena_bytes: 4096,
+        scratch_bytes: 64,
+        logits: LOGITS,
+        picks: None,
+        launches: launches.to_vec(),
+    };
     Program {
         name: "main".into(),
         vocabulary: VOCABULARY,

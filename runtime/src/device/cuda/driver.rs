@@ -8,7 +8,9 @@
 
 use std::{
     ffi::{CString, c_void},
-    fmt, ptr,
+    fmt,
+    ops::Range,
+    ptr,
     sync::Arc,
 };
 
@@ -310,14 +312,13 @@ impl Stream {
         ask("cuMemcpyHtoDAsync", answer)
     }
 
-    /// Copies words from the device into the first ones of `to`.
+    /// Copies words from the device into those of `to` that `place` names.
     ///
     /// # Safety
     /// `to` is neither read nor written until the stream has got there, and `from` has that many words.
-    pub unsafe fn download(&self, from: u64, words: usize, to: &mut Pinned) -> Result<()> {
-        assert!(words <= to.words, "{words} words of {}", to.words);
-        // SAFETY: as the caller promises.
-        let answer = unsafe { result::memcpy_dtoh_async(&mut to.words()[..words], from, self.raw) };
+    pub unsafe fn download(&self, from: u64, place: Range<usize>, to: &mut Pinned) -> Result<()> {
+        // SAFETY: as the caller promises; the words are borrowed no longer than the call.
+        let answer = unsafe { result::memcpy_dtoh_async(&mut to.words()[place], from, self.raw) };
         ask("cuMemcpyDtoHAsync", answer)
     }
 

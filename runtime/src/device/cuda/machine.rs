@@ -5,14 +5,14 @@
 
 use std::sync::Arc;
 
-use lathe_plan::program::{Bucket, Input, Program};
+use lathe_plan::program::{Bucket, Input, PickWords, Picked, Program};
 
 use super::{
     driver::{Context, Memory, Module, Pinned, Stream},
     launcher::Launcher,
 };
 use crate::{
-    device::{PageCopy, Step},
+    device::{PageCopy, Row, Step, picks},
     error::{Error, Result},
     exec::{self, Layout, Numbers, Place, Prepared},
 };
@@ -30,6 +30,15 @@ pub struct Machine {
     // Held because the launcher's addresses point into them.
     cache: Memory,
     _weights: Memory,
+}
+
+/// What comes back from a step.
+#[derive(Debug)]
+pub struct Readback {
+    /// What the step itself sampled, if it does.
+    pub picks: Pinned,
+    /// R rows of logits and what pads them, of those rows that need them.
+    pub logits: Pinned,
 }
 
 /// A cache group in memory.
@@ -128,10 +137,11 @@ impl Machine {
         self.arena.set(0xff)
     }
 
-    /// Hands a step to the device: page copies, inputs, launches, and the logits on their way back.
+    /// Hands a step to the device: page copies, inputs, launches, and what was sampled, and logits where they are needed, on
+    /// their way back.
     ///
     /// The step has passed [`Step::check`] for this program's limits and pages, `tokens` has an id below the vocabulary
-    /// for each of its tokens, and the device is done with `staging` and `logits`, which stay untouched until it is so
+    /// for each of its tokens, and the device is done with `staging` and `back`, which stay untouched until it is so
     /// again.
     pub fn run(
         &mut self,
@@ -139,7 +149,7 @@ impl Machine {
         tokens: &[u32],
         numbers: &Numbers,
         staging: &mut Pinned,
-        logits: &mut Pinned,
+        back: &mut Readback,
     ) -> Result<()> {
         for copy in &step.copies {
             self.copy_page(*copy)?;
@@ -149,10 +159,42 @@ impl Machine {
         unsafe { self.stream.upload(staging, words, self.input.address())? };
         self.launcher.start(&self.stream, step.size(), numbers)?;
         let bucket = &self.launcher.buckets[numbers.bucket];
-        let from = self.arena.address() + bucket.logits as u64;
-        let words = step.rows.len() * bucket.logits_row / size_of::<f32>();
-        // SAFETY: the logits lie inside the arena, and nobody uses the host's copy until the step is done.
-        unsafe { self.stream.download(from, words, logits) }
+        if let Some(picks) = bucket.picks {
+            let words = step.rows.len() * (Picked::BYTES as usize / size_of::<u32>());
+            // SAFETY: as below.
+            unsafe { self.stream.download(self.arena.address() + picks as u64, 0..words, &mut back.picks)? };
+        }
+        let row = bucket.logits_row / size_of::<f32>();
+        let mut end = 0;
+        // Rows side by side come at once.
+        for rows in step.rows.chunk_by(|a, b| self.needs_logits(a) == self.needs_logits(b)) {
+            let begin = end;
+            end += rows.len();
+            if self.needs_logits(&rows[0]) {
+                let from = self.arena.address() + (bucket.logits + begin * bucket.logits_row) as u64;
+                // SAFETY: the logits lie inside the arena, and nobody uses the host's copy until the step is done.
+                unsafe { self.stream.download(from, begin * row..end * row, &mut back.logits)? };
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether steps sample by themselves.
+    pub fn samples(&self) -> bool {
+        self.inputs.contains(&Input::Picks)
+    }
+
+    /// Whether a row cannot do with what a step samples by itself.
+    pub fn needs_logits(&self, row: &Row) -> bool {
+        !self.samples() || row.words().is_none()
+    }
+
+    /// Where the results of a step go on the host.
+    pub fn readback(&self, context: &Arc<Context>, rows: u32) -> Result<Readback> {
+        let row = self.buckets().iter().map(|bucket| bucket.logits_row).max().unwrap_or(0) / size_of::<f32>();
+        let rows = rows as usize;
+        let picks = if self.samples() { rows * Picked::BYTES as usize / size_of::<u32>() } else { 0 };
+        Ok(Readback { picks: Pinned::new(context, picks)?, logits: Pinned::new(context, rows * row)? })
     }
 
     fn copy_page(&self, copy: PageCopy) -> Result<()> {
@@ -179,6 +221,11 @@ impl Machine {
                 Input::Positions => write(0, &step.positions),
                 Input::Sequences => write(0, &step.sequences),
                 Input::Rows => step.rows.iter().enumerate().for_each(|(index, row)| write(index, &[row.token])),
+                Input::Picks => {
+                    for (index, row) in step.rows.iter().enumerate() {
+                        write(index * PickWords::COUNT, &row.words().unwrap_or(picks::UNUSED).words());
+                    }
+                }
                 Input::BlockTable { group } => {
                     let stride = self.groups[group as usize].stride;
                     let tables = step.block_tables[group as usize].iter();

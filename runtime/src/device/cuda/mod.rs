@@ -1,8 +1,9 @@
 //! The CUDA device: runs a plan's PTX on an NVIDIA GPU through its driver, which is loaded when the device is.
 //!
 //! `driver` wraps the driver's handles, `machine` holds a loaded program, and `launcher` starts its kernels, by graphs where
-//! a size of step comes again. The host samples: the logits of the wanted rows come back after each step. Work is handed over without waiting, and steps run in the order
-//! of one stream.
+//! a size of step comes again. Steps sample by themselves, and some bytes a row come back; the host samples where that is
+//! not enough, from the logits of just these rows (see [`super::picks`]). Work is handed over without waiting, and steps run
+//! in the order of one stream.
 
 mod driver;
 mod launcher;
@@ -18,7 +19,7 @@ use lathe_plan::{
 
 use self::{
     driver::{Context, Event, Image, Module, Pinned},
-    machine::Machine,
+    machine::{Machine, Readback},
     picking::Pickers,
 };
 use super::{
@@ -50,7 +51,7 @@ pub struct CudaDevice {
 struct Slot {
     step: Step,
     staging: Pinned,
-    logits: Pinned, // R rows of V f32, and what pads them
+    back: Readback,
     logits_row: usize,
     done: Event,
     state: State,
@@ -181,13 +182,11 @@ impl CudaDevice {
         if !options.no_graphs {
             machine.use_graphs()?;
         }
-        let row = machine.buckets().iter().map(|bucket| bucket.logits_row).max().unwrap_or(0);
-        let logits = limits.max.rows as usize * row / size_of::<f32>();
         let slot = || -> Result<Slot> {
             Ok(Slot {
                 step: Step::default(),
                 staging: Pinned::new(&context, machine.input_words())?,
-                logits: Pinned::new(&context, logits)?,
+                back: machine.readback(&context, limits.max.rows)?,
                 logits_row: 0,
                 done: Event::new(&context)?,
                 state: State::Picked,
@@ -228,7 +227,7 @@ impl CudaDevice {
         slot.state = if let Err(error) = slot.done.wait() {
             State::Failed(Some(error))
         } else {
-            pick(slot, &mut self.pickers);
+            pick(slot, &self.machine, &mut self.pickers);
             State::Picked
         };
     }
@@ -262,17 +261,26 @@ impl CudaDevice {
         slot.step.clone_from(step);
         slot.sampled.clear();
         slot.logits_row = self.machine.buckets()[self.numbers.bucket].logits_row / size_of::<f32>();
-        let Slot { staging, logits, done, .. } = slot;
-        self.machine.run(step, &self.tokens, &self.numbers, staging, logits)?;
+        let Slot { staging, back, done, .. } = slot;
+        self.machine.run(step, &self.tokens, &self.numbers, staging, back)?;
         self.machine.stream().record(done)
     }
 }
 
-/// Picks the rows of a finished step.
-fn pick(slot: &mut Slot, pickers: &mut Pickers) {
-    let Slot { step, logits, logits_row, output, sampled, .. } = slot;
+/// Reads what a finished step sampled, and picks the other rows.
+fn pick(slot: &mut Slot, machine: &Machine, pickers: &mut Pickers) {
+    let Slot { step, back: Readback { picks, logits }, logits_row, output, sampled, .. } = slot;
     output.rows.resize_with(step.rows.len(), RowOutput::default);
-    pickers.pick(&step.rows, logits.floats(), *logits_row, &mut output.rows);
+    let (words, logits) = (picks.words(), logits.floats());
+    let mut by_host = Vec::new();
+    for (index, (row, output)) in step.rows.iter().zip(&mut output.rows).enumerate() {
+        if machine.needs_logits(row) {
+            by_host.push((row, &logits[index * *logits_row..], output));
+        } else {
+            super::picks::read(words, step.rows.len(), index, output);
+        }
+    }
+    pickers.pick(by_host);
     sampled.extend(output.rows.iter().map(|row| row.token));
 }
 

@@ -26,17 +26,16 @@ impl Pickers {
         Pickers { vocabulary, samplers: (0..threads).map(|_| Sampler::new(vocabulary)).collect() }
     }
 
-    /// Picks a token for each row from its logits, which begin `stride` floats after those of the row before.
-    pub fn pick(&mut self, rows: &[Row], logits: &[f32], stride: usize, outputs: &mut [RowOutput]) {
+    /// Picks a token for each row from its logits, the first of these.
+    pub fn pick(&mut self, mut rows: Vec<(&Row, &[f32], &mut RowOutput)>) {
         let vocabulary = self.vocabulary;
         let share = rows.len().div_ceil(self.samplers.len()).max(ROWS_OF_A_THREAD);
-        let shares = rows.chunks(share).zip(logits.chunks(share * stride)).zip(outputs.chunks_mut(share));
-        let pick = |((rows, logits), outputs): ((&[Row], &[f32]), &mut [RowOutput]), sampler: &mut Sampler| {
-            for ((row, logits), output) in rows.iter().zip(logits.chunks(stride)).zip(outputs) {
+        let pick = |rows: &mut [(&Row, &[f32], &mut RowOutput)], sampler: &mut Sampler| {
+            for (row, logits, output) in rows {
                 wide::pick(row, &logits[..vocabulary], sampler, output);
             }
         };
-        let mut work = shares.zip(&mut self.samplers);
+        let mut work = rows.chunks_mut(share).zip(&mut self.samplers);
         let own = work.next();
         thread::scope(|scope| {
             for (share, sampler) in work {
@@ -69,7 +68,8 @@ mod tests {
             };
             let rows: Vec<Row> = (0..count as u32).map(row).collect();
             let mut outputs = vec![RowOutput::default(); count];
-            Pickers::new(vocabulary).pick(&rows, &logits, stride, &mut outputs);
+            let of_rows = rows.iter().zip(logits.chunks(stride)).zip(&mut outputs);
+            Pickers::new(vocabulary).pick(of_rows.map(|((row, logits), output)| (row, logits, output)).collect());
             for ((row, logits), output) in rows.iter().zip(logits.chunks(stride)).zip(&outputs) {
                 let mut alone = RowOutput::default();
                 row.pick(&logits[..vocabulary], &mut Sampler::new(vocabulary), &mut alone);
