@@ -9,6 +9,7 @@
 //!
 //! The batcher decides when a token is computed, never what it is.
 
+mod ahead;
 mod branch;
 mod draft;
 mod policy;
@@ -116,6 +117,8 @@ pub struct Counters {
     pub prompt_tokens: u64,
     /// Tokens sampled and reported.
     pub generated_tokens: u64,
+    /// Steps that were composed before the tokens of the one before them were known.
+    pub steps_ahead: u64,
     /// What came of guesses.
     pub speculation: Tally,
     /// Guesses that were verified and those of them that were right, by the kinds of their drafters.
@@ -134,7 +137,9 @@ pub struct Batcher {
     starved: bool,          // whether a running request found no pages in the last step
     cancelled: BTreeSet<(RequestId, Option<u32>)>,
     next_id: u64,
-    load: Load, // of the step under way
+    load: Load,          // of the step under way
+    ahead: Option<Load>, // of the step behind it, if that is under way as well
+    steps_ahead: usize,  // that were composed in a row like that one
     predictor: Predictor,
     counters: Counters,
     guesses: Record,            // how many were right, of all answers
@@ -164,6 +169,8 @@ impl Batcher {
             cancelled: BTreeSet::new(),
             next_id: 0,
             load: Load::default(),
+            ahead: None,
+            steps_ahead: 0,
             predictor: Predictor::default(),
             counters: Counters::default(),
             guesses: Record::default(),
@@ -215,6 +222,7 @@ impl Batcher {
                 record: Record::default(),
                 is_drafted: false,
                 row: None,
+                ahead: None,
                 prompt_row: None,
                 judged: 0,
                 generated: BTreeMap::new(),
@@ -340,6 +348,7 @@ impl Batcher {
         step.copies.append(&mut self.copies);
         self.starved = false;
         self.load = Load::default();
+        self.steps_ahead = 0;
         let mut budget = self.options.token_budget;
         let mut rows = self.limits.max.rows as usize;
         let mut order = Vec::with_capacity(self.running.len());
@@ -449,10 +458,14 @@ impl Batcher {
             if sequence.state == State::Ended {
                 self.cache.release(&mut sequence.table);
             } else {
-                self.cache.shrink(&mut sequence.table, sequence.computed);
+                // What the step behind this one writes, if it is under way, it goes on with.
+                sequence.row = sequence.ahead.take();
+                sequence.in_step = usize::from(sequence.row.is_some());
+                self.cache.shrink(&mut sequence.table, sequence.computed + sequence.in_step);
                 self.cache.slide(&mut sequence.table, sequence.computed);
             }
         }
+        self.load = self.ahead.take().unwrap_or_default();
         let ended = self.running.iter().filter(|sequence| sequence.state == State::Ended && sequence.is_drafted);
         self.ended.extend(ended.map(Sequence::key));
         self.running.retain(|sequence| sequence.state != State::Ended);
@@ -464,6 +477,7 @@ impl Batcher {
     pub fn abort(&mut self, events: &mut Vec<Event>) {
         let waiting = std::mem::take(&mut self.waiting);
         self.waiting_tokens = 0;
+        self.ahead = None;
         for mut sequence in self.running.drain(..).chain(waiting.into_values()) {
             sequence.end_forks(&mut self.cache);
             self.cache.release(&mut sequence.table);

@@ -10,7 +10,7 @@ use lathe_plan::{Plan, program::StepSize};
 use crate::{
     batcher::{BatchOptions, Batcher, Counters, Event, Gauges, Request, RequestId},
     device::{
-        Device, Limits, Step, StepOutput,
+        Device, Limits, Step, StepOutput, Ticket,
         choice::{self, About, Loaded},
         options::DeviceOptions,
         timeline::Timeline,
@@ -37,13 +37,23 @@ pub struct Engine {
     device: Box<dyn Device>,
     batcher: Batcher,
     drafters: Vec<Box<dyn Drafter>>,
-    step: Step,
+    step: Step,                  // under way, or the last one
+    next: Step,                  // the one behind it
+    under_way: Option<UnderWay>, // what the next call of `step` waits for
+    stale: Option<Ticket>,       // a step behind the end of all its answers
     output: StepOutput,
     events: Vec<Event>,
     clock: Instant,
     last: Option<StepTime>,
     is_recording: bool,
     record: Option<StepRecord>,
+}
+
+/// A step that the device has, and since when it has had nothing else to do.
+#[derive(Clone, Copy, Debug)]
+struct UnderWay {
+    ticket: Ticket,
+    begin: Duration,
 }
 
 /// How a step went, from the first to the last thing that the host did for it. Times are in order.
@@ -114,6 +124,9 @@ impl Engine {
             batcher: Batcher::new(device.limits(), batching),
             device,
             step: Step::default(),
+            next: Step::default(),
+            under_way: None,
+            stale: None,
             output: StepOutput::default(),
             events: Vec::new(),
             clock: Instant::now(),
@@ -191,30 +204,78 @@ impl Engine {
         self.batcher.unfinished() == 0
     }
 
-    /// Takes one step for all requests and returns what happened. When the step fails, all requests have ended.
+    /// Takes one step for all requests and returns what happened. When the step fails, all requests have ended. Where the
+    /// device samples by itself, the step behind it is under way already when this returns, if that can be.
     pub fn step(&mut self) -> Result<&[Event]> {
         self.events.clear();
         self.last = None;
-        let begin = self.is_recording.then(Instant::now);
-        self.batcher.admit(self.now(), &mut self.events);
-        let asked = self.now();
-        self.draft()?;
-        let drafting = self.now().saturating_sub(asked);
-        if self.batcher.compose(&mut self.step) {
-            let predicted = self.batcher.predicted();
-            let start = self.now();
-            if let Err(error) = self.run() {
-                self.batcher.abort(&mut self.events);
-                return Err(error);
-            }
-            let measured = self.now().saturating_sub(start);
-            self.last = Some(StepTime { predicted, measured, drafting, tokens: self.step.tokens.len() });
-            self.batcher.retire(measured, &self.output, &mut self.events);
-            if let Some(begin) = begin {
-                self.keep_record(begin, self.clock + start, self.clock + start + measured);
-            }
+        if let Err(error) = self.take_step() {
+            self.batcher.abort(&mut self.events);
+            self.discard();
+            return Err(error);
         }
         Ok(&self.events)
+    }
+
+    fn take_step(&mut self) -> Result<()> {
+        let begin = self.is_recording.then(Instant::now);
+        self.batcher.admit(self.now(), &mut self.events);
+        let (under_way, drafting) = match self.under_way.take() {
+            Some(under_way) => (Some(under_way), Duration::ZERO),
+            None => self.begin_step()?,
+        };
+        let Some(UnderWay { ticket, begin: start }) = under_way else { return Ok(()) };
+        // Kept, so that it is waited for whatever happens.
+        self.stale = Some(ticket);
+        let predicted = self.batcher.predicted();
+        let ahead = self.step_ahead(ticket)?;
+        self.stale = ahead;
+        self.device.collect(ticket, &mut self.output)?;
+        let collected = self.now();
+        let measured = collected.saturating_sub(start);
+        self.last = Some(StepTime { predicted, measured, drafting, tokens: self.step.tokens.len() });
+        self.batcher.retire(measured, &self.output, &mut self.events);
+        if let Some(begin) = begin {
+            self.keep_record(begin, self.clock + start, self.clock + collected);
+        }
+        if self.batcher.is_under_way() {
+            self.under_way = self.stale.take().map(|ticket| UnderWay { ticket, begin: collected });
+            std::mem::swap(&mut self.step, &mut self.next);
+        }
+        Ok(())
+    }
+
+    /// Composes a step of what is known and hands it to the device, if there is anything to do; also how long drafters took.
+    fn begin_step(&mut self) -> Result<(Option<UnderWay>, Duration)> {
+        self.discard();
+        let asked = self.now();
+        self.batcher.draft(&mut self.drafters)?;
+        let drafting = self.now().saturating_sub(asked);
+        if !self.batcher.compose(&mut self.step) {
+            return Ok((None, drafting));
+        }
+        let begin = self.now();
+        let ticket = self.device.submit(&self.step)?;
+        Ok((Some(UnderWay { ticket, begin }), drafting))
+    }
+
+    /// Hands the device the step behind the one under way, if it can be composed already.
+    fn step_ahead(&mut self, ticket: Ticket) -> Result<Option<Ticket>> {
+        let (device, rows) = (&self.device, &self.step.rows);
+        let feeds_back = |row: usize| rows.get(row).is_some_and(|row| device.feeds_back(row));
+        if !self.batcher.compose_ahead(ticket, feeds_back, &mut self.next) {
+            return Ok(None);
+        }
+        self.device.submit(&self.next).map(Some)
+    }
+
+    /// Waits for the steps that nobody wants to hear of. What became of them is of no use: a device that is lost says so
+    /// again.
+    fn discard(&mut self) {
+        let under_way = self.under_way.take().map(|under_way| under_way.ticket);
+        for ticket in [under_way, self.stale.take()].into_iter().flatten() {
+            let _ = self.device.collect(ticket, &mut self.output);
+        }
     }
 
     /// Exchanges what happened in the last step for an empty list, whose memory is used again.
@@ -231,17 +292,9 @@ impl Engine {
         self.record = self.device.timeline().map(record);
     }
 
-    /// Lets drafters guess; when one fails, all requests have ended.
-    fn draft(&mut self) -> Result<()> {
-        let outcome = self.batcher.draft(&mut self.drafters);
-        if outcome.is_err() {
-            self.batcher.abort(&mut self.events);
-        }
-        outcome
-    }
-
-    /// Runs the step to its end.
+    /// Runs the step to its end, when no other is under way.
     fn run(&mut self) -> Result<()> {
+        self.discard();
         let ticket = self.device.submit(&self.step)?;
         self.device.collect(ticket, &mut self.output)
     }

@@ -140,6 +140,7 @@ fn plans_of_every_kind_answer_as_on_the_cpu() {
             assert_eq!(found, expected, "{family} in {scheme}");
             assert!(found[2].1 > 0, "{family} in {scheme}: the shared beginning was in the cache");
             assert!(found.iter().all(|(tokens, _)| tokens.len() == 8), "{found:?}");
+            assert!(there.counters().steps_ahead > 8 && here.counters().steps_ahead == 0, "steps wait for the host");
         }
     });
 }

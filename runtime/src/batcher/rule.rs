@@ -25,13 +25,27 @@ pub struct Rule<'a> {
 impl Rule<'_> {
     /// The row that samples the token behind some guesses, at the step's token of this index.
     pub fn row(&self, token: u32, guessed: &[Guess]) -> Row {
-        let position = (self.tokens.len() + guessed.len()) as u32;
+        Row { edits: self.edits(guessed), ..self.unedited_row(token, guessed.len()) }
+    }
+
+    /// The row that samples the token behind the next one, which nobody knows yet; `None` where that token has a say in what
+    /// is done to the logits.
+    pub fn row_behind_next(&self, token: u32) -> Option<Row> {
+        let Request { penalties, bias, stop, min_tokens, .. } = self.request;
+        let is_early = self.tokens.len() + 1 - self.request.tokens.len() < *min_tokens && !stop.is_empty();
+        let edits = penalties.repeats() || penalties.counts() || !bias.is_empty() || is_early;
+        (!edits).then(|| self.unedited_row(token, 1))
+    }
+
+    /// The row that samples the token behind so many others, of logits as they are.
+    fn unedited_row(&self, token: u32, behind: usize) -> Row {
+        let position = (self.tokens.len() + behind) as u32;
         let key = NoiseKey { seed: self.request.seed, choice: self.choice, position };
         Row {
             token,
             pick: Pick::Sample(self.request.sampling, key),
             top: self.request.top_logprobs,
-            edits: self.edits(guessed),
+            edits: Vec::new(),
             rivals: 0,
             logits: false,
         }

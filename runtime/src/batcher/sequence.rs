@@ -40,6 +40,7 @@ pub(super) struct Sequence {
     pub record: Record,                // how many guesses were right
     pub is_drafted: bool,              // whether a drafter ever heard of it
     pub row: Option<usize>,            // the first of the rows of that step that sample its next tokens
+    pub ahead: Option<usize>,          // its row in the step behind that one, which is under way as well
     pub prompt_row: Option<usize>,     // the first of the rows that judge its prompt
     pub judged: usize,                 // tokens of the prompt whose likelihood was reported
     pub generated: BTreeMap<u32, u32>, // how often each token was generated, where penalties ask for it
@@ -125,6 +126,27 @@ impl Sequence {
             }
             self.join_forks(step);
         }
+    }
+
+    /// Whether all that is to come of the step under way is one more token.
+    pub fn only_samples(&self) -> bool {
+        self.state == State::Active
+            && self.in_step > 0
+            && self.in_step == self.pending()
+            && self.row.is_some()
+            && self.prompt_row.is_none()
+            && self.drafted == 0
+            && self.forks.is_empty()
+    }
+
+    /// Whether it goes on behind the token that the step under way samples, unless that one ends it.
+    pub fn goes_on(&self) -> bool {
+        self.tokens.len() + 1 < self.limit
+    }
+
+    /// The row behind that token, as a token of a step; `None` where nobody can tell yet.
+    pub fn row_ahead(&self, token: u32) -> Option<Row> {
+        self.rule().row_behind_next(token)
     }
 
     /// How its next tokens are chosen.

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::{Device, Limits, Step, StepOutput, Ticket, timeline::Timeline};
+use super::{Device, Limits, Row, Step, StepOutput, Ticket, timeline::Timeline};
 use crate::error::{Error, Result};
 
 /// The environment variable that asks for faults.
@@ -86,6 +86,10 @@ impl FaultyDevice {
 impl Device for FaultyDevice {
     fn limits(&self) -> &Limits {
         self.device.limits()
+    }
+
+    fn feeds_back(&self, row: &Row) -> bool {
+        self.device.feeds_back(row)
     }
 
     fn record(&mut self, on: bool) {

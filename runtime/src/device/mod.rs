@@ -48,6 +48,12 @@ pub trait Device: Send {
     /// any order.
     fn collect(&mut self, ticket: Ticket, output: &mut StepOutput) -> Result<()>;
 
+    /// Whether the token that a row samples reaches a step behind it without the host, so that such a step may be submitted,
+    /// with [`StepToken::SampledBy`], while nobody knows the token yet, and nothing waits for it.
+    fn feeds_back(&self, _row: &Row) -> bool {
+        false
+    }
+
     /// Whether the steps from now on are to be recorded. Devices that cannot ignore it.
     fn record(&mut self, _on: bool) {}
 

@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Device, IN_FLIGHT, Limits, Pick, RowOutput, Step, StepOutput, StepToken, Ticket};
+use super::{Device, IN_FLIGHT, Limits, Pick, Row, RowOutput, Step, StepOutput, StepToken, Ticket};
 use crate::{
     error::{Error, Result},
     sample::mix,
@@ -17,6 +17,7 @@ use lathe_plan::program::StepSize;
 pub struct NullDevice {
     limits: Limits,
     seed: u64,
+    feeds_back: bool,
     breaks: Option<u64>,               // of so many histories one has a row that is not finite
     groups: Arc<Mutex<Vec<Vec<u32>>>>, // per cache group [pages · page_tokens] tokens
     steps: Vec<StepSize>,
@@ -28,15 +29,21 @@ impl NullDevice {
     pub fn new(limits: Limits, seed: u64) -> NullDevice {
         let slots = |group: &super::GroupLimits| vec![u32::MAX; group.pages as usize * group.page_tokens as usize];
         let groups = Arc::new(Mutex::new(limits.groups.iter().map(slots).collect()));
-        NullDevice { limits, seed, breaks: None, groups, steps: Vec::new(), outputs: Vec::new() }
+        NullDevice { limits, seed, feeds_back: false, breaks: None, groups, steps: Vec::new(), outputs: Vec::new() }
     }
 
     /// Another program in the same cache.
     #[must_use]
     pub fn beside(&self) -> NullDevice {
-        let NullDevice { limits, seed, groups, .. } = self;
-        let (limits, groups) = (limits.clone(), Arc::clone(groups));
-        NullDevice { limits, seed: *seed, breaks: None, groups, steps: Vec::new(), outputs: Vec::new() }
+        let NullDevice { limits, seed, groups, feeds_back, .. } = self;
+        let (limits, seed, feeds_back, groups) = (limits.clone(), *seed, *feeds_back, Arc::clone(groups));
+        NullDevice { limits, seed, feeds_back, breaks: None, groups, steps: Vec::new(), outputs: Vec::new() }
+    }
+
+    /// The same, but tokens reach the next step without the host, as on a GPU.
+    #[must_use]
+    pub fn that_feeds_back(self) -> NullDevice {
+        NullDevice { feeds_back: true, ..self }
     }
 
     /// The same, but after one in so many histories the logits are not finite.
@@ -127,6 +134,10 @@ impl NullDevice {
 impl Device for NullDevice {
     fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    fn feeds_back(&self, _row: &Row) -> bool {
+        self.feeds_back
     }
 
     fn submit(&mut self, step: &Step) -> Result<Ticket> {

@@ -29,6 +29,12 @@ fn engine(pages: u32, prefill_chunk: Option<usize>, token_budget: Option<usize>)
     Engine::with_device(Box::new(NullDevice::new(limits(pages), WEIGHTS)), &options)
 }
 
+/// The same on a device whose tokens reach the next step without the host.
+fn fed_engine(pages: u32, prefill_chunk: Option<usize>, token_budget: Option<usize>) -> Engine {
+    let options = EngineOptions { prefill_chunk, token_budget, ..EngineOptions::default() };
+    Engine::with_device(Box::new(NullDevice::new(limits(pages), WEIGHTS).that_feeds_back()), &options)
+}
+
 /// What a request's answer must be, computed without batches or pages.
 fn answer(request: &Request, limit: usize) -> (Vec<u32>, FinishReason) {
     let mut history = request.tokens.clone();
@@ -51,10 +57,10 @@ impl Random {
     }
 }
 
-/// Submits and cancels at random for a while, then lets everything end, and checks each answer.
-fn simulate(seed: u64, pages: u32, prefill_chunk: Option<usize>, token_budget: Option<usize>) -> usize {
+/// Submits and cancels at random for a while, then lets everything end, and checks each answer. How many steps there were,
+/// and how many of them were composed ahead.
+fn simulate(seed: u64, pages: u32, mut engine: Engine) -> (usize, u64) {
     let mut random = Random(seed << 32);
-    let mut engine = engine(pages, prefill_chunk, token_budget);
     let mut requests: HashMap<RequestId, Request> = HashMap::new();
     let mut answers: BTreeMap<RequestId, Vec<u32>> = BTreeMap::new();
     let mut ends: BTreeMap<RequestId, FinishReason> = BTreeMap::new();
@@ -107,20 +113,21 @@ fn simulate(seed: u64, pages: u32, prefill_chunk: Option<usize>, token_budget: O
     }
     let cache = engine.batcher.cache();
     assert_eq!(cache.free_pages(), cache.pages(), "pages were lost");
-    steps
+    (steps, engine.counters().steps_ahead)
 }
 
 #[test]
 fn answers_do_not_depend_on_batches_chunks_or_cache_size() {
-    let mut steps = 0;
+    let (mut steps, mut ahead) = (0, 0);
     for seed in 0..24 {
         // From so few pages that requests displace each other to more than ever needed.
         let pages = [10, 16, 20, 80][seed as usize % 4];
         let chunk = [None, Some(1), Some(7)][seed as usize % 3];
         let budget = [None, Some(3), Some(9), Some(1)][(seed as usize / 3) % 4];
-        steps += simulate(seed, pages, chunk, budget);
+        steps += simulate(seed, pages, engine(pages, chunk, budget)).0;
+        ahead += simulate(seed, pages, fed_engine(pages, chunk, budget)).1;
     }
-    assert!(steps > 8_000, "{steps}");
+    assert!(steps > 8_000 && ahead > 1_000, "{steps}, {ahead}");
 }
 
 #[test]
@@ -144,6 +151,54 @@ fn requests_displace_each_other_when_pages_run_out() {
         assert_eq!(*found, answer(request, 40).0);
     }
     assert!(prefills > 4, "no request was ever computed again");
+}
+
+#[test]
+fn answers_that_end_leave_a_step_under_way_that_nobody_hears_of() {
+    let mut engine = fed_engine(20, None, None);
+    let request =
+        |tokens: u32, stop| Request { tokens: vec![tokens; 3], max_tokens: Some(9), stop, ..Request::default() };
+    let (whole, _) = answer(&request(4, Vec::new()), 12);
+    // It ends by its fifth token, which the step behind has already.
+    let stopped = request(4, vec![whole[4]]);
+    engine.submit(stopped.clone()).unwrap();
+    let mut found = Vec::new();
+    while !engine.is_idle() {
+        let events = engine.step().unwrap();
+        found.extend(
+            events.iter().filter_map(|event| if let Event::Token { token, .. } = event { Some(*token) } else { None }),
+        );
+    }
+    assert_eq!((found, FinishReason::Stop(whole[4])), answer(&stopped, 12));
+    assert!(engine.stale.is_some() && engine.under_way.is_none());
+    let cache = engine.batcher.cache();
+    assert_eq!(cache.free_pages(), cache.pages());
+    // Whoever needs the device next waits for it.
+    assert_eq!(engine.score(&[1, 2, 3]).unwrap().len(), 2);
+    assert!(engine.stale.is_none());
+    assert_eq!(engine.counters().steps_ahead, 5);
+}
+
+#[test]
+fn rows_that_the_last_token_has_a_say_in_wait_for_it() {
+    use crate::batcher::Penalties;
+    let base = Request { tokens: vec![1, 2, 3], max_tokens: Some(6), ..Request::default() };
+    let counting = Penalties { frequency: 0.5, ..Penalties::default() };
+    let cases = [
+        (base.clone(), 5),
+        (Request { penalties: counting, ..base.clone() }, 0),
+        (Request { bias: vec![(5, 1.0)], ..base.clone() }, 0),
+        // The rows of the first four tokens are edited.
+        (Request { min_tokens: 4, stop: vec![96], ..base }, 2),
+    ];
+    for (request, ahead) in cases {
+        let mut engine = fed_engine(20, None, None);
+        engine.submit(request.clone()).unwrap();
+        while !engine.is_idle() {
+            engine.step().unwrap();
+        }
+        assert_eq!(engine.counters().steps_ahead, ahead, "{request:?}");
+    }
 }
 
 #[test]

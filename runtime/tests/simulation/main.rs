@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use lathe_plan::program::StepSize;
 use lathe_runtime::batcher::{BatchOptions, Batcher, Event, FinishReason, Policy, Request, RequestId};
-use lathe_runtime::device::{Device, GroupLimits, Limits, Step, StepOutput, null::NullDevice};
+use lathe_runtime::device::{Device, GroupLimits, Limits, Row, Step, StepOutput, Ticket, null::NullDevice};
 use lathe_runtime::error::Error;
 use lathe_runtime::kv::{CacheOptions, prefix::Root};
 use lathe_runtime::speculate::{Drafter, Mode, Speculation, Tally, ngram::Ngram};
@@ -132,7 +132,8 @@ struct World {
     rules: Rules,
     speculation: Speculation,
     is_failing: bool,
-    is_drafted: bool, // whether a draft model alone guesses
+    is_drafted: bool,                   // whether a draft model alone guesses
+    under_way: Option<(Ticket, usize)>, // a step that was composed ahead, and its tokens
     live: HashMap<(RequestId, u32), Answer>,
     prefixes: Vec<Vec<u32>>,
     delivered: u64,
@@ -152,6 +153,7 @@ struct Ends {
     accepted_of_model: u64,
     branched: u64,
     branched_of_model: u64,
+    ahead: u64,
 }
 
 impl World {
@@ -173,6 +175,7 @@ impl World {
         let token_budget = random.pick(&[usize::MAX, 9, 3, 1]);
         let mode = random.pick(&[Mode::Off, Mode::Auto, Mode::Ngram, Mode::Draft, Mode::Draft, Mode::Own]);
         let device = NullDevice::new(limits.clone(), WEIGHTS);
+        let device = if random.below(2) == 0 { device.that_feeds_back() } else { device };
         let is_alone = random.below(2) == 0;
         let seer = Seer { window, random: Random(seed), is_alone, known: HashMap::new() };
         let drafters: Vec<Box<dyn Drafter>> = match mode {
@@ -227,6 +230,7 @@ impl World {
             speculation,
             is_failing: false,
             is_drafted: matches!(mode, Mode::Draft | Mode::Own),
+            under_way: None,
             live: HashMap::new(),
             prefixes,
             delivered: 0,
@@ -310,29 +314,56 @@ impl World {
     }
 
     fn step(&mut self) {
-        let (mut step, mut output, mut events) = (Step::default(), StepOutput::default(), Vec::new());
+        let (mut output, mut events) = (StepOutput::default(), Vec::new());
         self.batcher.admit(self.now, &mut events);
         let begin = self.now;
-        self.batcher.draft(&mut self.drafters).expect("these drafters do not fail");
-        if self.batcher.compose(&mut step) {
-            assert!(step.tokens.len() <= self.token_budget, "guesses are beyond the budget");
-            let ticket = self.device.submit(&step).expect("the step is sound");
+        let under_way = self.under_way.take().or_else(|| self.compose());
+        let ahead = under_way.and_then(|(ticket, _)| self.compose_ahead(ticket));
+        self.is_failing = under_way.is_some() && self.random.below(2000) == 0;
+        if let Some((ticket, tokens)) = under_way {
             self.device.collect(ticket, &mut output).expect("it ran");
-        }
-        self.is_failing = !step.tokens.is_empty() && self.random.below(2000) == 0;
-        if self.is_failing {
-            self.batcher.abort(&mut events);
-        } else if !step.tokens.is_empty() {
-            let took = Duration::from_micros(10_000 + 500 * step.tokens.len() as u64 + self.random.next() % 1000);
-            self.now += took;
-            self.batcher.retire(took, &output, &mut events);
+            if self.is_failing {
+                self.batcher.abort(&mut events);
+            } else {
+                let took = Duration::from_micros(10_000 + 500 * tokens as u64 + self.random.next() % 1000);
+                self.now += took;
+                self.batcher.retire(took, &output, &mut events);
+            }
         } else {
             self.now += Duration::from_millis(1);
+        }
+        if let Some((ticket, tokens)) = ahead {
+            self.ends.ahead += 1;
+            if self.batcher.is_under_way() {
+                self.under_way = Some((ticket, tokens));
+            } else {
+                self.device.collect(ticket, &mut output).expect("it ran, for nobody");
+            }
         }
         for event in events {
             self.hear(begin, event);
         }
         self.check();
+    }
+
+    /// Hands the device a step of what is known; its ticket and tokens.
+    fn compose(&mut self) -> Option<(Ticket, usize)> {
+        let mut step = Step::default();
+        self.batcher.draft(&mut self.drafters).expect("these drafters do not fail");
+        self.batcher.compose(&mut step).then(|| {
+            assert!(step.tokens.len() <= self.token_budget, "guesses are beyond the budget");
+            (self.device.submit(&step).expect("the step is sound"), step.tokens.len())
+        })
+    }
+
+    /// Hands the device the step behind one that is under way, where that can be.
+    fn compose_ahead(&mut self, ticket: Ticket) -> Option<(Ticket, usize)> {
+        let mut step = Step::default();
+        let feeds_back = self.device.feeds_back(&Row::default());
+        self.batcher.compose_ahead(ticket, |_| feeds_back, &mut step).then(|| {
+            assert!(step.tokens.len() <= self.token_budget, "a step ahead is beyond the budget");
+            (self.device.submit(&step).expect("the step is sound"), step.tokens.len())
+        })
     }
 
     fn hear(&mut self, begin: Duration, event: Event) {
@@ -488,6 +519,7 @@ fn everything_that_must_hold_holds_after_every_step() {
             (all.late, all.broken, all.failed) =
                 (all.late + ends.late, all.broken + ends.broken, all.failed + ends.failed);
             all.accepted += ends.accepted;
+            all.ahead += ends.ahead;
             all.accepted_of_model += ends.accepted_of_model;
             all.branched += ends.branched;
             all.branched_of_model += ends.branched_of_model;
@@ -501,13 +533,9 @@ fn everything_that_must_hold_holds_after_every_step() {
     });
     let steps = (seeds.end - seeds.start) as f64 * STEPS as f64;
     let all = all.into_inner().expect("nobody panics here");
-    let is_rich = all.late > 0
-        && all.broken > 0
-        && all.failed > 0
-        && all.accepted > 0
-        && all.accepted_of_model > 0
-        && all.branched > 0
-        && all.branched_of_model > 0;
+    let Ends { late, broken, failed, accepted, accepted_of_model, branched, branched_of_model, ahead } = all;
+    let counts = [late, broken, failed, accepted, accepted_of_model, branched, branched_of_model, ahead];
+    let is_rich = counts.iter().all(|&count| count > 0);
     assert!(is_rich || seeds.end - seeds.start < 200, "{all:?}: the simulation does not see what it should");
     println!("{steps} steps, {:.0} in a second", steps / start.elapsed().as_secs_f64());
 }

@@ -331,6 +331,12 @@ impl Stream {
         ask("cuMemcpyDtoDAsync", unsafe { result::memcpy_dtod_async(to, from, bytes, self.raw) })
     }
 
+    /// Sets every byte of memory, which outlives the work of the stream.
+    pub fn set(&self, memory: &Memory, byte: u8) -> Result<()> {
+        // SAFETY: the range is the memory.
+        ask("cuMemsetD8Async", unsafe { result::memset_d8_async(memory.address, byte, memory.bytes, self.raw) })
+    }
+
     /// Starts kernel `index` of a module on `blocks` blocks of `threads` threads, before the one before it has ended if the
     /// kernel waits for that by itself.
     ///

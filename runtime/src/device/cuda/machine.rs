@@ -24,12 +24,37 @@ pub struct Machine {
     inputs: Vec<Input>,
     input_words: Vec<usize>, // [inputs] where each starts in the upload
     groups: Vec<Group>,
+    sampled: u64, // where the ids are that the newest step samples
     stream: Stream,
     input: Memory,
     arena: Memory,
     // Held because the launcher's addresses point into them.
     cache: Memory,
     _weights: Memory,
+}
+
+/// A token of a step that the step before it samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Feed {
+    /// The token's index in the step.
+    pub token: usize,
+    /// The row of the step before it.
+    pub row: usize,
+}
+
+/// A step for the device.
+#[derive(Clone, Copy, Debug)]
+pub struct Work<'a> {
+    /// The step. It has passed [`Step::check`] for the program's limits and pages.
+    pub step: &'a Step,
+    /// An id below the vocabulary for each of its tokens.
+    pub tokens: &'a [u32],
+    /// Which of these are other ones: those that rows of the newest step sample, which need no logits.
+    pub feeds: &'a [Feed],
+    /// Its bucket, and what depends on its size.
+    pub numbers: &'a Numbers,
+    /// Whether intermediate results are to be NaNs before.
+    pub poison: bool,
 }
 
 /// What comes back from a step.
@@ -106,6 +131,7 @@ impl Machine {
             _weights: device_weights,
             input_words,
             groups,
+            sampled: 0,
             input,
             arena,
             cache,
@@ -132,37 +158,30 @@ impl Machine {
         self.input.bytes() / size_of::<u32>()
     }
 
-    /// Fills intermediate results with NaNs.
-    pub fn poison(&self) -> Result<()> {
-        self.arena.set(0xff)
-    }
-
     /// Hands a step to the device: page copies, inputs, launches, and what was sampled, and logits where they are needed, on
     /// their way back.
     ///
-    /// The step has passed [`Step::check`] for this program's limits and pages, `tokens` has an id below the vocabulary
-    /// for each of its tokens, and the device is done with `staging` and `back`, which stay untouched until it is so
-    /// again.
-    pub fn run(
-        &mut self,
-        step: &Step,
-        tokens: &[u32],
-        numbers: &Numbers,
-        staging: &mut Pinned,
-        back: &mut Readback,
-    ) -> Result<()> {
+    /// The device is done with `staging` and `back`, which stay untouched until it is so again.
+    pub fn run(&mut self, work: Work<'_>, staging: &mut Pinned, back: &mut Readback) -> Result<()> {
+        let Work { step, tokens, feeds, numbers, poison } = work;
         for copy in &step.copies {
             self.copy_page(*copy)?;
         }
         let words = self.write_inputs(step, tokens, staging.words());
         // SAFETY: the staging words stay as they are until the step is done; the input is as large as they are.
         unsafe { self.stream.upload(staging, words, self.input.address())? };
+        self.feed(feeds)?;
+        if poison {
+            self.stream.set(&self.arena, 0xff)?;
+        }
         self.launcher.start(&self.stream, step.size(), numbers)?;
         let bucket = &self.launcher.buckets[numbers.bucket];
         if let Some(picks) = bucket.picks {
             let words = step.rows.len() * (Picked::BYTES as usize / size_of::<u32>());
+            let from = self.arena.address() + picks as u64;
+            self.sampled = from + (step.rows.len() * Picked::WORDS * size_of::<u32>()) as u64;
             // SAFETY: as below.
-            unsafe { self.stream.download(self.arena.address() + picks as u64, 0..words, &mut back.picks)? };
+            unsafe { self.stream.download(from, 0..words, &mut back.picks)? };
         }
         let row = bucket.logits_row / size_of::<f32>();
         let mut end = 0;
@@ -195,6 +214,20 @@ impl Machine {
         let rows = rows as usize;
         let picks = if self.samples() { rows * Picked::BYTES as usize / size_of::<u32>() } else { 0 };
         Ok(Readback { picks: Pinned::new(context, picks)?, logits: Pinned::new(context, rows * row)? })
+    }
+
+    /// Copies ids that the newest step has sampled to where this one's tokens are.
+    fn feed(&self, feeds: &[Feed]) -> Result<()> {
+        let Some(input) = self.inputs.iter().position(|&input| input == Input::Tokens) else { return Ok(()) };
+        let tokens = self.input.address() + (self.input_words[input] * size_of::<u32>()) as u64;
+        for run in feeds.chunk_by(|a, b| (a.token + 1, a.row + 1) == (b.token, b.row)) {
+            let [from, to] = [(self.sampled, run[0].row), (tokens, run[0].token)]
+                .map(|(base, index)| base + (index * size_of::<u32>()) as u64);
+            // SAFETY: rows are of the newest step and tokens of this one; the ids lie in the arena, in which nothing was
+            // written since. The plan's kernels leave ids below the vocabulary.
+            unsafe { self.stream.copy(from, to, run.len() * size_of::<u32>())? };
+        }
+        Ok(())
     }
 
     fn copy_page(&self, copy: PageCopy) -> Result<()> {

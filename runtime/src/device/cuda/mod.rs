@@ -3,7 +3,7 @@
 //! `driver` wraps the driver's handles, `machine` holds a loaded program, and `launcher` starts its kernels, by graphs where
 //! a size of step comes again. Steps sample by themselves, and some bytes a row come back; the host samples where that is
 //! not enough, from the logits of just these rows (see [`super::picks`]). Work is handed over without waiting, and steps run
-//! in the order of one stream.
+//! in the order of one stream: what one samples the next one takes from the device's memory.
 
 mod driver;
 mod launcher;
@@ -19,11 +19,11 @@ use lathe_plan::{
 
 use self::{
     driver::{Context, Event, Image, Module, Pinned},
-    machine::{Machine, Readback},
+    machine::{Feed, Machine, Readback, Work},
     picking::Pickers,
 };
 use super::{
-    Device, IN_FLIGHT, Limits, RowOutput, Step, StepOutput, StepToken, Ticket, options::DeviceOptions, room,
+    Device, IN_FLIGHT, Limits, Row, RowOutput, Step, StepOutput, StepToken, Ticket, options::DeviceOptions, room,
     tickets::Tickets,
 };
 use crate::{
@@ -41,6 +41,7 @@ pub struct CudaDevice {
     machine: Machine,
     numbers: Numbers,
     tokens: Vec<u32>,
+    feeds: Vec<Feed>,
     pickers: Pickers,
     tickets: Tickets,
     slots: [Slot; IN_FLIGHT], // of ticket t: t mod IN_FLIGHT
@@ -201,6 +202,7 @@ impl CudaDevice {
             pickers: Pickers::new(limits.vocabulary as usize),
             numbers: Numbers::default(),
             tokens: Vec::new(),
+            feeds: Vec::new(),
             tickets: Tickets::default(),
             limits,
             machine,
@@ -246,24 +248,45 @@ impl CudaDevice {
         }
     }
 
+    /// The row of the newest step that samples a token, if that is still on its way and needs nobody's help.
+    fn fed_by(&self, token: StepToken, ticket: u64) -> Option<usize> {
+        let StepToken::SampledBy(of, row) = token else { return None };
+        let slot = &self.slots[of.0 as usize % IN_FLIGHT];
+        let is_running = of.0 + 1 == ticket && matches!(slot.state, State::Running);
+        (is_running && self.feeds_back(slot.step.rows.get(row as usize)?)).then_some(row as usize)
+    }
+
     /// Resolves a step's tokens and hands it to the machine.
     fn start(&mut self, ticket: u64, step: &Step) -> Result<()> {
         self.tokens.clear();
-        for &token in &step.tokens {
-            let id = self.resolve(token)?;
+        self.feeds.clear();
+        for (index, &token) in step.tokens.iter().enumerate() {
+            let id = if let Some(row) = self.fed_by(token, ticket) {
+                self.feeds.push(Feed { token: index, row });
+                0
+            } else {
+                self.resolve(token)?
+            };
             self.tokens.push(id);
         }
         self.numbers.evaluate(self.machine.buckets(), step.size())?;
-        if self.poison {
-            self.machine.poison()?;
-        }
         let slot = &mut self.slots[ticket as usize % IN_FLIGHT];
         slot.step.clone_from(step);
         slot.sampled.clear();
         slot.logits_row = self.machine.buckets()[self.numbers.bucket].logits_row / size_of::<f32>();
         let Slot { staging, back, done, .. } = slot;
-        self.machine.run(step, &self.tokens, &self.numbers, staging, back)?;
+        let work = Work { step, tokens: &self.tokens, feeds: &self.feeds, numbers: &self.numbers, poison: self.poison };
+        self.machine.run(work, staging, back)?;
         self.machine.stream().record(done)
+    }
+}
+
+impl Drop for CudaDevice {
+    fn drop(&mut self) {
+        // What the device still writes to must be there until it has done so; a lost one writes no more.
+        for slot in self.slots.iter().filter(|slot| matches!(slot.state, State::Running)) {
+            let _ = self.context.enter().and_then(|()| slot.done.wait());
+        }
     }
 }
 
@@ -287,6 +310,10 @@ fn pick(slot: &mut Slot, machine: &Machine, pickers: &mut Pickers) {
 impl Device for CudaDevice {
     fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    fn feeds_back(&self, row: &Row) -> bool {
+        !self.machine.needs_logits(row)
     }
 
     fn submit(&mut self, step: &Step) -> Result<Ticket> {
