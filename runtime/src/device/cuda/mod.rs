@@ -2,7 +2,7 @@
 //!
 //! `driver` wraps the driver's handles, `machine` holds a loaded program, and `launcher` starts its kernels, by graphs where
 //! a size of step comes again. Steps sample by themselves, and some bytes a row come back; the host samples where that is
-//! not enough, from the logits of just these rows (see [`super::picks`]). Work is handed over without waiting, and steps run
+//! not enough, from the logits of just these rows. Work is handed over without waiting, and steps run
 //! in the order of one stream: what one samples the next one takes from the device's memory.
 
 mod driver;
