@@ -160,6 +160,9 @@ pub enum Stage {
     /// Quantizes the result in groups of 32 as a row kernel does, for the product that reads it. It comes last, after
     /// stages that leave no heads.
     Quantize,
+    /// Rounds the result to bf16 in the order of [`Activation::Bf16`], for the product of a GPU that reads it. It comes last,
+    /// as [`Stage::Quantize`] does.
+    Round,
 }
 
 /// An element-wise operation.
@@ -253,7 +256,8 @@ pub enum KernelSpec {
         /// Bound of the scores.
         softcap: Option<f32>,
     },
-    /// The second half: merges splits in order. Params T, KV, W. Units: tokens · query heads · blocks of 16 elements.
+    /// The second half: merges splits in order. Params T, KV, W. Units: tokens · query heads · blocks of 16 elements, or
+    /// groups of 32 where the result is quantized.
     AttentionMerge {
         /// Query heads per key/value head.
         group: usize,
@@ -261,6 +265,9 @@ pub enum KernelSpec {
         head_dim: usize,
         /// Tokens that a token sees, itself included.
         window: Option<usize>,
+        /// Whether the result is quantized in groups of 32, as a row kernel does it, for the product that reads it. Heads
+        /// are then whole groups.
+        quantize: bool,
     },
     /// Element-wise. Params M, N (columns of the result). Units: rows.
     Map {
@@ -404,7 +411,12 @@ impl Stage {
                 operands.push(read("block_table", 4, &[3, 4]));
                 operands.push(operand("cache", Access::ReadWrite, page_bytes(kv_heads, head_dim, dtype), &[]));
             }
-            Stage::Glu(_) | Stage::Activate(_) | Stage::Scale(_) | Stage::Softcap(_) | Stage::Quantize => {}
+            Stage::Glu(_)
+            | Stage::Activate(_)
+            | Stage::Scale(_)
+            | Stage::Softcap(_)
+            | Stage::Quantize
+            | Stage::Round => {}
             Stage::Add => operands.push(read("residual", 4, &[0, 1])),
             Stage::Bias => operands.push(read("bias", 4, &[1])),
         }
@@ -515,11 +527,14 @@ impl KernelSpec {
                 read("cache", page_bytes(1, *head_dim, *dtype), &[1]),
                 write("out", 4 * partial_floats(*head_dim) * group, &[0, 5]),
             ],
-            KernelSpec::AttentionMerge { group, head_dim, .. } => vec![
-                read("positions", 4, &[0]),
-                read("partials", 4 * partial_floats(*head_dim) * group, &[0, 2]),
-                write("out", 4 * head_dim * group, &[0, 1]),
-            ],
+            KernelSpec::AttentionMerge { group, head_dim, quantize, .. } => {
+                let bytes = if *quantize { head_dim / GROUP * ACT_GROUP_BYTES } else { 4 * head_dim };
+                vec![
+                    read("positions", 4, &[0]),
+                    read("partials", 4 * partial_floats(*head_dim) * group, &[0, 2]),
+                    write("out", bytes * group, &[0, 1]),
+                ]
+            }
             KernelSpec::Map { op } => match op {
                 MapOp::Add | MapOp::Mul => {
                     vec![read("a", 4, &[0, 1]), read("b", 4, &[0, 1]), write("out", 4, &[0, 1])]

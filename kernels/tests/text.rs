@@ -100,6 +100,8 @@ fn tensor() -> Vec<KernelSpec> {
         mma(Scheme::INT2_SUPER, 32, vec![]),
         mma(Scheme::IQ4_SUPER, 8, vec![]),
         mma(Scheme::INT8, 8, vec![]),
+        mma(Scheme::INT4, 8, vec![Stage::Glu(Function::Silu), Stage::Quantize]),
+        mma(Scheme::INT6_SUPER, 8, vec![Stage::Glu(Function::Silu), Stage::Quantize]),
         narrow(Scheme::INT4, Activation::Int8),
         narrow(Scheme::INT6_SUPER, Activation::Int8),
         narrow(Scheme::BF16, Activation::F32),
@@ -114,6 +116,8 @@ fn tensor() -> Vec<KernelSpec> {
         staged(Scheme::BF16, 16, 64, qkv(256)),
         staged(Scheme::BF16, 5, 128, qkv(80)),
         staged(Scheme::BF16, 2, 64, vec![Stage::Glu(Function::Silu)]),
+        staged(Scheme::BF16, 8, 128, vec![Stage::Glu(Function::Silu), Stage::Round]),
+        staged(Scheme::INT4, 8, 64, vec![Stage::Glu(Function::Silu), Stage::Quantize]),
         staged(Scheme::INT8, 8, 64, qkv(64)),
         staged(Scheme::INT4, 8, 64, vec![Stage::Add]),
         staged(Scheme::IQ4, 4, 128, vec![Stage::Glu(Function::Silu)]),
@@ -183,8 +187,8 @@ fn ptxas_accepts_every_kernel_for_gpus_without_spills() {
         KernelSpec::Sample(SamplePart::Bounds),
         KernelSpec::Sample(SamplePart::Sums),
         KernelSpec::Sample(SamplePart::Merge),
-        KernelSpec::AttentionMerge { group: 4, head_dim: 128, window: None },
-        KernelSpec::AttentionMerge { group: 4, head_dim: 256, window: Some(512) },
+        KernelSpec::AttentionMerge { group: 4, head_dim: 128, window: None, quantize: true },
+        KernelSpec::AttentionMerge { group: 4, head_dim: 256, window: Some(512), quantize: false },
     ];
     for spec in tensor.iter().chain(&portable()).chain(&for_gpus) {
         let kernel = ptx(std::slice::from_ref(spec), target("sm_80"));

@@ -132,7 +132,7 @@ fn stage_flops(stage: Stage, columns: usize) -> usize {
         Stage::Activate(function) => columns * map_flops(MapOp::Activate(function)),
         Stage::Softcap(cap) => columns * map_flops(MapOp::Softcap(cap)),
         Stage::Quantize => 3 * columns,
-        Stage::Add | Stage::Bias | Stage::Scale(_) => columns,
+        Stage::Add | Stage::Bias | Stage::Scale(_) | Stage::Round => columns,
     }
 }
 

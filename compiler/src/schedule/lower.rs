@@ -1,10 +1,11 @@
 //! Lowers the nodes of a graph to launches, in canonical order. A node becomes one launch, and a linear with a prologue
-//! two: the prologue's rows are computed once, not once per strip of the product. On CPUs a gated product quantizes its own
-//! result where nothing else reads it.
+//! two: the prologue's rows are computed once, not once per strip of the product. A gated product quantizes its own result
+//! where nothing else reads it, or on a GPU rounds it where a product of bf16 does; the second half of attention quantizes.
 //!
 //! Ops that no pass has fused have kernels of their own, so a graph lowers with any of the fusing passes disabled.
 
 mod attention;
+mod forms;
 mod sample;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -132,7 +133,7 @@ pub fn bucket(
         machine,
         values: HashMap::new(),
         padded: HashMap::new(),
-        quantized: HashSet::new(),
+        formed: HashSet::new(),
         newest: BTreeMap::new(),
         buffers: Vec::new(),
         launches: Vec::new(),
@@ -168,8 +169,8 @@ struct Lowering<'g> {
     values: HashMap<Value, Buffer>,
     // Columns in memory of values that have more of them than the graph says: those of a product whose weight was padded.
     padded: HashMap<Value, Dim>,
-    // Values that what computes them leaves quantized, as the one node that reads them wants.
-    quantized: HashSet<Value>,
+    // Values that what computes them leaves quantized or rounded, as the one node that reads them wants.
+    formed: HashSet<Value>,
     // The newest state of each cache, by its index: pages change in place, so an older state is gone.
     newest: BTreeMap<usize, Value>,
     buffers: Vec<ArenaBuffer>,
@@ -219,7 +220,7 @@ impl Lowering<'_> {
             return Ok(());
         }
         let operands = inputs.iter().map(|&value| self.buffer(value)).collect::<Result<Vec<_>, _>>()?;
-        if self.quantized.contains(&inputs[0]) {
+        if matches!(op, Op::Quantize(_)) && self.formed.contains(&inputs[0]) {
             self.values.insert(result(0), operands[0]);
             return Ok(());
         }
@@ -268,7 +269,7 @@ impl Lowering<'_> {
             Op::Glu(glu) => self.map(MapOp::Glu(glu.function), &operands, rows, Dim::of(columns.c / 2))?,
             Op::Attention(attention) => {
                 let cache = self.cache(inputs[3])?;
-                self.attention(attention, cache, rows, &self.with_block_table(&operands, 3))?
+                self.attention(id, attention, cache, &self.with_block_table(&operands, 3))?
             }
             Op::Append(_) => {
                 let cache = self.cache(inputs[4])?;
@@ -331,12 +332,18 @@ impl Lowering<'_> {
         }
 
         if let Some(Op::Glu(_)) = linear.epilogue.last()
-            && self.machine == Machine::X86
             && n.c.is_multiple_of(2 * STRIP_ROWS)
-            && self.is_only_quantized(id)
+            && super::takes_wide_strips(rows, self.max, self.machine)
         {
-            epilogue.push(Stage::Quantize);
-            self.quantized.insert(Value { node: id, result: 0 });
+            let stage = if self.is_only_quantized(id) {
+                Some(Stage::Quantize)
+            } else {
+                self.is_only_rounded(id, rows).then_some(Stage::Round)
+            };
+            epilogue.extend(stage);
+            if stage.is_some() {
+                self.formed.insert(Value { node: id, result: 0 });
+            }
         }
         let strip_rows = KernelSpec::strip_blocks(&epilogue) * BLOCK_ROWS;
         // A product alone may walk the zeros behind its weight too; its rows are then longer than the graph says.
@@ -357,7 +364,8 @@ impl Lowering<'_> {
             act = Activation::Bf16;
         }
         // Rows are brought into the form that the product takes in a launch of their own.
-        if !linear.prologue.is_empty() || act == Activation::Bf16 {
+        let is_formed = act == Activation::Bf16 && self.formed.contains(&inputs[0]);
+        if !linear.prologue.is_empty() || (act == Activation::Bf16 && !is_formed) {
             let stages = (0..linear.prologue.len()).flat_map(extra).map(|slot| operands[slot]);
             let operands: Vec<Buffer> = std::iter::once(operands[0]).chain(stages).collect();
             let label = format!("{label} prologue");
@@ -375,19 +383,6 @@ impl Lowering<'_> {
             self.advance(cache, Value { node: id, result: 1 });
         }
         Ok(())
-    }
-
-    /// Whether a node is a norm whose result nothing but one quantization reads.
-    fn is_quantized_alone(&self, id: NodeId) -> bool {
-        matches!(self.graph.as_op(id), Some(Op::RmsNorm(_) | Op::LayerNorm(_))) && self.is_only_quantized(id)
-    }
-
-    /// Whether nothing but one quantization reads a node's result.
-    fn is_only_quantized(&self, id: NodeId) -> bool {
-        let quantizes =
-            |user: NodeId| matches!(self.graph.as_op(user), Some(Op::Quantize(quantize)) if quantize.group == GROUP);
-        let uses = self.graph.uses(Value { node: id, result: 0 });
-        matches!(uses, (users, false) if matches!(users[..], [user] if quantizes(user)))
     }
 
     /// The stage that an op becomes after a product; `extra` are its operands besides the running value.

@@ -312,6 +312,13 @@ fn tile(
     }
 }
 
+/// Whether a product over at most `rows` rows may walk strips of twice as many weight rows as it must, which leave groups
+/// of results: on a GPU not where a block's registers are full with many rows of activations.
+fn takes_wide_strips(rows: Dim, max: StepSize, machine: Machine) -> bool {
+    let most = rows.eval(max);
+    machine == Machine::X86 || most <= FEW_ROWS || most > GPU_BATCH.tokens
+}
+
 /// The largest tile that leaves every multiprocessor something to do in a prompt of some hundred tokens, for a product
 /// with `n` rows of weights in strips of `strip` blocks; or the smallest one that there is.
 fn staged(strip: usize, n: usize, act: Activation) -> Option<Tile> {

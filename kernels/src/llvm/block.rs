@@ -8,8 +8,8 @@ use super::builder::{Builder, Kind, LANES, Val, ok};
 
 /// Threads of a warp.
 pub const WARP: usize = 32;
-/// Indices whose loads a team has under way together.
-const AT_ONCE: usize = 4;
+/// Indices whose loads a team has under way together: as many as there are of the first of these, then of the next.
+const AT_ONCE: [usize; 3] = [8, 4, 1];
 /// LLVM's number of the address space of a block's shared memory.
 const SHARED: u16 = 3;
 
@@ -78,9 +78,12 @@ impl<'c> Builder<'c> {
                 }
             });
         };
-        let whole = self.sub(end, self.urem(self.sub(end, team), self.int((teams * AT_ONCE) as i64)));
-        at_once(AT_ONCE, team, whole);
-        at_once(1, whole, end);
+        AT_ONCE.into_iter().fold(team, |begin, times| {
+            let left = self.urem(self.sub(end, begin), self.int((teams * times) as i64));
+            let whole = if times == 1 { end } else { self.sub(end, left) };
+            at_once(times, begin, whole);
+            whole
+        });
     }
 
     /// The sum of a uniform f32 of each team of a unit, for all of them: lane `i` adds those of teams `i`, `i + 16`, and so
@@ -100,6 +103,30 @@ impl<'c> Builder<'c> {
         // The next value goes to the same place.
         self.barrier();
         total
+    }
+
+    /// The value of the thread at XOR distance `distance`, 1 or 2, of a warp whose threads are all here; NVPTX only.
+    fn butterfly_of_four(&self, value: Val<'c>, distance: i32) -> Val<'c> {
+        let args = [self.int32(-1), value, self.int32(distance), self.int32(0x1f)];
+        self.intrinsic("llvm.nvvm.shfl.sync.bfly.i32", &[], &args)
+    }
+
+    /// The integer sum of what four threads that follow each other have; all of the warp are here. NVPTX only.
+    pub fn sum_of_four(&self, value: Val<'c>) -> Val<'c> {
+        [2, 1].into_iter().fold(value, |sum, distance| self.add(sum, self.butterfly_of_four(sum, distance)))
+    }
+
+    /// The largest signed word of four threads that follow each other; all of the warp are here. NVPTX only.
+    pub fn max_of_four(&self, value: Val<'c>) -> Val<'c> {
+        let larger = |a, b| self.overloaded("llvm.smax", &[a, b]);
+        [2, 1].into_iter().fold(value, |most, distance| larger(most, self.butterfly_of_four(most, distance)))
+    }
+
+    /// The low bytes of four words as one, the first lowest; NVPTX only.
+    pub fn low_bytes(&self, words: [Val<'c>; 4]) -> Val<'c> {
+        let permuted = |low, high, by| self.intrinsic("llvm.nvvm.prmt", &[], &[low, high, self.int32(by)]);
+        let [low, high] = [[words[0], words[1]], [words[2], words[3]]].map(|[low, high]| permuted(low, high, 0x40));
+        permuted(low, high, 0x5410)
     }
 
     /// Waits until all threads of the block are here; what they wrote before is then seen by all.

@@ -72,6 +72,8 @@ pub struct Builder<'c> {
     units: Option<(Val<'c>, Val<'c>, Val<'c>)>,
     pub(super) lane: Option<Val<'c>>,
     pub(super) teams: usize,
+    pub(super) whole_warps: bool,
+    block_of_rows: Option<Val<'c>>,
 }
 
 /// Unwraps inkwell's result; an error is a mistake in a template.
@@ -93,6 +95,8 @@ impl<'c> Builder<'c> {
             units: None,
             lane: None,
             teams: 1,
+            whole_warps: false,
+            block_of_rows: None,
         }
     }
 
@@ -159,10 +163,13 @@ impl<'c> Builder<'c> {
             }
             self.params = (0..params.len()).map(|i| Val(arg(operands.len() + i))).collect();
             let end = Val(arg(operands.len() + params.len()));
-            let (tid, cta, ncta) = (self.special("tid.x"), self.special("ctaid.x"), self.special("nctaid.x"));
+            let (tid, ncta) = (self.special("tid.x"), self.special("nctaid.x"));
+            let [cta, rows] = self.place_in_grid(spec);
+            self.block_of_rows = Some(rows);
             let lanes = self.int(LANES as i64);
             self.lane = Some(self.urem(tid, lanes));
             let grid = spec.grid();
+            self.whole_warps = spec.runs_whole_warps();
             self.teams = if grid.is_shared() { grid.threads as usize / LANES } else { 1 };
             self.units = if grid.is_shared() {
                 let threads = grid.threads.to_string();
@@ -225,6 +232,23 @@ impl<'c> Builder<'c> {
     pub fn unit_range(&self) -> (Val<'c>, Val<'c>) {
         let (begin, end, _) = self.units.expect("a kernel is open");
         (begin, end)
+    }
+
+    /// Which block of units and which block of rows of the grid this is. Where several blocks of rows read the same weights,
+    /// those follow each other, so that weights come from memory once.
+    fn place_in_grid(&self, spec: &KernelSpec) -> [Val<'c>; 2] {
+        let places = ["ctaid.x", "ctaid.y", "nctaid.x", "nctaid.y"];
+        if !spec.takes_rows_first() {
+            return [self.special(places[0]), self.special(places[1])];
+        }
+        let [x, y, width, height] = places.map(|name| self.trunc(self.special(name), Kind::I32));
+        let number = self.add(self.mul(y, width), x);
+        [self.udiv(number, height), self.urem(number, height)].map(|place| self.zext(place, Kind::I64))
+    }
+
+    /// Which block of rows this block of threads takes; NVPTX only.
+    pub fn block_of_rows(&self) -> Val<'c> {
+        self.block_of_rows.expect("a kernel is open")
     }
 
     /// Runs `body` with each first of `count` units of this worker, and where they end: earlier for the last of them.
@@ -347,8 +371,9 @@ impl<'c> Builder<'c> {
         Val(ok(self.llvm.build_shuffle_vector(vector, vector.get_type().get_poison(), mask, "")).into())
     }
 
-    /// A warp shuffle among the 16 threads of a unit; NVPTX only. The two halves of a warp may be at different units, so
-    /// only this half takes part, and a lane index counts within it.
+    /// A warp shuffle among the 16 threads of a unit; NVPTX only. A lane index counts within it. The two halves of a warp may
+    /// be at different units, so that only this half takes part; where they are not all do, which takes one instruction
+    /// instead of many that find out who they are.
     pub(super) fn shuffle(&self, mode: &str, value: Val<'c>, lane: Val<'c>) -> Val<'c> {
         match value.0 {
             BasicValueEnum::IntValue(int) if int.get_type().get_bit_width() == 64 => {
@@ -364,9 +389,12 @@ impl<'c> Builder<'c> {
             }
             _ => {}
         }
-        let tid = self.intrinsic("llvm.nvvm.read.ptx.sreg.tid.x", &[], &[]);
-        let half = self.and(tid, self.int32(16));
-        let mask = self.shl(self.int32(0xffff), half);
+        let mask = if self.whole_warps {
+            self.int32(-1)
+        } else {
+            let tid = self.intrinsic("llvm.nvvm.read.ptx.sreg.tid.x", &[], &[]);
+            self.shl(self.int32(0xffff), self.and(tid, self.int32(16)))
+        };
         let name = if value.0.is_float_value() { "f32" } else { "i32" };
         // Segments of 16 threads (PTX ISA, `shfl.sync`: the segment mask in bits 8 to 12, the clamp below).
         let args = [mask, value, lane, self.int32(0x101f)];

@@ -64,6 +64,15 @@ impl<'c> Builder<'c> {
         self.aligned_store(pointer, Val(vector.into()), N * Kind::F32.bytes());
     }
 
+    /// Asks the second-level cache of a GPU for the line at `pointer`.
+    pub fn ask_for_line(&self, pointer: PointerValue<'c>) {
+        // LLVM has an intrinsic from PTX 8.0 on alone.
+        let ty = self.context.void_type().fn_type(&[pointer.get_type().into()], false);
+        let text = "prefetch.global.L2 [$0];".to_owned();
+        let ask = self.context.create_inline_asm(ty, text, "l".to_owned(), true, false, None, false);
+        ok(self.llvm.build_indirect_call(ty, ask, &[pointer.into()], ""));
+    }
+
     /// Runs `body` with each number below `count`, shared among the `threads` of a block: those of a thread are `threads`
     /// apart, and known before the kernel runs but for the thread's own number.
     pub fn for_pieces(&self, count: usize, threads: usize, mut body: impl FnMut(usize, Val<'c>)) {

@@ -3,7 +3,7 @@
 use lathe_ir::recipe::ATTENTION_SPLIT;
 use lathe_ir::types::DType;
 
-use super::{BLOCK_ROWS, KernelSpec, PAGE_TOKENS, Tile};
+use super::{BLOCK_ROWS, GROUP, KernelSpec, PAGE_TOKENS, Tile};
 
 /// Columns of a product on tensor cores are cut into this many parts, one for each warp of a block. (Blocks that take many
 /// rows have as many warps, each of which takes all parts.)
@@ -113,9 +113,30 @@ impl KernelSpec {
         matches!(self, KernelSpec::Linear { tile: Tile::Mma { .. }, .. })
     }
 
+    /// Whether blocks of threads that follow each other take the same units of other rows.
+    pub fn takes_rows_first(&self) -> bool {
+        matches!(self, KernelSpec::Linear { tile: Tile::Staged { .. }, .. })
+    }
+
     /// Whether the kernel loads weights before it waits for the kernels before it to end.
     pub fn loads_weights_early(&self) -> bool {
-        matches!(self, KernelSpec::Linear { tile: Tile::Mma { .. }, .. })
+        matches!(self, KernelSpec::Linear { tile: Tile::Mma { .. }, .. } | KernelSpec::Rows { norm: Some(_), .. })
+    }
+
+    /// Whether all threads of a GPU's warp go through the kernel together, but for loops in which they exchange nothing.
+    pub fn runs_whole_warps(&self) -> bool {
+        match self {
+            KernelSpec::Rows { norm, .. } => norm.is_some(),
+            KernelSpec::Attention { group, head_dim, dtype, .. }
+            | KernelSpec::AttentionSplits { group, head_dim, dtype, .. } => {
+                attention_rows(*group, *head_dim, *dtype).is_some()
+            }
+            // Two units that follow each other are of one head.
+            KernelSpec::AttentionMerge { head_dim, quantize, .. } => {
+                head_dim.is_multiple_of(2 * if *quantize { GROUP } else { BLOCK_ROWS })
+            }
+            _ => false,
+        }
     }
 
     /// Blocks that a multiprocessor must have registers for, where the assembler's own guess leaves too few to a thread.
@@ -124,7 +145,8 @@ impl KernelSpec {
             KernelSpec::Attention { group, head_dim, .. } if group * head_dim >= 1024 => Some(1),
             // The sums of many results, and where their rows are, take what two blocks would share.
             KernelSpec::Linear { tile: tile @ Tile::Mma { tokens, .. }, epilogue, .. } => {
-                Some(if tokens * Self::tile_blocks(*tile, epilogue) > 16 { 1 } else { 2 })
+                let is_small = |blocks: usize| tokens * blocks <= if Self::is_formed(epilogue) { 32 } else { 16 };
+                Some(if is_small(Self::tile_blocks(*tile, epilogue)) { 2 } else { 1 })
             }
             KernelSpec::Rows { norm: Some(_), .. }
             | KernelSpec::AttentionSplits { .. }

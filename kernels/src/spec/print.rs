@@ -19,6 +19,7 @@ impl fmt::Display for Stage {
             }
             Stage::Glu(function) => write!(f, "glu({})", function.name()),
             Stage::Quantize => write!(f, "quantize(int8 g32)"),
+            Stage::Round => write!(f, "round(bf16)"),
             Stage::Activate(function) => write!(f, "{}", function.name()),
             Stage::Scale(factor) => write!(f, "scale({factor})"),
             Stage::Softcap(cap) => write!(f, "softcap({cap})"),
@@ -101,10 +102,13 @@ impl fmt::Display for KernelSpec {
                 }
                 write!(f, "]")
             }
-            KernelSpec::AttentionMerge { group, head_dim, window } => {
+            KernelSpec::AttentionMerge { group, head_dim, window, quantize } => {
                 write!(f, "attention_merge[{group}x{head_dim}")?;
                 if let Some(tokens) = window {
                     write!(f, ", window={tokens}")?;
+                }
+                if *quantize {
+                    write!(f, ", quantize(int8 g32)")?;
                 }
                 write!(f, "]")
             }

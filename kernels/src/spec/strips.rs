@@ -17,9 +17,9 @@ impl KernelSpec {
             }
             _ => None,
         });
-        // A group of quantized activations is the result of a whole strip.
+        // A group of activations in the form that a product reads is the result of a whole strip.
         let is_halved = epilogue.iter().any(|stage| matches!(stage, Stage::Glu(_)));
-        let strips = if is_halved && epilogue.contains(&Stage::Quantize) { 2 } else { 1 };
+        let strips = if is_halved && Self::is_formed(epilogue) { 2 } else { 1 };
         head.unwrap_or(strips * STRIP_ROWS / BLOCK_ROWS)
     }
 
@@ -56,17 +56,22 @@ impl KernelSpec {
         }
     }
 
+    /// Whether the result is left in the form in which a product reads it.
+    pub fn is_formed(epilogue: &[Stage]) -> bool {
+        epilogue.iter().any(|stage| matches!(stage, Stage::Quantize | Stage::Round))
+    }
+
     pub(super) fn linear_out(epilogue: &[Stage]) -> Operand {
-        let is_quantized = epilogue.contains(&Stage::Quantize);
+        let is_formed = Self::is_formed(epilogue);
         for stage in epilogue {
             match stage {
                 Stage::AppendQkv { head_dim, heads, .. } => return write("out", 4 * head_dim * heads, &[0]),
-                // Records have 44 bytes for 32 columns: less than what is said here.
-                Stage::Glu(_) => return write("out", if is_quantized { 1 } else { 2 }, &[0, 1]),
+                // Records have 44 bytes for 32 columns, and bf16 64: no more than what is said here.
+                Stage::Glu(_) => return write("out", if is_formed { 1 } else { 2 }, &[0, 1]),
                 _ => {}
             }
         }
-        write("out", if is_quantized { 2 } else { 4 }, &[0, 1])
+        write("out", if is_formed { 2 } else { 4 }, &[0, 1])
     }
 
     /// Bytes per row and group of 32 of weights unpacked to scratch: f32 elements, or bytes with f32 scales and minima.

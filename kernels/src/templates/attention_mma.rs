@@ -365,20 +365,32 @@ impl<'b, 'c> Kernel<'b, 'c> {
         let begin = b.overloaded("llvm.smax", &[first, b.udiv(history.first, tokens)]);
         let end = b.add(b.udiv(history.last, tokens), b.int(1));
         let end = b.overloaded("llvm.smin", &[b.add(first, per_split), end]);
+        if self.exchange.is_some() {
+            self.ask_ahead(history, [begin, end]);
+        }
         // All have done with what lay there.
         b.barrier();
         self.bring_keys(history, begin);
+        self.bring_values(history, begin);
         b.for_range(begin, end, b.int(1), |block| {
-            b.wait_copies(0);
+            b.wait_copies(1);
             b.barrier();
-            self.bring_values(history, block);
             let weights = self.weigh(rows, block, state);
             b.wait_copies(0);
             b.barrier();
             let next = b.add(block, b.int(1));
-            b.when(b.icmp(IntPredicate::SLT, next, end), || self.bring_keys(history, next));
+            let is_last = b.icmp(IntPredicate::SGE, next, end);
+            b.either(is_last, || {}, || self.bring_keys(history, next));
             let weights = self.gather(weights, state);
             self.add_values(&weights, state);
+            b.either(
+                is_last,
+                || {},
+                || {
+                    b.barrier();
+                    self.bring_values(history, next);
+                },
+            );
         });
         for &sum in &state.sum {
             b.set(sum, self.across_row(b.get(sum), |one, other| b.fadd(one, other)));

@@ -11,8 +11,9 @@ use lathe_ir::recipe::ATTENTION_SPLIT;
 
 use super::attention::Scores;
 use super::attention_block::{AtOnce, Shape, Split, beginning, merge as merge_states, start};
+use super::rows::store_group;
 use crate::llvm::builder::{Builder, Kind, LANES, Val};
-use crate::spec::{PAGE_TOKENS, partial_floats};
+use crate::spec::{ACT_GROUP_BYTES, GROUP, PAGE_TOKENS, partial_floats};
 
 /// For few tokens: a multiprocessor has few blocks, and each finishes when its own loads are there.
 const FOR_FEW: AtOnce = AtOnce { keys: 32, pages: 4 };
@@ -61,33 +62,46 @@ pub fn splits(b: &Builder<'_>, shape: Shape, scores: Scores) {
 }
 
 /// Operands: positions, partials, out. Params: T, KV, W. Units: tokens · key/value heads · query heads · blocks of 16
-/// elements.
-pub fn merge(b: &Builder<'_>, group: usize, head_dim: usize, window: Option<usize>) {
+/// elements, or groups of 32 where they are quantized.
+pub fn merge(b: &Builder<'_>, [group, head_dim]: [usize; 2], window: Option<usize>, quantize: bool) {
     let (kv_heads, width) = (b.param(1), b.param(2));
     let per_head = b.udiv(width, kv_heads);
-    let (blocks, group) = (b.int((head_dim / LANES) as i64), b.int(group as i64));
+    let at_once = if quantize { GROUP / LANES } else { 1 };
+    let (parts, group) = (b.int((head_dim / LANES / at_once) as i64), b.int(group as i64));
     b.for_units(|unit| {
-        let (row, block) = (b.udiv(unit, blocks), b.urem(unit, blocks));
+        let (row, part) = (b.udiv(unit, parts), b.urem(unit, parts));
         let (pair, query_head) = (b.udiv(row, group), b.urem(row, group));
         let (token, head) = (b.udiv(pair, kv_heads), b.urem(pair, kv_heads));
         let position = b.load_index(b.operand(0), token);
         let (_, start_page) = beginning(b, position, window);
         let first = b.udiv(start_page, b.int((ATTENTION_SPLIT / PAGE_TOKENS) as i64));
         let end = b.add(b.udiv(position, b.int(ATTENTION_SPLIT as i64)), b.int(1));
-        let total = start(b, 1);
+        let total = start(b, at_once);
         b.unrolled([first, end], 1, MERGES_AT_ONCE, |index| {
             let record = b.add(b.add(b.mul(token, width), b.mul(head, per_head)), index);
             let base = partial(b, b.operand(1), b.add(b.mul(record, group), query_head), head_dim);
             let at = |lanes: usize| b.offset(base, b.int((4 * (head_dim + lanes)) as i64));
-            let state = start(b, 1);
-            b.set(state.values[0], b.load_lanes(Kind::F32, b.element(base, block, 4 * LANES)));
+            let state = start(b, at_once);
+            let own = b.element(base, part, 4 * LANES * at_once);
+            for (i, &value) in state.values.iter().enumerate() {
+                b.set(value, b.load_lanes(Kind::F32, b.offset(own, b.int((4 * LANES * i) as i64))));
+            }
             b.set(state.sum, b.load_lanes(Kind::F32, at(0)));
             b.set(state.max, b.first(b.load_lanes(Kind::F32, at(LANES))));
             merge_states(b, &total, &state);
         });
-        let out = b.element(b.element(b.operand(2), row, 4 * head_dim), block, 4 * LANES);
         let sum = b.splat(b.sum(b.get(total.sum)));
-        b.store_lanes(Kind::F32, out, b.fdiv(b.get(total.values[0]), sum));
+        let values: Vec<Val<'_>> = total.values.iter().map(|&value| b.fdiv(b.get(value), sum)).collect();
+        if let &[low, high] = &values[..] {
+            let heads = b.mul(kv_heads, group);
+            let groups = b.mul(heads, parts);
+            let record = b.element(b.operand(2), b.mul(token, groups), ACT_GROUP_BYTES);
+            let index = b.add(b.mul(b.urem(row, heads), parts), part);
+            store_group(b, record, index, groups, [low, high]);
+        } else {
+            let out = b.element(b.element(b.operand(2), row, 4 * head_dim), part, 4 * LANES);
+            b.store_lanes(Kind::F32, out, values[0]);
+        }
     });
 }
 

@@ -89,7 +89,7 @@ impl<'b, 'c> Staged<'b, 'c> {
             column: b.urem(lane, b.int(4)),
             shared: b.operand(0),
         };
-        kernel.first_row = b.mul(b.special("ctaid.y"), b.int(kernel.tokens() as i64));
+        kernel.first_row = b.mul(b.block_of_rows(), b.int(kernel.tokens() as i64));
         let pieces = if scheme.is_integer() { kernel.code_bytes() } else { kernel.float_bytes() };
         let totals = 4 * kernel.rows_at_once() * kernel.stride();
         kernel.shared = b.shared("pieces", pieces.max(totals) / 4);

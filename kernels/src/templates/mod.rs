@@ -48,12 +48,12 @@ pub fn missing(spec: &KernelSpec, vector: bool) -> Option<&'static str> {
             Some("CPUs give a worker all splits of a head")
         }
         KernelSpec::Sample(_) if vector => Some("on CPUs the runtime samples"),
+        KernelSpec::Linear { epilogue, .. } if vector && epilogue.contains(&Stage::Round) => {
+            Some("products on CPUs take f32 or int8")
+        }
         _ if vector => None,
         _ if matches!(spec.cache(), Some(DType::Int8 | DType::Bf16)) => {
             Some("caches of int8 and bf16 are for CPUs only so far; compile with --cache f16")
-        }
-        KernelSpec::Linear { epilogue, .. } if epilogue.contains(&Stage::Quantize) => {
-            Some("results are quantized by the product itself on CPUs only so far")
         }
         KernelSpec::Linear { tile: Tile::Unpack { .. }, .. } => {
             Some("the linear kernel for many tokens is generated for CPUs only so far")
@@ -98,8 +98,8 @@ pub fn generate(b: &mut Builder<'_>, symbol: &str, spec: &KernelSpec) {
                 None => attention_split::splits(b, shape, scores),
             }
         }
-        KernelSpec::AttentionMerge { group, head_dim, window } => {
-            attention_split::merge(b, *group, *head_dim, *window);
+        KernelSpec::AttentionMerge { group, head_dim, window, quantize } => {
+            attention_split::merge(b, [*group, *head_dim], *window, *quantize);
         }
         KernelSpec::Map { op } => map::map(b, *op),
         KernelSpec::Rope { head_dim, dim } => rotary::rope(b, *head_dim, *dim),

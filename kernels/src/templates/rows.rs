@@ -4,6 +4,10 @@
 //! the row by the lane tree, then the squares of `x − mean`: `y = (x − mean) · (1 / sqrt(…/K + eps)) · w + bias`, the last
 //! two by one fused multiply-add. The result is f32, or rounded to bf16, or quantized. Quantization takes groups of 32:
 //! scale = max|y| / 127, code = y / scale rounded to even, and stores scale · Σcode and Σcode beside the codes.
+//!
+//! Where many teams of threads share a row, each thread finishes a quarter of a group by itself: see [`quarters`].
+
+mod quarters;
 
 use inkwell::FloatPredicate;
 use inkwell::values::PointerValue;
@@ -39,6 +43,7 @@ pub fn rows<'c>(b: &Builder<'c>, Steps { gather, norm, add, form }: Steps) {
     let out = next();
     let groups = b.param(2);
     let one_group = KernelSpec::Rows { gather, norm, add, form }.takes_groups() && !b.is_vector();
+    let quarters = quarters::Quarters::begin(b, groups, [weight, bias], form);
     b.for_units(|unit| {
         // A row, or a group of one.
         let (row, group) = if one_group { (b.udiv(unit, groups), Some(b.urem(unit, groups))) } else { (unit, None) };
@@ -53,6 +58,10 @@ pub fn rows<'c>(b: &Builder<'c>, Steps { gather, norm, add, form }: Steps) {
             }
         };
         let row_base = b.mul(row, groups);
+        if let (Some(quarters), Some(factor)) = (&quarters, factor) {
+            let residual = residual.map(|residual| b.element(residual, row_base, 4 * GROUP));
+            return quarters.finish(&quarters::Row { x, mean, factor, residual, out, before: row_base });
+        }
         let load = |g: Val<'c>| {
             // Half of a row comes from another core, which wrote it: the next one is asked for in time.
             if b.is_vector() && !gather {
@@ -88,11 +97,7 @@ pub fn rows<'c>(b: &Builder<'c>, Steps { gather, norm, add, form }: Steps) {
             match form {
                 Activation::Int8 => store_group(b, b.element(out, row_base, ACT_GROUP_BYTES), g, groups, halves),
                 Activation::F32 => store_halves(b, Kind::F32, place(), halves),
-                Activation::Bf16 => {
-                    let zero = b.float(0.0);
-                    let rounded = halves.map(|value| b.trunc(b.to_bf16_pair(value, zero), Kind::I16));
-                    store_fragments(b, place(), rounded);
-                }
+                Activation::Bf16 => store_rounded(b, place(), halves),
             }
         };
         match group {
@@ -117,8 +122,10 @@ fn store_halves<'c>(b: &Builder<'c>, kind: Kind, out: PointerValue<'c>, halves: 
     }
 }
 
-/// Stores a group of 32 elements in bf16 in the order of [`Activation::Bf16`].
-fn store_fragments<'c>(b: &Builder<'c>, out: PointerValue<'c>, halves: [Val<'c>; 2]) {
+/// Stores a group of 32 elements rounded to bf16 in the order of [`Activation::Bf16`].
+pub fn store_rounded<'c>(b: &Builder<'c>, out: PointerValue<'c>, halves: [Val<'c>; 2]) {
+    let zero = b.float(0.0);
+    let halves = halves.map(|value| b.trunc(b.to_bf16_pair(value, zero), Kind::I16));
     let lane = b.zext(b.lane_index(), Kind::I64);
     let (eighth, within) = (b.udiv(lane, b.int(8)), b.urem(lane, b.int(8)));
     let (column, odd) = (b.udiv(within, b.int(2)), b.urem(within, b.int(2)));

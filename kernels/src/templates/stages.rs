@@ -7,9 +7,9 @@ use inkwell::IntPredicate;
 use inkwell::values::PointerValue;
 
 use super::append::{Page, Vector, numbers, page};
-use super::rows::store_group;
+use super::rows::{store_group, store_rounded};
 use crate::llvm::builder::{Builder, Kind, LANES, Val};
-use crate::spec::{ACT_GROUP_BYTES, GROUP, Stage, page_bytes, rotary_columns, rotary_is_aligned};
+use crate::spec::{ACT_GROUP_BYTES, Activation, GROUP, Stage, page_bytes, rotary_columns, rotary_is_aligned};
 
 /// Index of a linear kernel's first epilogue operand: after x and w.
 const FIRST_OPERAND: usize = 2;
@@ -90,6 +90,12 @@ pub fn finish<'c>(b: &Builder<'c>, epilogue: &[Stage], mut strip: Strip<'c>) {
                 let groups = b.udiv(columns, b.int(GROUP as i64));
                 let record = b.element(next(), b.mul(strip.row, groups), ACT_GROUP_BYTES);
                 return store_group(b, record, strip.index, groups, [low, high]);
+            }
+            Stage::Round => {
+                let &[low, high] = &strip.values[..] else { unreachable!("a strip's result is a group") };
+                let groups = b.udiv(columns, b.int(GROUP as i64));
+                let group = b.add(b.mul(strip.row, groups), strip.index);
+                return store_rounded(b, b.element(next(), group, Activation::Bf16.group_bytes()), [low, high]);
             }
             Stage::AppendQkv { head_dim, heads, kv_heads, dtype } => {
                 let [positions, sequences, block_table, cache] = [next(), next(), next(), next()];

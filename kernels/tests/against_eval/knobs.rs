@@ -10,7 +10,8 @@ use lathe_ir::recipe::ATTENTION_SPLIT;
 use lathe_ir::scheme::Scheme;
 use lathe_ir::types::{CacheType, DType};
 use lathe_kernels::spec::{
-    Activation, BLOCK_ROWS, KernelSpec, MapOp, PAGE_TOKENS, Stage, Tile, page_bytes, partial_floats,
+    ACT_GROUP_BYTES, Activation, BLOCK_ROWS, GROUP, KernelSpec, MapOp, PAGE_TOKENS, Stage, Tile, page_bytes,
+    partial_floats,
 };
 
 use super::{LENGTHS, Paged, eval, paged};
@@ -186,11 +187,24 @@ fn attend_by_splits(spec: &KernelSpec, mut operands: Vec<Vec<u8>>, params: &[i64
     let splits = KernelSpec::AttentionSplits { group, head_dim, dtype, scale, window, softcap };
     let of_splits = [params, &[ways, width]].concat();
     let written = emulated::run(&splits, &operands, &of_splits, rows * kv_heads * ways).expect("it has PTX");
-    let merge = KernelSpec::AttentionMerge { group, head_dim, window };
     let (positions, partials) = (operands[1].clone(), written[5].clone());
-    let operands = [positions, partials, poison(kv_heads as usize * group * head_dim)];
-    let units = rows * kv_heads * (group * head_dim / BLOCK_ROWS) as i64;
-    emulated::run(&merge, &operands, &[rows, kv_heads, width], units).expect("it has PTX").pop().unwrap()
+    let columns = kv_heads as usize * group * head_dim;
+    let merged = |quantize: bool, at_once: usize| {
+        let merge = KernelSpec::AttentionMerge { group, head_dim, window, quantize };
+        let operands = [positions.clone(), partials.clone(), poison(columns)];
+        let units = rows * (columns / at_once) as i64;
+        emulated::run(&merge, &operands, &[rows, kv_heads, width], units).expect("it has PTX").pop().unwrap()
+    };
+    let found = merged(false, BLOCK_ROWS);
+    if head_dim.is_multiple_of(GROUP) {
+        let spec = KernelSpec::Rows { gather: false, norm: None, add: false, form: Activation::Int8 };
+        let groups = (columns / GROUP) as i64;
+        let operands = [found.clone(), vec![0xff; rows as usize * columns / GROUP * ACT_GROUP_BYTES]];
+        let units = rows * groups;
+        let apart = emulated::run(&spec, &operands, &[rows, rows, groups], units).expect("it has PTX").pop().unwrap();
+        assert!(merged(true, GROUP)[..apart.len()] == apart, "{splits}: its merged results are quantized otherwise");
+    }
+    found
 }
 
 /// Tokens of every sequence: its first, middle and last one, and one at the edge of a page.

@@ -1,10 +1,11 @@
 //! Attention as launches: one where there are enough tokens to keep a machine busy, or on a GPU two for few tokens, the
 //! first of which gives every split of their histories a block of its own.
 
+use lathe_ir::graph::{NodeId, Value};
 use lathe_ir::ops::attention::Attention;
 use lathe_ir::recipe::ATTENTION_SPLIT;
 use lathe_ir::types::{CacheType, Dim};
-use lathe_kernels::spec::{KernelSpec, PAGE_TOKENS, partial_floats};
+use lathe_kernels::spec::{BLOCK_ROWS, GROUP, KernelSpec, PAGE_TOKENS, partial_floats};
 use lathe_kernels::targets::Machine;
 
 use super::super::{BATCH, Buffer, DECODE, GPU_BATCH, MULTIPROCESSORS, ScheduleError, Share, times};
@@ -22,15 +23,16 @@ impl Lowering<'_> {
     /// Lowers an attention over `cache`; the operands are q, positions, sequences, block table, cache.
     pub(super) fn attention(
         &mut self,
+        id: NodeId,
         attention: &Attention,
         cache: CacheType,
-        rows: Dim,
         operands: &[Buffer],
     ) -> Result<Buffer, ScheduleError> {
         let &Attention { heads, scale, window, softcap } = attention;
         let CacheType { heads: kv_heads, head_dim, dtype } = cache;
         check_head("attention", head_dim)?;
         let group = heads / kv_heads;
+        let (rows, _) = self.shape(Value { node: id, result: 0 });
         let mut params = vec![rows, Dim::of(kv_heads), Dim::S, self.pages];
         let splits = (self.pages.c * PAGE_TOKENS).div_ceil(ATTENTION_SPLIT);
         let bytes = 4 * partial_floats(head_dim) * heads * splits * rows.eval(self.max);
@@ -53,9 +55,13 @@ impl Lowering<'_> {
         let kernel = KernelSpec::AttentionSplits { group, head_dim, dtype, scale, window, softcap };
         let units = times(rows, kv_heads * ways);
         let partials = self.launch("attention splits", kernel, operands, params, units, Share::Claim(1))?;
-        let kernel = KernelSpec::AttentionMerge { group, head_dim, window };
+        let quantize = head_dim.is_multiple_of(GROUP) && self.is_only_quantized(id);
+        if quantize {
+            self.formed.insert(Value { node: id, result: 0 });
+        }
+        let kernel = KernelSpec::AttentionMerge { group, head_dim, window, quantize };
         let params = vec![rows, Dim::of(kv_heads), width];
-        let units = times(rows, heads * head_dim.div_ceil(PAGE_TOKENS));
+        let units = times(rows, heads * head_dim.div_ceil(if quantize { GROUP } else { BLOCK_ROWS }));
         self.launch("attention", kernel, &[operands[1], partials], params, units, Share::Even)
     }
 }

@@ -8,6 +8,9 @@ use crate::llvm::block::WARP;
 use crate::llvm::builder::Val;
 use crate::spec::{PAGE_TOKENS, page_bytes};
 
+/// Bytes of a line of the second-level cache.
+const CACHE_LINE: usize = 128;
+
 impl<'c> Kernel<'_, 'c> {
     /// Where a warp's page of a block lies in the cache, and how many of its bytes count: all or none.
     fn page(&self, history: &History<'c>, block: Val<'c>) -> (PointerValue<'c>, Val<'c>) {
@@ -21,6 +24,20 @@ impl<'c> Kernel<'_, 'c> {
         let bytes = page_bytes(1, self.shape.head_dim, self.shape.dtype);
         let at = b.element(b.operand(4), b.add(b.mul(number, b.param(1)), history.head), bytes);
         (at, b.select(counts, b.int32(COPY as i32), b.int32(0)))
+    }
+
+    /// Asks the second-level cache for the pages that the blocks `begin` to before `end` have, so that they come from memory
+    /// together: a page of each block by each warp.
+    pub(super) fn ask_ahead(&self, history: &History<'c>, [begin, end]: [Val<'c>; 2]) {
+        let b = self.b;
+        let bytes = page_bytes(1, self.shape.head_dim, self.shape.dtype);
+        b.for_range(begin, end, b.int(1), |block| {
+            let (page, _) = self.page(history, block);
+            let lines = b.int(bytes.div_ceil(CACHE_LINE) as i64);
+            b.for_range(self.lane, lines, b.int(WARP as i64), |line| {
+                b.ask_for_line(b.element(page, line, CACHE_LINE));
+            });
+        });
     }
 
     /// Begins the copies of the keys of a block, a page by each warp. Halves of every second four elements change places:
