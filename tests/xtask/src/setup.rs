@@ -13,6 +13,7 @@ pub fn everything() -> Result<()> {
         ("LLVM 22", llvm()?),
         ("Python for the reference", reference_python()?),
         ("ptxas", downloads::ptxas()?),
+        ("nvdisasm", downloads::nvdisasm()?),
         ("valgrind", valgrind()?),
         ("SmolLM2", downloads::model("smollm2")?),
         ("Gemma 3", downloads::model("gemma3")?),

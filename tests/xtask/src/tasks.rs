@@ -48,6 +48,7 @@ pub fn test(all: bool, arguments: &[&str]) -> Result<()> {
     }
     command.env("LATHE_PYTHON", setup::reference_python()?);
     command.env("LATHE_PTXAS", downloads::ptxas()?);
+    command.env("LATHE_NVDISASM", downloads::nvdisasm()?);
     say(&spell(&command));
 
     let starting = |error| Failure::Step(format!("starting cargo: {error}"));
