@@ -29,6 +29,11 @@ use crate::llvm::memory::Var;
 use crate::llvm::tiles::TILE_ROWS;
 use crate::spec::{Activation, BLOCK_ROWS, GROUP, KernelSpec, Stage, Tile};
 
+/// How far ahead weights are asked for where they are multiplied with several rows, in bytes. The machine looks ahead by
+/// itself while weights come line after line, but not while further rows are multiplied with the strip that is there.
+const AHEAD: usize = 4096;
+/// Rows at once from which on that pays. With fewer the machine keeps up.
+const AHEAD_ROWS: usize = 4;
 /// Rows of activations from which on their halves go one after the other; for fewer, unpacking twice would cost more.
 const HALVED_ROWS: i64 = 192;
 
@@ -168,6 +173,9 @@ impl<'c> Linear<'_, 'c> {
         b.for_range(b.int(0), b.param(2), b.int(1), |span| {
             b.repeat(span_groups(self.scheme), |index| {
                 let places = blocks.iter().map(|&block| Place { block, span, index });
+                if count >= AHEAD_ROWS {
+                    places.clone().for_each(|place| self.look_ahead(tile, weights, place));
+                }
                 let loaded: Vec<Group<'c>> = places.map(|place| self.load(tile, weights, place)).collect();
                 let g = self.group_index(span, index);
                 match self.act {
@@ -281,7 +289,7 @@ impl<'c> Linear<'_, 'c> {
         let whole = || b.load(Kind::I32, self.field(row, GROUP + 8, g));
         if self.scheme.group == GROUP {
             let start = match self.scheme.zero {
-                Zero::Symmetric => b.splat(b.mul(whole(), b.int32(zero))),
+                Zero::Symmetric => b.spread_product(whole(), zero),
                 Zero::Min => b.int_lanes(0),
             };
             return (Vec::new(), vec![start]);
@@ -308,6 +316,20 @@ impl<'c> Linear<'_, 'c> {
                     b.set(sum, b.fma(values[k], x, b.get(sum)));
                 }
             }
+        }
+    }
+
+    /// Asks for packed weights that come later, as many as a place has.
+    fn look_ahead(&self, tile: Tile, weights: PointerValue<'c>, Place { block, span, index }: Place<'c>) {
+        let (b, bytes) = (self.b, block_span_bytes(self.scheme));
+        if !(b.is_vector() && matches!(tile, Tile::Stream { .. })) {
+            return;
+        }
+        let span = b.add(b.mul(b.param(2), b.int(block as i64)), span);
+        let own = bytes / span_groups(self.scheme);
+        let at = b.element(b.element(weights, span, bytes), index, own);
+        for line in 0..own.div_ceil(LINE) {
+            b.prefetch(b.offset(at, b.int((AHEAD + line * LINE) as i64)));
         }
     }
 
