@@ -11,6 +11,9 @@
 //! them: their rows `g` and `g + 8` are the first two of the four in one product, and the last two in the other. Of a
 //! narrow tile, one block, it reads rows `2 g` and `2 g + 1` by 8 bytes, for one product.
 //!
+//! A row alone has a path of its own where results are scaled one by one: of the two columns of results that a thread has,
+//! it takes the first.
+//!
 //! A thread holds what it has loaded of the next [`Product::depth`] groups of 32 columns, and asks for one more where it
 //! multiplies one, so that memory never waits for arithmetic. The first ones are loaded before the kernels that make the
 //! activations have finished, where the chip can start kernels early.
@@ -63,18 +66,28 @@ pub fn linear(b: &Builder<'_>, form: (Scheme, Activation), tokens: usize, narrow
         }
         None => (unit, None),
     };
-    let sums = product.multiply(strip, partners);
-    product.share(&sums);
+    let compute = |alone: bool| {
+        let product = Product { alone, ..product };
+        product.share(&product.multiply(strip, partners));
+    };
+    if form.0.is_integer() && tokens == TILE_ROWS {
+        b.either(b.icmp(IntPredicate::EQ, b.param(0), b.int(1)), || compute(true), || compute(false));
+    } else {
+        compute(false);
+    }
     product.each_row(|row, values| finish(b, epilogue, Strip { row, index: strip, values, partners }));
 }
 
 /// A product in the making, as one thread sees it.
+#[derive(Clone, Copy)]
 struct Product<'b, 'c> {
     b: &'b Builder<'c>,
     scheme: Scheme,
     act: Activation,
     blocks: usize,
     tokens: usize,
+    /// Whether there is one row of activations.
+    alone: bool,
     /// Groups of 32 columns.
     groups: Val<'c>,
     /// The first row of activations of this block of threads.
@@ -111,6 +124,7 @@ impl<'b, 'c> Product<'b, 'c> {
             act,
             blocks,
             tokens,
+            alone: false,
             groups: b.mul(b.param(2), b.int(span_groups(scheme) as i64)),
             first_row: b.mul(b.special("ctaid.y"), b.int(tokens as i64)),
             warp: b.udiv(thread, b.int(WARP as i64)),
@@ -121,6 +135,11 @@ impl<'b, 'c> Product<'b, 'c> {
         let runs = if product.keeps_all() { PARTS } else { 1 };
         product.shared = b.shared("sums", runs * tokens * product.stride());
         product
+    }
+
+    /// Columns of results that a thread needs.
+    fn columns(&self) -> usize {
+        if self.alone { 1 } else { 2 }
     }
 
     /// Pairs of blocks of weight rows; of an odd number of blocks the last one is its own partner.
@@ -331,7 +350,7 @@ impl<'b, 'c> Product<'b, 'c> {
         let base = b.element(base, self.row, 4 * self.thread_rows());
         for (tile, sums) in sums.iter().enumerate() {
             for (pair, products) in sums.iter().enumerate() {
-                for token in 0..2 {
+                for token in 0..self.columns() {
                     for (product, sums) in products.iter().enumerate() {
                         let at = (TILE_ROWS * tile + token) * self.stride() + pair * PAIR_ROWS + 2 * product;
                         let at = b.offset(base, b.int(4 * at as i64));

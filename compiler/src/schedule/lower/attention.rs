@@ -16,8 +16,9 @@ const WAYS: [usize; 2] = [4, 64];
 /// Blocks of the least step of a bucket that fill a chip, if its histories are long; where they are short, blocks that find
 /// nothing to do take longer to come and go than the others to work.
 const FULL: usize = 2 * MULTIPROCESSORS;
-/// Most bytes of intermediate results for which splits get blocks of their own.
-const MOST_PARTIAL_BYTES: usize = 256 << 20;
+/// Most bytes of intermediate results for which splits get blocks of their own: enough for 128 sequences of 131,072 tokens with
+/// 32 heads. Without them a block attends for one sequence after the other, which takes ten times as long.
+const MOST_PARTIAL_BYTES: usize = 1536 << 20;
 
 impl Lowering<'_> {
     /// Lowers an attention over `cache`; the operands are q, positions, sequences, block table, cache.

@@ -119,11 +119,13 @@ impl<'c> Product<'_, 'c> {
             let rows = rows(tile);
             let of = |part: usize| if parts(self.scheme) == 1 { rows[..2].to_vec() } else { vec![rows[part]] };
             let words = (0..parts(self.scheme)).map(of).collect();
-            let activations = activations(b, self.scheme, words, [rows[2], rows[3]], [rows[4], rows[5]]);
+            let fields: Vec<[Val<'c>; 2]> =
+                rows[2..].chunks(self.columns()).map(|field| [field[0], field[field.len() - 1]]).collect();
+            let activations = activations(b, self.scheme, words, fields[0], fields[1]);
             for (parts, sums) in fragments.iter().zip(sums) {
                 for (products, activations) in parts.iter().zip(&activations) {
                     for (weights, sums) in products.iter().zip(sums) {
-                        accumulate(b, weights, activations, sums);
+                        accumulate(b, weights, activations, &sums[..], self.columns());
                     }
                 }
             }
@@ -235,7 +237,7 @@ impl<'c> Product<'_, 'c> {
             if wants_scaled_sums(self.scheme) { (Kind::F32, GROUP + 4) } else { (Kind::I32, ACT_GROUP_BYTES - 4) };
         for (kind, bytes) in [(Kind::F32, GROUP), (kind, sums)] {
             let field = |row: PointerValue<'c>| b.element(b.element(row, self.groups, bytes), group, 4);
-            words.extend(rows.results.map(|row| b.load(kind, field(row))));
+            words.extend(rows.results[..self.columns()].iter().map(|&row| b.load(kind, field(row))));
         }
         words
     }

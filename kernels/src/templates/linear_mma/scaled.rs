@@ -65,12 +65,22 @@ pub fn activations<'c>(
     words.into_iter().zip(sums).map(of).collect()
 }
 
-/// `sum = fma(f32(dot) · scale, x scale, sum)`, then with minima `sum = fma(min, x scale · x sum, sum)`.
-pub fn accumulate<'c>(b: &Builder<'c>, weights: &Fragment<'c>, activations: &Activations<'c>, sums: &[Var<'c>; 4]) {
+/// `sum = fma(f32(dot) · scale, x scale, sum)`, then with minima `sum = fma(min, x scale · x sum, sum)`: for both rows those
+/// of the first `columns` columns of results.
+pub fn accumulate<'c>(
+    b: &Builder<'c>,
+    weights: &Fragment<'c>,
+    activations: &Activations<'c>,
+    sums: &[Var<'c>],
+    columns: usize,
+) {
     let [start, other] = activations.starts;
     let dots = b.mma(&weights.words, &activations.words, [start, other, start, other]);
     for (i, (dot, &sum)) in dots.into_iter().zip(sums).enumerate() {
         let (row, column) = (i / 2, i % 2);
+        if column >= columns {
+            continue;
+        }
         let dot = b.fsub(b.bitcast(dot, Kind::F32), b.float(MAGIC));
         let mut value = b.fma(b.fmul(dot, weights.scales[row]), activations.scales[column], b.get(sum));
         if let (Some(&min), Some(weighted)) = (weights.mins.get(row), activations.weighted) {

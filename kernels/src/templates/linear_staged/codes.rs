@@ -161,7 +161,7 @@ impl<'c> Staged<'_, 'c> {
             let activations = self.code_activations(from, first);
             for (fragments, sums) in fragments.iter().zip(sums) {
                 for (weights, activations) in fragments.iter().zip(&activations) {
-                    accumulate(b, weights, activations, sums);
+                    accumulate(b, weights, activations, &sums[..], 2);
                 }
             }
         }
