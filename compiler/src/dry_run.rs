@@ -1,8 +1,6 @@
 //! What a compile would give, without weights and without code: sizes, schedule and predicted times.
 //!
-//! Times are predicted for a described machine: a launch takes the longer of its bytes at the machine's bandwidth and its
-//! operations at the machine's rate, and launches follow each other. They are bounds to compare shapes and targets by,
-//! not measurements.
+//! Times are predicted for a described machine ([`crate::machines`]), and launches follow each other.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -14,62 +12,10 @@ use lathe_kernels::{KernelError, TextLevel};
 use lathe_models::Model;
 
 use crate::assemble::Usage;
+use crate::machines::Machine;
 use crate::schedule::cost::ATTENTION_CONTEXT;
 use crate::schedule::{Bucket, Launch, PREFILL, Schedule, ScheduledCache};
 use crate::weights;
-
-/// A machine, by what limits it.
-struct Machine {
-    name: &'static str,
-    /// Bytes a second from memory.
-    bandwidth: f64,
-    /// Operations a second of matrix products with 16-bit weights.
-    rate: f64,
-    /// Seconds between launches.
-    launch: f64,
-}
-
-/// Two cores of a Zen 4 server: 43 GB/s measured from memory, 236 GFLOP/s of bf16 dot products a core.
-const CPU: Machine =
-    Machine { name: "two Zen 4 cores (43 GB/s, 0.47 TFLOP/s)", bandwidth: 43e9, rate: 0.472e12, launch: 1e-6 };
-/// NVIDIA's published figures of the A100 with 80 GB, dense bf16; a launch inside a graph.
-const A100: Machine =
-    Machine { name: "A100 80 GB (2.04 TB/s, 312 TFLOP/s)", bandwidth: 2.039e12, rate: 312e12, launch: 2e-6 };
-/// The same of the H100 SXM.
-const H100: Machine =
-    Machine { name: "H100 SXM (3.35 TB/s, 989 TFLOP/s)", bandwidth: 3.35e12, rate: 989e12, launch: 1.3e-6 };
-
-/// The same of the A10.
-const A10: Machine = Machine { name: "A10 (600 GB/s, 125 TFLOP/s)", bandwidth: 0.6e12, rate: 125e12, launch: 2e-6 };
-/// The same of the L40S.
-const L40S: Machine = Machine { name: "L40S (864 GB/s, 362 TFLOP/s)", bandwidth: 0.864e12, rate: 362e12, launch: 2e-6 };
-/// The same of the B200.
-const B200: Machine = Machine { name: "B200 (8 TB/s, 2250 TFLOP/s)", bandwidth: 8e12, rate: 2250e12, launch: 1.3e-6 };
-/// The same of the RTX 5090.
-const RTX_5090: Machine =
-    Machine { name: "RTX 5090 (1.79 TB/s, 210 TFLOP/s)", bandwidth: 1.79e12, rate: 210e12, launch: 2e-6 };
-
-impl Machine {
-    fn of(target: &Target) -> &'static Machine {
-        match target.machine {
-            Kind::X86 => &CPU,
-            Kind::Nvptx => match target.name {
-                "sm_80" => &A100,
-                "sm_86" => &A10,
-                "sm_89" => &L40S,
-                "sm_90" => &H100,
-                "sm_100" => &B200,
-                _ => &RTX_5090,
-            },
-        }
-    }
-
-    /// Seconds that a launch takes in a step.
-    fn seconds(&self, launch: &Launch, step: StepSize) -> f64 {
-        let (bytes, flops) = (launch.bytes.eval(step) as f64, launch.flops.eval(step) as f64);
-        (bytes / self.bandwidth).max(flops / self.rate) + self.launch
-    }
-}
 
 /// The text of a dry run.
 pub fn text(model: &Model, schedule: &Schedule, targets: &[&'static Target]) -> String {

@@ -15,6 +15,7 @@ pub mod draft;
 pub mod dry_run;
 pub mod emit;
 pub mod error;
+pub mod machines;
 pub mod options;
 pub mod output;
 pub mod pass;

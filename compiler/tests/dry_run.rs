@@ -54,6 +54,40 @@ fn a_shape_for_every_target() {
     insta::assert_snapshot!("dry_run_smollm2-135m", self::text("smollm2-135m", vec![&TARGETS[0]]));
 }
 
+/// Steps on an H100 as `lathe bench` measured them: a shape, how it was quantized, and milliseconds of a decoded token behind
+/// 512 others and of a prompt of 512.
+const MEASURED: [(&str, &str, f64, Option<f64>); 4] = [
+    ("llama-3.1-8b", "bf16", 5.59, Some(31.3)),
+    ("llama-3.1-8b", "int4:g32", 2.35, Some(69.2)),
+    ("llama-3.2-1b", "bf16", 1.12, Some(6.25)),
+    ("smollm2-135m", "int4:g32+min", 0.697, None),
+];
+/// How far a prediction may be off.
+const ROOM: f64 = 0.15;
+
+#[test]
+fn predicted_steps_of_a_measured_gpu_are_as_they_were_measured() {
+    let target = Target::parse("sm_90").expect("a known target");
+    let mut report = Vec::new();
+    let mut worst: f64 = 0.0;
+    for (shape, formats, decode, prefill) in MEASURED {
+        let model = shapes::open(shape.as_ref()).expect("a known shape");
+        let mut options = Options::new(target);
+        options.passes.formats = formats.parse().expect("a form of weights");
+        let text = compile(model, Goal::DryRun, &options).expect("it compiles").text;
+        for (name, measured) in [("  decode, 1 token:", Some(decode)), ("  prefill, 512 tokens:", prefill)] {
+            let Some(measured) = measured else { continue };
+            let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("a line of the step");
+            let cell = line.split(", ").find_map(|cell| cell.strip_suffix(" ms")).expect("its time");
+            let off = cell.parse::<f64>().expect("a number") / measured - 1.0;
+            worst = worst.max(off.abs());
+            report.push(format!("{shape} in {formats},{name} {cell} ms, measured {measured}, {:+.0} %", 100.0 * off));
+        }
+    }
+    println!("{}", report.join("\n"));
+    assert!(worst <= ROOM, "predictions are off:\n{}", report.join("\n"));
+}
+
 #[test]
 fn what_is_no_shape_is_refused_with_their_names() {
     let error = shapes::open("llama-9000b".as_ref()).err().expect("there is none");

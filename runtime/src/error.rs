@@ -92,6 +92,20 @@ pub enum Error {
         driver: String,
     },
 
+    /// A kernel shares more memory than the GPU has for a block of threads.
+    #[error(
+        "kernel `{kernel}` of the plan needs {needed} bytes of shared memory, and this GPU gives a block of threads {found}; \
+         compile the plan with --target for this GPU, or run a plan for CPUs with --device cpu"
+    )]
+    SharedMemory {
+        /// The kernel.
+        kernel: String,
+        /// Bytes that it needs.
+        needed: u64,
+        /// Bytes that there are.
+        found: u64,
+    },
+
     /// The GPU has no more memory.
     #[error("the GPU has no {bytes} bytes left for {what}; lower --cache-tokens, or free memory of the GPU")]
     DeviceMemory {

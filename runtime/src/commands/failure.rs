@@ -83,5 +83,8 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 /// Whether a plan is none for this machine.
 fn is_unsuitable(error: &Error) -> bool {
     let code = matches!(error, Error::MissingFeatures { .. } | Error::NoTarget { .. } | Error::NoCode | Error::NoPtx);
-    code || matches!(error, Error::Program(_) | Error::Capability { .. } | Error::OldDriver { .. })
+    code || matches!(
+        error,
+        Error::Program(_) | Error::Capability { .. } | Error::OldDriver { .. } | Error::SharedMemory { .. }
+    )
 }

@@ -26,6 +26,8 @@ pub struct Context {
     pub name: String,
     /// Compute capability, times ten: 80 for `sm_80`.
     pub capability: u32,
+    /// Bytes of memory that the threads of a block may share.
+    pub shared_bytes: u64,
 }
 
 // SAFETY: the driver's handles may be used from any thread on which the context is current.
@@ -82,10 +84,12 @@ impl Context {
         };
         let major = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
         let minor = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        let shared = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK)?;
         // SAFETY: the device is one that the driver gave; the context is released once, when this is dropped.
         let raw = ask("cuDevicePrimaryCtxRetain", unsafe { result::primary_ctx::retain(device) })?;
         let capability = (major * 10 + minor) as u32;
-        Ok(Arc::new(Context { device, raw, name, capability }))
+        let shared_bytes = u64::try_from(shared).unwrap_or(0);
+        Ok(Arc::new(Context { device, raw, name, capability, shared_bytes }))
     }
 
     /// Bytes of the device's memory that nobody has taken.

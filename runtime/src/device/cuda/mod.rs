@@ -9,6 +9,7 @@ mod driver;
 mod launcher;
 mod machine;
 mod picking;
+mod ptx;
 
 use std::sync::Arc;
 
@@ -74,11 +75,6 @@ enum State {
 /// The prefix of the targets that are GPUs, before their compute capability.
 const TARGET_PREFIX: &str = "sm_";
 
-/// What stands before a kernel's name in PTX.
-const ENTRY: &str = ".entry ";
-/// The instruction of a kernel that waits by itself for the kernels before it to end.
-const WAIT: &str = "griddepcontrol.wait";
-
 /// Whether a plan has code for GPUs.
 pub fn has_code(plan: &Plan) -> bool {
     plan.codes("main").any(|code| code.object.target.starts_with(TARGET_PREFIX))
@@ -108,34 +104,22 @@ fn choose<'a>(objects: impl Iterator<Item = &'a CodeObject>, found: u32) -> Resu
     }
 }
 
-/// The kernels' names, from where they stand in the PTX, and whether each waits by itself for the kernels before it to end.
-fn names(object: &CodeObject) -> Result<(&str, Vec<(&str, bool)>)> {
-    let wrong = |what: &str| Error::Program(format!("its PTX {what}"));
-    let text = std::str::from_utf8(&object.code).map_err(|_| wrong("is no text"))?;
-    let name = |&at: &u64| {
-        let from = usize::try_from(at).ok().and_then(|at| text.get(at..)).ok_or_else(|| wrong("lacks a kernel"))?;
-        let end = from.find('(').ok_or_else(|| wrong("has a kernel without parameters"))?;
-        let body = &from[..from.find(ENTRY).unwrap_or(from.len())];
-        Ok((&from[..end], body.contains(WAIT)))
-    };
-    Ok((text, object.entries.iter().map(name).collect::<Result<Vec<_>>>()?))
-}
-
 /// Loads a target's cubin where there is one for this GPU, else its PTX; what to tell of that.
 fn load_module(
     context: &Arc<Context>,
     cubin: Option<&[u8]>,
     object: &CodeObject,
-    ptx: &str,
-    names: &[(&str, bool)],
+    text: &str,
+    entries: &[ptx::Entry<'_>],
 ) -> Result<(Module, Option<String>)> {
-    let Some(cubin) = cubin else { return Ok((Module::load(context, Image::Ptx(ptx), names)?, None)) };
+    let names: Vec<(&str, bool)> = entries.iter().map(|entry| (entry.name, entry.waits)).collect();
+    let Some(cubin) = cubin else { return Ok((Module::load(context, Image::Ptx(text), &names)?, None)) };
     let (target, found) = (&object.target, context.capability);
     // Within a generation a binary runs on its own chip and on later ones.
     let why = if capability(object).is_none_or(|of| of / 10 != found / 10) {
         format!("is for another chip than this GPU's sm_{found}")
     } else {
-        match Module::load(context, Image::Cubin(cubin), names) {
+        match Module::load(context, Image::Cubin(cubin), &names) {
             Ok(module) => return Ok((module, None)),
             Err(error) => format!("does not load here ({error})"),
         }
@@ -144,7 +128,7 @@ fn load_module(
         "the plan's cubin for {target} {why}, so the driver compiles its PTX, which takes some seconds; compile the plan \
          with --target sm_{found} to save them"
     );
-    Ok((Module::load(context, Image::Ptx(ptx), names)?, Some(warning)))
+    Ok((Module::load(context, Image::Ptx(text), &names)?, Some(warning)))
 }
 
 /// Positions of the cache: unless told otherwise, it may take three quarters of what weights and results leave.
@@ -170,11 +154,9 @@ impl CudaDevice {
         let object = choose(plan.codes(name).map(|code| &code.object), context.capability)?;
         let code = plan.codes(name).find(|code| std::ptr::eq(&raw const code.object, object));
         let layout = code.map_or("", |code| &code.layout);
-        let (ptx, names) = names(object)?;
-        if names.len() != program.kernels.len() {
-            return Err(Error::Program("its code lacks kernels".into()));
-        }
-        let (module, warning) = load_module(&context, plan.cubin(name, &object.target), object, ptx, &names)?;
+        let (text, entries) = ptx::entries(object)?;
+        ptx::check(&entries, program, context.shared_bytes)?;
+        let (module, warning) = load_module(&context, plan.cubin(name, &object.target), object, text, &entries)?;
         let readers = std::thread::available_parallelism().map_or(1, usize::from);
         let weights = plan.load_weights(name, layout, options.load, readers)?;
         let limits = Limits::of(program, cache_tokens(&context, program, options)?);
@@ -361,15 +343,5 @@ mod tests {
         let error = chosen(75).unwrap_err().to_string();
         assert!(error.contains("sm_80") && error.contains("sm_75"), "{error}");
         assert!(matches!(choose(objects[1..2].iter(), 90), Err(Error::NoPtx)));
-    }
-
-    #[test]
-    fn kernels_are_named_by_where_they_stand() {
-        let text = ".visible .entry kernel0(\n.visible .entry kernel1(\ngriddepcontrol.wait;\n.visible .entry kernel2(";
-        let at = |name: &str| text.find(name).unwrap() as u64;
-        let found = object("sm_90", text, &["kernel0", "kernel1", "kernel2"].map(at));
-        assert_eq!(names(&found).unwrap().1, [("kernel0", false), ("kernel1", true), ("kernel2", false)]);
-        assert!(names(&object("sm_80", text, &[1000])).is_err());
-        assert!(names(&object("sm_80", "kernel0", &[0])).is_err());
     }
 }
