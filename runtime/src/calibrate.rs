@@ -8,7 +8,7 @@ use lathe_plan::{Plan, Program};
 
 use crate::{
     device::{
-        Device, PageCopy, Pick, Row, Step, StepOutput, StepToken,
+        Device, PageCopy, Pick, Row, RowOutput, Step, StepOutput, StepToken,
         cpu::{CpuDevice, Crew, Host},
         options::DeviceOptions,
     },
@@ -54,21 +54,46 @@ impl Calibration {
         Ok(calibration)
     }
 
-    /// Of the text's tokens, how many a program over the same weights and cache says as the whole one does.
+    /// Of at most `most` tokens all over the text, how many a program over the same weights and cache says as the whole one
+    /// does.
     ///
     /// # Errors
     /// When the program does not fit, or fails.
-    pub fn agreement(&self, program: &Program) -> Result<f64> {
+    pub fn agreement(&self, program: &Program, most: usize) -> Result<f64> {
+        self.mean(program, most, greedy, |place, row| f64::from(u8::from(row.token == self.said[place])))
+    }
+
+    /// The mean log-probability that a program over the same weights and cache gives what the whole one says behind at most
+    /// `most` tokens all over the text: fewer of them tell as much as of agreements.
+    ///
+    /// # Errors
+    /// When the program does not fit, or fails.
+    pub fn likelihood(&self, program: &Program, most: usize) -> Result<f64> {
+        let given = |token, place: usize| Row { pick: Pick::Given(self.said[place]), ..greedy(token, place) };
+        self.mean(program, most, given, |_, row| f64::from(row.logprob))
+    }
+
+    /// The mean of what a program's rows give at such places.
+    fn mean(
+        &self,
+        program: &Program,
+        most: usize,
+        row: impl Fn(usize, usize) -> Row,
+        value: impl Fn(usize, &RowOutput) -> f64,
+    ) -> Result<f64> {
         let mut device = self.host.run_beside(program, &DeviceOptions::default())?;
         let (mut step, mut output) = (Step::default(), StepOutput::default());
-        let places: Vec<usize> = (SKIPPED..self.tokens.len()).collect();
-        let mut right = 0;
+        let all = self.tokens.len() - SKIPPED;
+        let count = all.min(most.max(1));
+        let places: Vec<usize> = (0..count).map(|at| SKIPPED + at * all / count).collect();
+        let mut sum = 0.0;
         for places in places.chunks(self.at_once) {
             self.compose(&mut step, places, &device);
+            step.rows.extend(places.iter().enumerate().map(|(token, &place)| row(token, place)));
             run(&mut device, &step, &mut output)?;
-            right += places.iter().zip(&output.rows).filter(|&(&place, row)| row.token == self.said[place]).count();
+            sum += places.iter().zip(&output.rows).map(|(&place, row)| value(place, row)).sum::<f64>();
         }
-        Ok(right as f64 / places.len() as f64)
+        Ok(sum / count as f64)
     }
 
     /// A step of these tokens, each with a copy of its page.
@@ -84,7 +109,6 @@ impl Calibration {
             }
             let token = StepToken::Known(self.tokens[place]);
             step.push_sequence([token], place as u32, tables.iter().map(Vec::as_slice));
-            step.rows.push(greedy(index));
         }
     }
 
@@ -97,7 +121,7 @@ impl Calibration {
             let tables: Vec<Vec<u32>> = self.pages.iter().map(|&pages| (0..pages).collect()).collect();
             let known = tokens.iter().map(|&token| StepToken::Known(token));
             step.push_sequence(known, (index * self.at_once) as u32, tables.iter().map(Vec::as_slice));
-            step.rows.extend((0..tokens.len()).map(greedy));
+            step.rows.extend((0..tokens.len()).map(|token| greedy(token, 0)));
             run(device, &step, &mut output)?;
             said.extend(output.rows.iter().map(|row| row.token));
         }
@@ -105,7 +129,7 @@ impl Calibration {
     }
 }
 
-fn greedy(token: usize) -> Row {
+fn greedy(token: usize, _place: usize) -> Row {
     let pick = Pick::Sample(SampleParams::default(), NoiseKey::default());
     Row { token: token as u32, pick, ..Row::default() }
 }

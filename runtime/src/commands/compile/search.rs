@@ -1,8 +1,9 @@
 //! `lathe compile --self-draft auto`: which layers a model guesses best without.
 //!
-//! The plan that was compiled runs over a text: first without each single layer, then layers are left out one after the
-//! other, each time the one of the most promising that keeps most guesses right. What is expected of each choice, by right
-//! guesses and bytes read, is the curve that the plan keeps; its best point becomes the plan's program `self`.
+//! The plan that was compiled runs over a text: first, at a few places, without each single layer, which tells how promising
+//! it is to do without. Then layers are left out one after the other, each time the one of the most promising that keeps
+//! most guesses right. What is expected of each choice, by right guesses and bytes read, is the curve that the plan keeps;
+//! its best point becomes the plan's program `self`.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -18,10 +19,14 @@ use crate::commands::model::open_plan;
 
 /// The text.
 const TEXT: &str = include_str!("calibration.txt");
+/// Places of the text where the model runs without each single layer.
+const SCREENED: usize = 32;
+/// Places where it runs without a choice of layers: as many as share a step.
+const COMPARED: usize = 64;
 /// Layers that are tried for the next one to leave out.
-const TRIED: usize = 3;
+const TRIED: usize = 2;
 /// Layers that are left out further when none makes answers faster.
-const PATIENCE: usize = 3;
+const PATIENCE: usize = 2;
 
 /// Searches, and writes the plan again with what was found.
 pub fn run(path: &Path, quiet: bool) -> anyhow::Result<()> {
@@ -53,15 +58,30 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
+    /// How likely the model without this layer says what the whole one says; `None` where it cannot do without.
+    fn promise_of(&self, layer: u32) -> anyhow::Result<Option<f64>> {
+        let Ok(program) = skip::without_layers(self.main, skip::PROGRAM, &BTreeSet::from([layer])) else {
+            return Ok(None);
+        };
+        Ok(Some(self.calibration.likelihood(&program, SCREENED)?))
+    }
+
     /// What leaving out these layers gives; `None` where the model cannot do without them.
     fn try_without(&self, layers: &BTreeSet<u32>) -> anyhow::Result<Option<LeftOut>> {
         let Ok(program) = skip::without_layers(self.main, skip::PROGRAM, layers) else { return Ok(None) };
-        let right = self.calibration.agreement(&program)?;
+        let right = self.calibration.agreement(&program, COMPARED)?;
         let saved = skip::saved_bytes(self.main, &program);
         let share = self.bytes.saturating_sub(saved) as f64 / self.bytes.max(1) as f64;
         let (gain, depth) = best_gain(right, share);
         Ok(Some(LeftOut { layers: layers.iter().copied().collect(), right, share, gain, depth }))
     }
+}
+
+/// A layer that is not left out yet.
+struct Open {
+    layer: u32,
+    lost: usize,  // how often another one was better
+    promise: f64, // the mean log-probability of what the whole model says
 }
 
 fn search(plan: &Plan, quiet: bool) -> anyhow::Result<Drafter> {
@@ -85,27 +105,28 @@ fn search(plan: &Plan, quiet: bool) -> anyhow::Result<Drafter> {
     say(format!("looking for layers that guesses can do without, first each of {layers} alone"));
     let mut open = Vec::new();
     for layer in 0..layers {
-        open.extend(search.try_without(&BTreeSet::from([layer]))?.map(|found| (layer, found)));
+        open.extend(search.promise_of(layer)?.map(|promise| Open { layer, lost: 0, promise }));
     }
     let mut curve: Vec<LeftOut> = Vec::new();
     let mut best = 0;
     while !open.is_empty() && curve.len() + 1 < layers as usize {
-        // A layer that was dear to lose before is not cheap now.
-        open.sort_by(|(a, one), (b, other)| other.right.total_cmp(&one.right).then(a.cmp(b)));
+        // What was tried and was worse than others waits until the others have been tried as often.
+        open.sort_by(|a, b| a.lost.cmp(&b.lost).then(b.promise.total_cmp(&a.promise)).then(a.layer.cmp(&b.layer)));
         let without: BTreeSet<u32> =
             curve.last().map(|point| point.layers.iter().copied().collect()).unwrap_or_default();
-        let tried = if curve.is_empty() { 1 } else { TRIED };
-        for (layer, found) in open.iter_mut().take(tried).filter(|_| !without.is_empty()) {
-            let layers = without.iter().copied().chain([*layer]).collect();
-            if let Some(point) = search.try_without(&layers)? {
-                *found = point;
-            }
+        let mut found: Option<(usize, LeftOut)> = None;
+        for (at, open) in open.iter_mut().enumerate().take(TRIED) {
+            open.lost += 1;
+            let layers = without.iter().copied().chain([open.layer]).collect();
+            let point = search.try_without(&layers)?;
+            found = match (found, point) {
+                (Some(found), Some(point)) if point.right <= found.1.right => Some(found),
+                (_, Some(point)) => Some((at, point)),
+                (found, None) => found,
+            };
         }
-        let tried = open.iter().take(tried).enumerate();
-        let Some((at, _)) = tried.max_by(|(_, a), (_, b)| a.1.right.total_cmp(&b.1.right).then(b.0.cmp(&a.0))) else {
-            break;
-        };
-        let (_, point) = open.remove(at);
+        let Some((at, point)) = found else { break };
+        open.remove(at);
         say(format!(
             "without layers {}: {:.0} % right, {:.0} % of the bytes, {:.2} x",
             skip::spell(&point.layers.iter().copied().collect()),
