@@ -242,8 +242,14 @@ impl<'c> Builder<'c> {
             return [self.special(places[0]), self.special(places[1])];
         }
         let [x, y, width, height] = places.map(|name| self.trunc(self.special(name), Kind::I32));
-        let number = self.add(self.mul(y, width), x);
-        [self.udiv(number, height), self.urem(number, height)].map(|place| self.zext(place, Kind::I64))
+        let (unit, rows) = (self.var(x), self.var(y));
+        // Where there is one block of rows, divisions would only delay the first loads.
+        self.when(self.icmp(IntPredicate::NE, height, self.int32(1)), || {
+            let number = self.add(self.mul(y, width), x);
+            self.set(unit, self.udiv(number, height));
+            self.set(rows, self.urem(number, height));
+        });
+        [unit, rows].map(|place| self.zext(self.get(place), Kind::I64))
     }
 
     /// Which block of rows this block of threads takes; NVPTX only.

@@ -115,7 +115,12 @@ impl KernelSpec {
 
     /// Whether blocks of threads that follow each other take the same units of other rows.
     pub fn takes_rows_first(&self) -> bool {
-        matches!(self, KernelSpec::Linear { tile: Tile::Staged { .. }, .. })
+        match self {
+            KernelSpec::Linear { tile: Tile::Staged { .. }, .. } => true,
+            // Codes leave no register to spare.
+            KernelSpec::Linear { tile: Tile::Mma { .. }, scheme, .. } => !scheme.is_integer(),
+            _ => false,
+        }
     }
 
     /// Whether the kernel loads weights before it waits for the kernels before it to end.

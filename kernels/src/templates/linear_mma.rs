@@ -126,7 +126,7 @@ impl<'b, 'c> Product<'b, 'c> {
             tokens,
             alone: false,
             groups: b.mul(b.param(2), b.int(span_groups(scheme) as i64)),
-            first_row: b.mul(b.special("ctaid.y"), b.int(tokens as i64)),
+            first_row: b.mul(b.block_of_rows(), b.int(tokens as i64)),
             warp: b.udiv(thread, b.int(WARP as i64)),
             row: b.udiv(lane, b.int(4)),
             column: b.urem(lane, b.int(4)),
