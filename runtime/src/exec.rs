@@ -10,6 +10,9 @@ use crate::error::{Error, Result};
 /// What every buffer, input and scratch area is aligned to, in bytes.
 pub const ALIGNMENT: usize = 64;
 
+/// How often each worker claims units of a launch at least, where there are so many: then no one waits long for another.
+const CLAIMS: u64 = 4;
+
 /// A bucket, flattened for execution.
 #[derive(Debug)]
 pub struct Prepared {
@@ -137,6 +140,12 @@ pub fn table_stride(program: &Program, group: u32) -> Result<usize> {
 pub fn even_share(units: u64, worker: usize, workers: usize) -> Range<u64> {
     let bound = |worker: usize| (u128::from(units) * worker as u128 / workers as u128) as u64;
     bound(worker)..bound(worker + 1)
+}
+
+/// How many units a worker claims at a time of a [`Share::Claim`] launch: as many as it says, or fewer where units are so few
+/// that some workers would be left without.
+pub fn claimed(grain: u32, units: u64, workers: usize) -> u64 {
+    u64::from(grain).min(units / (CLAIMS * workers as u64)).max(1)
 }
 
 fn prepare_bucket(program: &Program, bucket: &Bucket) -> Result<Prepared> {

@@ -7,14 +7,15 @@
 //! bounds the work.
 //!
 //! A split goes in three passes, so that none waits for the chain of the others: dot products of all its pages, several
-//! pages at once; maxima and weights of all its pages; then the sums of its values, which stay in registers. While keys
-//! are multiplied, the next ones and their values are fetched, since pages lie anywhere in memory.
+//! pages at once; maxima and weights of all its pages; then the sums of its values, which stay in registers. What the next
+//! pass reads is fetched meanwhile: see [`fetch`].
 //!
 //! Consecutive tokens of a sequence that end in one page go together: a key is loaded and widened once for all their
 //! heads. Units are numbered by blocks of as many tokens, then by head, then by token.
 //!
 //! Over pages of int8 codes the three passes are those of [`int8`], over pages of bf16 those of [`pairs`].
 
+mod fetch;
 mod int8;
 mod pairs;
 
@@ -23,6 +24,7 @@ use inkwell::values::PointerValue;
 use lathe_ir::recipe::ATTENTION_SPLIT;
 use lathe_ir::types::DType;
 
+use self::fetch::Halves;
 use self::int8::Codes;
 use self::pairs::Pairs;
 use crate::llvm::builder::{Builder, Kind, LANES, Val};
@@ -53,7 +55,8 @@ pub fn attention<'c>(b: &Builder<'c>, group: usize, head_dim: usize, dtype: DTyp
     let rows = together * group;
     let codes = (dtype == DType::Int8).then(|| Codes::new(b, rows, head_dim));
     let pairs = (dtype == DType::Bf16).then(|| Pairs::new(b, rows, head_dim));
-    let kernel = Attention { b, group, head_dim, dtype, scores, frames: Frames::new(b, rows, head_dim), codes, pairs };
+    let (frames, halves) = (Frames::new(b, rows, head_dim), Halves::new(head_dim, dtype));
+    let kernel = Attention { b, group, head_dim, dtype, scores, frames, halves, codes, pairs };
     let (tokens, heads) = (b.param(0), b.param(1));
     let block_tokens = b.int(together as i64);
     b.for_units_by(together, |first, end| {
@@ -75,12 +78,15 @@ pub fn attention<'c>(b: &Builder<'c>, group: usize, head_dim: usize, dtype: DTyp
         let go_together = b.icmp(IntPredicate::NE, b.get(is_whole), b.int(0));
         let all = || {
             let (token, head, _) = place(first);
-            kernel.tokens(token, head, together);
+            kernel.tokens([token, head], together, None);
         };
         b.either(go_together, all, || {
+            let ahead = b.var(b.int(0));
+            let last = b.sub(end, b.int(1));
             b.for_range(first, end, b.int(1), |unit| {
                 let (token, head, _) = place(unit);
-                kernel.tokens(token, head, 1);
+                let (next_token, next_head, _) = place(b.overloaded("llvm.smin", &[b.add(unit, b.int(1)), last]));
+                kernel.tokens([token, head], 1, Some(Follower { place: [next_token, next_head], ahead }));
             });
         });
     });
@@ -111,6 +117,7 @@ struct Attention<'b, 'c> {
     dtype: DType,
     scores: Scores,
     frames: Frames<'c>,
+    halves: Halves,
     codes: Option<Codes<'c>>,
     pairs: Option<Pairs<'c>>,
 }
@@ -125,14 +132,33 @@ struct Tile<'c> {
     rows: usize,
     /// The first token's position.
     position: Val<'c>,
-    /// Pages of the sequence.
-    table: PointerValue<'c>,
-    /// The head, in a page.
-    head: Val<'c>,
-    /// Pages up to the last token's.
-    pages: Val<'c>,
     /// The first token that the window shows.
     first_seen: Option<Val<'c>>,
+    /// The pages that the tokens see.
+    seen: Seen<'c>,
+    /// Those of the unit that follows, or the same ones.
+    next: Seen<'c>,
+}
+
+/// The pages of a sequence that a tile sees, for one head.
+#[derive(Clone, Copy)]
+struct Seen<'c> {
+    /// Where the sequence's pages begin in the block table.
+    table: Val<'c>,
+    /// The head, in a page.
+    head: Val<'c>,
+    /// The first page that the window shows.
+    begin: Val<'c>,
+    /// One after the last token's page.
+    end: Val<'c>,
+}
+
+/// The unit that a worker computes after this one.
+struct Follower<'c> {
+    /// Its token and head.
+    place: [Val<'c>; 2],
+    /// How many pages of a unit the one before it has fetched the keys of.
+    ahead: Var<'c>,
 }
 
 /// Pages of a split.
@@ -181,26 +207,49 @@ impl<'c> Attention<'_, 'c> {
         b.zext(all, Kind::I64)
     }
 
-    /// Computes `count` tokens from `token` on, for one key/value head.
-    fn tokens(&self, token: Val<'c>, head: Val<'c>, count: usize) {
-        let (b, group, frames) = (self.b, self.group, &self.frames);
-        let (heads, width) = (b.param(1), b.param(3));
-        let position = b.load_index(b.operand(1), token);
+    /// The first token that the window of a position shows, if there is a window.
+    fn first_seen(&self, position: Val<'c>) -> Option<Val<'c>> {
+        let b = self.b;
+        self.scores.window.map(|window| {
+            let before = b.sub(position, b.int(window as i64 - 1));
+            b.overloaded("llvm.smax", &[before, b.int(0)])
+        })
+    }
+
+    /// The pages that `count` tokens from `token` on see, from the token `first_seen` on.
+    fn seen(&self, [token, head]: [Val<'c>; 2], count: usize, first_seen: Option<Val<'c>>) -> Seen<'c> {
+        let b = self.b;
         let sequence = b.load_index(b.operand(2), token);
         let page_tokens = b.int(PAGE_TOKENS as i64);
+        let last = b.add(b.load_index(b.operand(1), token), b.int(count as i64 - 1));
+        Seen {
+            table: b.mul(sequence, b.param(3)),
+            head,
+            begin: first_seen.map_or(b.int(0), |token| b.udiv(token, page_tokens)),
+            end: b.add(b.udiv(last, page_tokens), b.int(1)),
+        }
+    }
+
+    /// Computes `count` tokens from a token on, for one key/value head.
+    fn tokens(&self, [token, head]: [Val<'c>; 2], count: usize, follower: Option<Follower<'c>>) {
+        let (b, group, frames) = (self.b, self.group, &self.frames);
+        let heads = b.param(1);
+        let position = b.load_index(b.operand(1), token);
         let first_row = b.mul(b.add(b.mul(token, heads), head), b.int(group as i64));
+        let first_seen = if count == 1 { self.first_seen(position) } else { None };
+        let seen = self.seen([token, head], count, first_seen);
+        let next = follower.as_ref().map_or(seen, |follower| {
+            let [token, _] = follower.place;
+            self.seen(follower.place, 1, self.first_seen(b.load_index(b.operand(1), token)))
+        });
         let tile = Tile {
             query: b.element(b.operand(0), first_row, 4 * self.head_dim),
             stride: b.mul(heads, b.int((4 * group * self.head_dim) as i64)),
             rows: count * group,
             position,
-            table: b.element(b.operand(3), b.mul(sequence, width), 4),
-            head,
-            pages: b.add(b.udiv(b.add(position, b.int(count as i64 - 1)), page_tokens), b.int(1)),
-            first_seen: (count == 1).then_some(self.scores.window).flatten().map(|window| {
-                let before = b.sub(position, b.int(window as i64 - 1));
-                b.overloaded("llvm.smax", &[before, b.int(0)])
-            }),
+            first_seen,
+            seen,
+            next,
         };
         self.for_rows(tile.rows, |row| {
             b.store(Kind::F32, b.element(frames.max, row, 4), b.float(f32::NEG_INFINITY));
@@ -218,13 +267,19 @@ impl<'c> Attention<'_, 'c> {
         }
         // Splits begin at multiples of their size whatever the window, so that the order of the sum is that of positions.
         let split = b.int(SPLIT_PAGES as i64);
-        let first_page = tile.first_seen.map_or(b.int(0), |token| b.udiv(token, page_tokens));
-        let start = b.mul(b.udiv(first_page, split), split);
-        b.for_range(start, tile.pages, split, |first| {
-            let span = Span {
-                begin: b.overloaded("llvm.smax", &[first, first_page]),
-                end: b.overloaded("llvm.smin", &[b.add(first, split), tile.pages]),
-            };
+        let start = b.mul(b.udiv(seen.begin, split), split);
+        let span_from = |first: Val<'c>| Span {
+            begin: b.overloaded("llvm.smax", &[first, seen.begin]),
+            end: b.overloaded("llvm.smin", &[b.add(first, split), seen.end]),
+        };
+        // Several tokens are of a prompt, the tokens before which have just read these keys.
+        if let Some(Follower { ahead, .. }) = follower {
+            self.fetch_first_keys(&tile, span_from(start), b.get(ahead));
+            let last = span_from(b.mul(b.udiv(b.sub(seen.end, b.int(1)), split), split));
+            b.set(ahead, b.sub(last.end, last.begin));
+        }
+        b.for_range(start, seen.end, split, |first| {
+            let span = span_from(first);
             if let Some(codes) = &self.codes {
                 self.score_codes(&tile, span, codes);
                 self.weigh_codes(&tile, span, codes);
@@ -264,10 +319,10 @@ impl<'c> Attention<'_, 'c> {
     }
 
     /// The head's keys of a page; its values follow them.
-    fn keys(&self, tile: &Tile<'c>, page: Val<'c>) -> PointerValue<'c> {
+    fn keys(&self, seen: &Seen<'c>, page: Val<'c>) -> PointerValue<'c> {
         let b = self.b;
-        let number = b.load_index(tile.table, page);
-        let at = b.add(b.mul(number, b.param(1)), tile.head);
+        let number = b.load_index(b.operand(3), b.add(seen.table, page));
+        let at = b.add(b.mul(number, b.param(1)), seen.head);
         b.element(b.operand(4), at, page_bytes(1, self.head_dim, self.dtype))
     }
 
@@ -321,40 +376,26 @@ impl<'c> Attention<'_, 'c> {
         (0..self.head_dim / LANES).map(load).collect()
     }
 
-    /// Where the head lies in so many pages, and in as many after them up to the tile's last one.
-    fn these_and_next(&self, tile: &Tile<'c>, page: Val<'c>, count: usize) -> [Vec<PointerValue<'c>>; 2] {
-        let b = self.b;
-        let last = b.sub(tile.pages, b.int(1));
-        let these = (0..count).map(|i| self.keys(tile, b.add(page, b.int(i as i64))));
-        let next = (count..2 * count)
-            .map(|i| self.keys(tile, b.overloaded("llvm.smin", &[b.add(page, b.int(i as i64)), last])));
-        [these.collect(), next.collect()]
+    /// Where the head lies in so many pages from one on.
+    fn pages_from(&self, tile: &Tile<'c>, page: Val<'c>, count: usize) -> Vec<PointerValue<'c>> {
+        (0..count).map(|i| self.keys(&tile.seen, self.b.add(page, self.b.int(i as i64)))).collect()
     }
 
     fn score_pages(&self, tile: &Tile<'c>, span: Span<'c>, rows: &[usize], page: Val<'c>, count: usize) {
         let b = self.b;
-        let [keys, next] = self.these_and_next(tile, page, count);
+        let pages = self.pages_from(tile, page, count);
         let dots: Vec<Vec<Var<'c>>> =
-            rows.iter().map(|_| keys.iter().map(|_| b.var(b.float_lanes(0.0))).collect()).collect();
+            rows.iter().map(|_| pages.iter().map(|_| b.var(b.float_lanes(0.0))).collect()).collect();
         let key_bytes = PAGE_TOKENS * self.dtype.bytes();
-        let is_first_pass = rows[0] == 0;
-        b.for_range(b.int(0), b.int(self.head_dim as i64), b.int(KEY_STEP as i64), |d| {
-            if is_first_pass {
-                for line in (0..KEY_STEP * key_bytes).step_by(64) {
-                    let at = b.add(b.mul(d, b.int(key_bytes as i64)), b.int(line as i64));
-                    let values = b.add(at, b.int(self.values_offset() as i64));
-                    for &next in &next {
-                        b.prefetch(b.offset(next, at));
-                    }
-                    for &page in &keys {
-                        b.prefetch(b.offset(page, values));
-                    }
-                }
-            }
+        b.repeat(self.head_dim / KEY_STEP, |step| {
+            let first = b.mul(step, b.int(KEY_STEP as i64));
             for i in 0..KEY_STEP {
-                let d = b.add(d, b.int(i as i64));
+                let d = b.add(first, b.int(i as i64));
+                if rows[0] == 0 {
+                    pages.iter().for_each(|&page| self.fetch_values(page, d, self.head_dim));
+                }
                 let keys: Vec<Val<'c>> =
-                    keys.iter().map(|&keys| load(b, b.element(keys, d, key_bytes), self.dtype)).collect();
+                    pages.iter().map(|&keys| load(b, b.element(keys, d, key_bytes), self.dtype)).collect();
                 for (&row, dots) in rows.iter().zip(&dots) {
                     let token = b.mul(tile.stride, b.int((row / self.group) as i64));
                     let query =
@@ -481,9 +522,10 @@ impl<'c> Attention<'_, 'c> {
                 }
             }
         };
-        let page_values = |page| b.offset(self.keys(tile, page), b.int(self.values_offset() as i64));
+        let page_values = |page| b.offset(self.keys(&tile.seen, page), b.int(self.values_offset() as i64));
         let page_tokens = b.int(PAGE_TOKENS as i64);
         b.for_range(span.begin, span.end, b.int(1), |page| {
+            let ahead = self.page_ahead(tile, span, page);
             for (&row, sums) in rows.iter().zip(&sums) {
                 let slot = b.add(b.sub(page, span.begin), b.int((row * SPLIT_PAGES) as i64));
                 let correction = b.splat(b.load(Kind::F32, b.element(frames.corrections, slot, 4)));
@@ -497,14 +539,17 @@ impl<'c> Attention<'_, 'c> {
             let seen = b.add(b.sub(tile.position, begin), b.int(1));
             let values = page_values(page);
             b.for_range(hidden, b.overloaded("llvm.smin", &[seen, page_tokens]), b.int(1), |token| {
+                if rows[0] == 0 {
+                    self.fetch_keys(ahead, blocks, token, PAGE_TOKENS);
+                }
                 add(page, values, token, 0);
             });
         });
         // What only later tokens of the tile see.
         let last_token = rows[rows.len() - 1] / self.group;
         if last_token > 0 {
-            let page = b.sub(tile.pages, b.int(1));
-            b.when(b.icmp(IntPredicate::EQ, span.end, tile.pages), || {
+            let page = b.sub(tile.seen.end, b.int(1));
+            b.when(b.icmp(IntPredicate::EQ, span.end, tile.seen.end), || {
                 let values = page_values(page);
                 for ahead in 1..=last_token {
                     let position = b.add(tile.position, b.int(ahead as i64));

@@ -293,9 +293,9 @@ pub enum Buffer {
 pub enum Share {
     /// Each worker takes one contiguous range, always the same for the same number of units (weight blocks).
     Even,
-    /// Workers claim ranges of `grain` units as they get free (units of unequal work).
+    /// Workers claim ranges of `grain` units as they get free (units of unequal work), or of fewer where units are few.
     Claim {
-        /// Units per claim.
+        /// Most units per claim.
         grain: u32,
     },
 }

@@ -105,6 +105,15 @@ fn even_shares_cover_all_units_once_and_evenly() {
     }
 }
 
+#[test]
+fn workers_claim_as_many_units_as_leave_some_for_all() {
+    for (grain, units, workers, expected) in
+        [(4, 96, 2, 4), (4, 24, 2, 3), (4, 6, 2, 1), (4, 0, 2, 1), (1, 1000, 2, 1), (4, 96, 64, 1), (4, 4096, 64, 4)]
+    {
+        assert_eq!(claimed(grain, units, workers), expected, "{grain} of {units} by {workers}");
+    }
+}
+
 #[track_caller]
 fn refused(change: impl FnOnce(&mut Program)) {
     let mut program = program();

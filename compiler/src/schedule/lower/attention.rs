@@ -8,7 +8,7 @@ use lathe_ir::types::{CacheType, Dim};
 use lathe_kernels::spec::{BLOCK_ROWS, GROUP, KernelSpec, PAGE_TOKENS, partial_floats};
 use lathe_kernels::targets::Machine;
 
-use super::super::{BATCH, Buffer, DECODE, GPU_BATCH, MULTIPROCESSORS, ScheduleError, Share, times};
+use super::super::{Buffer, DECODE, GPU_BATCH, MULTIPROCESSORS, ScheduleError, Share, times};
 use super::{Lowering, check_head};
 
 /// Fewest and most blocks for a token's key/value head.
@@ -44,9 +44,9 @@ impl Lowering<'_> {
             // Where a block of GPU threads takes several tokens, their number is no matter of units.
             let by_rows = self.machine == Machine::Nvptx && kernel.grid().rows > 0;
             let units = if by_rows { Dim::of(kv_heads) } else { times(rows, kv_heads) };
-            // A token's work grows with its position, so workers take units as they get free: one by one where they are
-            // few, which are of different sequences anyway, else the tokens that the kernel takes together.
-            let grain = if self.max.tokens > BATCH.tokens { KernelSpec::attention_tokens(group) } else { 1 };
+            // A token's work grows with its position, so workers take units as they get free: the tokens that the kernel takes
+            // together, or fewer where there are few.
+            let grain = KernelSpec::attention_tokens(group);
             return self.launch("attention", kernel, operands, params, units, Share::Claim(grain as u32));
         }
         let least = if self.max.tokens > DECODE.tokens { DECODE.tokens + 1 } else { 1 };

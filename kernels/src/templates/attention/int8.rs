@@ -101,16 +101,8 @@ impl<'c> Attention<'_, 'c> {
         count: usize,
     ) {
         let (b, layout) = (self.b, codes.page);
-        let [pages, next] = self.these_and_next(tile, page, count);
+        let pages = self.pages_from(tile, page, count);
         let group_bytes = KEY_GROUP * PAGE_TOKENS;
-        let is_first_pass = rows[0] == 0;
-        if is_first_pass {
-            for line in (layout.key_scales..layout.bytes).step_by(64) {
-                for &next in &next {
-                    b.prefetch(b.offset(next, b.int(line as i64)));
-                }
-            }
-        }
         let scores = |row: usize, i: usize| {
             let slot = b.add(b.sub(page, span.begin), b.int((row * SPLIT_PAGES + i) as i64));
             b.element(self.frames.weights, slot, 4 * PAGE_TOKENS)
@@ -122,19 +114,13 @@ impl<'c> Attention<'_, 'c> {
         }
         b.repeat(layout.groups, |group| {
             let keys = b.mul(group, b.int(group_bytes as i64));
-            if is_first_pass {
-                for line in (0..group_bytes).step_by(64) {
-                    let at = b.add(keys, b.int(line as i64));
-                    let values = b.add(at, b.int(layout.values as i64));
-                    for (&page, &next) in pages.iter().zip(&next) {
-                        b.prefetch(b.offset(next, at));
-                        b.prefetch(b.offset(page, values));
-                    }
-                }
-            }
             let zero = b.int_lanes(0);
             let dots: Vec<Vec<Var<'c>>> = rows.iter().map(|_| pages.iter().map(|_| b.var(zero)).collect()).collect();
             for pair in 0..LANES {
+                if rows[0] == 0 {
+                    let share = b.add(b.mul(group, b.int(LANES as i64)), b.int(pair as i64));
+                    pages.iter().for_each(|&page| self.fetch_values(page, share, LANES * layout.groups));
+                }
                 let at = b.add(keys, b.int((pair * 2 * PAGE_TOKENS) as i64));
                 let keys: Vec<Val<'c>> = pages.iter().map(|&page| b.load_pairs(b.offset(page, at))).collect();
                 for (&row, dots) in rows.iter().zip(&dots) {
@@ -184,7 +170,7 @@ impl<'c> Attention<'_, 'c> {
                 let at = b.element(row_weights, slot, page_bytes);
                 let weight = b.exp(b.fsub(b.load_lanes(Kind::F32, at), b.splat(max)));
                 b.set(sum, b.fadd(b.get(sum), weight));
-                let scaled = b.fmul(weight, codes.value_scales(b, self.keys(tile, page)));
+                let scaled = b.fmul(weight, codes.value_scales(b, self.keys(&tile.seen, page)));
                 // The scale of a slot that holds no token may be anything.
                 let counts = b.fcmp(FloatPredicate::OGT, weight, b.float_lanes(0.0));
                 let scaled = b.select(counts, scaled, b.float_lanes(0.0));
@@ -214,9 +200,13 @@ impl<'c> Attention<'_, 'c> {
         let zero = b.int_lanes(0);
         let sums: Vec<Vec<Var<'c>>> = rows.iter().map(|_| blocks.iter().map(|_| b.var(zero)).collect()).collect();
         b.for_range(span.begin, span.end, b.int(1), |page| {
+            let ahead = self.page_ahead(tile, span, page);
             let slot = b.sub(page, span.begin);
-            let values = b.offset(self.keys(tile, page), b.int(codes.page.values as i64));
+            let values = b.offset(self.keys(&tile.seen, page), b.int(codes.page.values as i64));
             for pair in 0..PAIRS {
+                if rows[0] == 0 {
+                    self.fetch_keys(ahead, blocks, b.int(pair as i64), PAIRS);
+                }
                 let at = |&block: &usize| b.int((2 * (pair * self.head_dim + block * LANES)) as i64);
                 let values: Vec<Val<'c>> =
                     blocks.iter().map(|block| b.load_pairs(b.offset(values, at(block)))).collect();

@@ -72,23 +72,17 @@ impl<'c> Attention<'_, 'c> {
         count: usize,
     ) {
         let b = self.b;
-        let [pages, next] = self.these_and_next(tile, page, count);
-        let values = paired_key_bytes(self.head_dim);
+        let pages = self.pages_from(tile, page, count);
         let zero = b.float_lanes(0.0);
         let dots: Vec<Vec<Var<'c>>> = rows.iter().map(|_| pages.iter().map(|_| b.var(zero)).collect()).collect();
         b.repeat(pairs.groups, |group| {
             let keys = b.mul(group, b.int((LANES * LINE) as i64));
-            if rows[0] == 0 {
-                for line in (0..LANES * LINE).step_by(64) {
-                    let at = b.add(keys, b.int(line as i64));
-                    for (&page, &next) in pages.iter().zip(&next) {
-                        b.prefetch(b.offset(next, at));
-                        b.prefetch(b.offset(page, b.add(at, b.int(values as i64))));
-                    }
-                }
-            }
             let queries = b.element(pairs.queries, group, LINE);
             for pair in 0..LANES {
+                if rows[0] == 0 {
+                    let share = b.add(b.mul(group, b.int(LANES as i64)), b.int(pair as i64));
+                    pages.iter().for_each(|&page| self.fetch_values(page, share, LANES * pairs.groups));
+                }
                 let lines: Vec<Val<'c>> =
                     pages.iter().map(|&page| load_line(b, b.offset(page, keys), pair * LINE)).collect();
                 for (&row, dots) in rows.iter().zip(&dots) {
@@ -162,25 +156,31 @@ impl<'c> Attention<'_, 'c> {
             }
         };
         let lines = |page: Val<'c>, pair: Val<'c>| -> Vec<Val<'c>> {
-            let values = b.offset(self.keys(tile, page), b.int(paired_key_bytes(self.head_dim) as i64));
+            let values = b.offset(self.keys(&tile.seen, page), b.int(paired_key_bytes(self.head_dim) as i64));
             let values = b.element(values, pair, PAIR_BYTES * self.head_dim);
             blocks.iter().map(|&block| load_line(b, values, block * LINE)).collect()
         };
         let all: Vec<(usize, &Vec<Var<'c>>)> = rows.iter().copied().zip(&sums).collect();
         let page_tokens = b.int(PAGE_TOKENS as i64);
-        let last = b.sub(tile.pages, b.int(1));
+        let last = b.sub(tile.seen.end, b.int(1));
         // Of the last page, the pair of the first token's position is the first that some row does not see whole.
         let whole = b.udiv(b.urem(tile.position, page_tokens), b.int(2));
         b.for_range(span.begin, span.end, b.int(1), |page| {
+            let ahead = self.page_ahead(tile, span, page);
             let hidden = tile.first_seen.map_or(b.int(0), |token| {
                 let begin = b.mul(page, page_tokens);
                 b.udiv(b.overloaded("llvm.smax", &[b.sub(token, begin), b.int(0)]), b.int(2))
             });
             let is_last = b.icmp(IntPredicate::EQ, page, last);
             let end = b.select(is_last, whole, b.int(PAIRS as i64));
-            b.for_range(hidden, end, b.int(1), |pair| add(page, &lines(page, pair), pair, &all));
+            b.for_range(hidden, end, b.int(1), |pair| {
+                if rows[0] == 0 {
+                    self.fetch_keys(ahead, blocks, pair, PAIRS);
+                }
+                add(page, &lines(page, pair), pair, &all);
+            });
         });
-        b.when(b.icmp(IntPredicate::EQ, span.end, tile.pages), || {
+        b.when(b.icmp(IntPredicate::EQ, span.end, tile.seen.end), || {
             let tokens = tile.rows / self.group;
             for ahead in 0..tokens.div_ceil(2) {
                 let pair = b.add(whole, b.int(ahead as i64));

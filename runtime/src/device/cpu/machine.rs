@@ -240,13 +240,16 @@ impl Machine {
                     run(share.start, share.end);
                 }
             }
-            Share::Claim { grain } => loop {
-                let begin = self.claims[index].fetch_add(u64::from(grain), Ordering::Relaxed);
-                if begin >= units {
-                    break;
+            Share::Claim { grain } => {
+                let grain = exec::claimed(grain, units, self.memory.workers);
+                loop {
+                    let begin = self.claims[index].fetch_add(grain, Ordering::Relaxed);
+                    if begin >= units {
+                        break;
+                    }
+                    run(begin, units.min(begin + grain));
                 }
-                run(begin, units.min(begin + u64::from(grain)));
-            },
+            }
         }
     }
 
