@@ -17,13 +17,17 @@ use lathe_plan::program::{Bucket, Input, Program, Share};
 
 use super::{
     float::KernelMode,
-    memory::{Kernels, Region},
+    memory::{HUGE, Kernels, Region},
 };
 use crate::{
     device::{PageCopy, Step},
     error::{Error, Result},
     exec::{self, Layout, Numbers, Place, Prepared},
 };
+
+/// Bytes of a cache tensor that lie in small pages. Cache pages are taken from the first on, and a run that keeps few tokens
+/// shall not wait for a huge page of every tensor.
+const SMALL_BYTES: usize = 256 << 10;
 
 /// The bytes of the weight section.
 pub type WeightBytes = Box<dyn Deref<Target = [u8]> + Send + Sync>;
@@ -108,6 +112,11 @@ impl Machine {
             let mut tensors = Vec::new();
             for tensor in &group.tensors {
                 let page_bytes = usize::try_from(tensor.page_bytes).unwrap_or(usize::MAX);
+                if page_bytes.saturating_mul(pages as usize) >= SMALL_BYTES + HUGE {
+                    // So that huge pages begin where small ones end.
+                    let end = layout.bytes() + SMALL_BYTES;
+                    layout.add(end.next_multiple_of(HUGE) - end, 1)?;
+                }
                 tensors.push(Tensor { offset: layout.add(pages as usize, page_bytes)?, page_bytes });
             }
             groups.push(Group { stride: exec::table_stride(program, index as u32)?, tensors });
@@ -128,6 +137,7 @@ impl Machine {
         for _ in 0..workers {
             memory.scratch.push(Region::new("scratch", most(|bucket| bucket.scratch_bytes) as usize)?);
         }
+        memory.prefer_huge_pages(pages);
         Machine::within(Arc::new(memory), program)
     }
 
@@ -270,6 +280,16 @@ impl Machine {
 }
 
 impl Memory {
+    /// Asks for huge pages where the tokens of long histories, or of many sequences, will lie: of each tensor all but its
+    /// beginning.
+    fn prefer_huge_pages(&self, pages: &[u32]) {
+        for (group, &pages) in self.groups.iter().zip(pages) {
+            for tensor in &group.tensors {
+                self.cache.prefer_huge(tensor.offset + SMALL_BYTES..tensor.offset + tensor.page_bytes * pages as usize);
+            }
+        }
+    }
+
     fn address(&self, place: Place, worker: usize) -> *mut u8 {
         match place {
             Place::Arena(offset) => self.arena.start().wrapping_add(offset),

@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "mapping memory and code has no safe interface in std")]
 
-use std::{io, ptr::NonNull};
+use std::{io, ops::Range, ptr::NonNull};
 
 use lathe_plan::program::CodeObject;
 
@@ -11,8 +11,10 @@ use crate::error::{Error, Result};
 /// A CPU kernel. `C-unwind` is the C calling convention; generated code never unwinds, but the kernels of tests may.
 pub type Kernel = unsafe extern "C-unwind" fn(buffers: *const *mut u8, params: *const i64, begin: i64, end: i64);
 
+/// Size and alignment of a page.
+const PAGE: usize = 4 << 10;
 /// Size and alignment of a huge page.
-const HUGE: usize = 2 << 20;
+pub const HUGE: usize = 2 << 20;
 
 /// Zeroed memory that is shared through raw pointers, unmapped on drop. Starts on a page, on a huge one if that large.
 #[derive(Debug)]
@@ -30,14 +32,14 @@ unsafe impl Sync for Region {}
 
 impl Region {
     /// Maps `bytes` zeroed bytes in pages of 4 KiB, which come into being when first touched: for memory of which a run
-    /// may touch little, like a cache.
+    /// may touch little, like a cache. It begins at a multiple of [`HUGE`] if it is that large.
     pub fn new(what: &'static str, bytes: usize) -> Result<Region> {
-        Region::map(what, bytes, false)
+        Region::map(what, bytes)
     }
 
     /// As [`Region::new`], and in no larger pages even where the system would choose them: for comparing.
     pub fn small(what: &'static str, bytes: usize) -> Result<Region> {
-        let region = Region::map(what, bytes, false)?;
+        let region = Region::map(what, bytes)?;
         // SAFETY: the range is our mapping. It is advice, so failure changes nothing.
         unsafe { libc::madvise(region.start().cast(), bytes, libc::MADV_NOHUGEPAGE) };
         Ok(region)
@@ -45,12 +47,25 @@ impl Region {
 
     /// As [`Region::new`], in pages of 2 MiB where the system has them: for memory that every step walks through.
     pub fn huge(what: &'static str, bytes: usize) -> Result<Region> {
-        Region::map(what, bytes, bytes >= HUGE)
+        let region = Region::map(what, bytes)?;
+        region.prefer_huge(0..bytes);
+        Ok(region)
     }
 
-    fn map(what: &'static str, bytes: usize, huge: bool) -> Result<Region> {
+    /// Asks for pages of 2 MiB, where the system has them, in a part of the region.
+    pub fn prefer_huge(&self, part: Range<usize>) {
+        let begin = part.start.next_multiple_of(PAGE);
+        let end = part.end.min(self.bytes);
+        if begin < end && self.bytes >= HUGE {
+            let start = self.start().wrapping_add(begin);
+            // SAFETY: the range lies inside our mapping. It is advice, so failure changes nothing.
+            unsafe { libc::madvise(start.cast(), end - begin, libc::MADV_HUGEPAGE) };
+        }
+    }
+
+    fn map(what: &'static str, bytes: usize) -> Result<Region> {
         let failed = |source| Error::Map { what, bytes, source };
-        let slack = if huge { HUGE } else { 1 };
+        let slack = if bytes >= HUGE { HUGE } else { 1 };
         let mapped = bytes.checked_add(slack).ok_or_else(|| failed(io::ErrorKind::OutOfMemory.into()))?;
         // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no memory in use.
         let base = unsafe {
@@ -67,13 +82,8 @@ impl Region {
             Some(mapping) if base != libc::MAP_FAILED => mapping,
             _ => return Err(failed(io::Error::last_os_error())),
         };
-        let mut region = Region { mapping, mapped, skip: 0, bytes };
-        if huge {
-            region.skip = mapping.as_ptr().align_offset(HUGE);
-            // SAFETY: the range lies inside our mapping. It is advice, so failure changes nothing.
-            unsafe { libc::madvise(region.start().cast(), bytes, libc::MADV_HUGEPAGE) };
-        }
-        Ok(region)
+        let skip = if slack == HUGE { mapping.as_ptr().align_offset(HUGE) } else { 0 };
+        Ok(Region { mapping, mapped, skip, bytes })
     }
 
     /// The first byte.
