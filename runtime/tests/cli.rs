@@ -192,7 +192,8 @@ fn workers_without_work_sleep() {
         let tasks = fs::read_dir(format!("/proc/{}/task", child.id())).expect("it runs");
         let text = |task: &Path, file| fs::read_to_string(task.join(file)).unwrap_or_default();
         let tasks = tasks.filter_map(Result::ok).map(|task| task.path());
-        let workers = tasks.filter(|task| text(task, "comm").starts_with("lathe-worker"));
+        // The main thread is the first worker.
+        let workers = tasks.filter(|task| text(task, "comm").starts_with("lathe"));
         // After the name in parentheses stands the state.
         workers
             .map(|task| text(&task, "stat").rsplit(") ").next().unwrap_or_default().starts_with('S'))

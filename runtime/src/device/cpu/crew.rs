@@ -1,9 +1,10 @@
 //! The threads of the CPU device, and the order in which they work.
 //!
 //! One crew serves all programs of a plan: threads that wait for a program's next step would disturb those that run
-//! another's. Steps run one after the other in the order in which they were submitted. Worker 0 conducts: it takes each
-//! step from the queue, brings it into memory, releases the others, works itself, and hands the output over. The others
-//! follow. A worker that panics makes all programs fail: nobody waits for it in vain.
+//! another's. Steps run one after the other in the order in which they were submitted. Whoever waits for a step conducts,
+//! as worker 0: it takes steps from the queue until its own has run, brings each into memory, releases the others, works
+//! itself, and hands the output over. So nobody has to be woken when a step ends, and no thread waits for results on a CPU
+//! that computes them. The others follow. A worker that panics makes all programs fail: nobody waits for it in vain.
 
 use std::{
     any::Any,
@@ -26,30 +27,24 @@ use crate::{
 /// What a signal is raised to when workers shall end.
 const SHUTDOWN: u64 = u64::MAX;
 
-/// Worker threads. They end when the last device that they serve is gone.
+/// Worker threads, all but the first worker's. They end when the last device that they serve is gone.
 #[derive(Debug)]
 pub struct Crew {
     core: Arc<Core>,
-    threads: Vec<JoinHandle<()>>,
+    followers: Vec<JoinHandle<()>>,
+    cpu: Option<usize>, // of who conducts
     warning: Option<String>,
 }
 
 /// What the workers and the devices share.
 #[derive(Debug)]
 struct Core {
-    queue: Mutex<Queue>,
-    submitted: Signal, // steps that may run
+    queue: Mutex<VecDeque<Job>>,
+    conducted: Mutex<u64>, // steps in all; held by who conducts
     current: RwLock<Option<Job>>,
     released: Signal, // steps that followers may work on
     barrier: Barrier,
     failure: Mutex<Option<String>>,
-}
-
-/// The steps that wait.
-#[derive(Debug, Default)]
-struct Queue {
-    jobs: VecDeque<Job>,
-    submitted: u64, // in all
 }
 
 /// A step of a program.
@@ -66,29 +61,29 @@ impl Crew {
         let Workers { count, warning } = cpus.workers(options.threads)?;
         let core = Arc::new(Core {
             queue: Mutex::default(),
-            submitted: Signal::default(),
+            conducted: Mutex::default(),
             current: RwLock::default(),
             released: Signal::default(),
             barrier: Barrier::new(count),
             failure: Mutex::default(),
         });
-        let mut crew = Crew { core, threads: Vec::with_capacity(count), warning };
-        for worker in 0..count {
-            let core = Arc::clone(&crew.core);
-            let cpu = cpus.of_worker(worker, count).filter(|_| !options.unpinned);
+        let cpu_of = |worker| cpus.of_worker(worker, count).filter(|_| !options.unpinned);
+        let mut crew = Crew { core, followers: Vec::with_capacity(count - 1), cpu: cpu_of(0), warning };
+        for worker in 1..count {
+            let (core, cpu) = (Arc::clone(&crew.core), cpu_of(worker));
             let run = move || {
                 cpu.inspect(|&cpu| topology::pin(cpu));
-                if worker == 0 { core.conduct() } else { core.follow(worker) }
+                core.follow(worker);
             };
             let thread = thread::Builder::new().name(format!("lathe-worker-{worker}")).spawn(run);
-            crew.threads.push(thread.map_err(|source| Error::Thread { worker, source })?);
+            crew.followers.push(thread.map_err(|source| Error::Thread { worker, source })?);
         }
         Ok(Arc::new(crew))
     }
 
     /// The number of workers.
     pub fn workers(&self) -> usize {
-        self.threads.len()
+        self.followers.len() + 1
     }
 
     /// Why they will be slower than could be, and what to do.
@@ -96,12 +91,23 @@ impl Crew {
         self.warning.as_deref()
     }
 
-    /// Lets a step run that its program holds, after those that were submitted before.
+    /// Lines a step up that its program holds, after those that were submitted before.
     pub fn submit(&self, program: &Arc<Shared>, ticket: u64) {
-        let mut queue = lock(&self.core.queue);
-        queue.jobs.push_back(Job { program: Arc::clone(program), ticket });
-        queue.submitted += 1;
-        self.core.submitted.raise(queue.submitted);
+        lock(&self.core.queue).push_back(Job { program: Arc::clone(program), ticket });
+    }
+
+    /// Runs the steps in the queue, as worker 0, until this one has run.
+    pub fn run_until(&self, program: &Shared, ticket: u64) {
+        if program.has_finished(ticket) {
+            return;
+        }
+        let mut conducted = lock(&self.core.conducted);
+        let _pinned = self.cpu.map(topology::pin_for_now);
+        while !program.has_finished(ticket) {
+            let Some(job) = lock(&self.core.queue).pop_front() else { return };
+            *conducted += 1;
+            self.core.conduct(job, *conducted);
+        }
     }
 
     /// Why the workers failed, if they did.
@@ -112,8 +118,8 @@ impl Crew {
 
 impl Drop for Crew {
     fn drop(&mut self) {
-        self.core.submitted.raise(SHUTDOWN);
-        for thread in self.threads.drain(..) {
+        self.core.released.raise(SHUTDOWN);
+        for thread in self.followers.drain(..) {
             // A worker's panic was reported when it happened.
             let _ = thread.join();
         }
@@ -121,38 +127,31 @@ impl Drop for Crew {
 }
 
 impl Core {
-    /// The life of worker 0.
-    fn conduct(&self) {
-        for count in 1.. {
-            if self.submitted.wait_busy(count) == SHUTDOWN {
-                self.released.raise(SHUTDOWN);
-                return;
-            }
-            let Some(Job { program, ticket }) = lock(&self.queue).jobs.pop_front() else { continue };
-            let release = || {
-                let job = Job { program: Arc::clone(&program), ticket };
-                *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(job);
-                self.released.raise(count);
-            };
-            let run = || program.run_step(ticket, &self.barrier, release);
-            let outcome = match self.failure() {
-                Some(failure) => Err(failure),
-                None => catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
-                    self.fail(0, panic.as_ref());
-                    Err(Error::DeviceLost("worker 0 panicked".into()))
-                }),
-            };
-            // All have read it; and a program that is not needed any more shall not stay for its sake.
-            *self.current.write().unwrap_or_else(PoisonError::into_inner) = None;
-            program.finish(ticket, outcome.map_err(|error| self.failure().unwrap_or(error)));
-        }
+    /// Runs a step, the one of this number, from its inputs to its output.
+    fn conduct(&self, Job { program, ticket }: Job, number: u64) {
+        let release = || {
+            let job = Job { program: Arc::clone(&program), ticket };
+            *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(job);
+            self.released.raise(number);
+        };
+        let run = || program.run_step(ticket, &self.barrier, release);
+        let outcome = match self.failure() {
+            Some(failure) => Err(failure),
+            None => catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+                self.fail(0, panic.as_ref());
+                Err(Error::DeviceLost("worker 0 panicked".into()))
+            }),
+        };
+        // All have read it; and a program that is not needed any more shall not stay for its sake.
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = None;
+        program.finish(ticket, outcome.map_err(|error| self.failure().unwrap_or(error)));
     }
 
     /// The life of another worker.
     fn follow(&self, worker: usize) {
         let mut seen = 0;
         loop {
-            seen = self.released.wait_busy(seen + 1);
+            seen = self.released.wait(seen + 1);
             if seen == SHUTDOWN {
                 return;
             }

@@ -154,6 +154,7 @@ impl Device for CpuDevice {
 
     fn collect(&mut self, ticket: Ticket, output: &mut StepOutput) -> Result<()> {
         self.tickets.redeem(ticket)?;
+        self.crew.run_until(&self.shared, ticket.0);
         self.shared.collect(ticket.0, output)
     }
 

@@ -1,4 +1,4 @@
-//! How workers wait for each other: a spinning barrier within a step, a signal that sleeps between steps.
+//! How workers wait for each other: a spinning barrier within a step, a signal that they sleep for between steps.
 
 use std::{
     hint,
@@ -81,7 +81,7 @@ impl Barrier {
 #[derive(Debug, Default)]
 pub struct Signal {
     value: Padded<AtomicU64>,
-    lock: Mutex<()>,
+    sleepers: Mutex<usize>,
     changed: Condvar,
 }
 
@@ -89,14 +89,17 @@ impl Signal {
     /// Raises the number and wakes who waits for it. What the caller did before is visible to them.
     pub fn raise(&self, value: u64) {
         // Under the lock, so that nobody goes to sleep between looking and being woken.
-        let guard = lock(&self.lock);
+        let sleepers = lock(&self.sleepers);
         self.value.0.store(value, Ordering::Release);
-        drop(guard);
-        self.changed.notify_all();
+        let is_awaited = *sleepers > 0;
+        drop(sleepers);
+        if is_awaited {
+            self.changed.notify_all();
+        }
     }
 
     /// Waits until the number is at least `value`, spinning for a while first, and returns it.
-    pub fn wait_busy(&self, value: u64) -> u64 {
+    pub fn wait(&self, value: u64) -> u64 {
         for attempt in 0..SPINS + YIELDS {
             let found = self.value.0.load(Ordering::Acquire);
             if found >= value {
@@ -104,18 +107,15 @@ impl Signal {
             }
             if attempt < SPINS { hint::spin_loop() } else { thread::yield_now() }
         }
-        self.wait(value)
-    }
-
-    /// Waits asleep until the number is at least `value`, and returns it.
-    pub fn wait(&self, value: u64) -> u64 {
-        let mut guard = lock(&self.lock);
+        let mut sleepers = lock(&self.sleepers);
+        *sleepers += 1;
         loop {
             let found = self.value.0.load(Ordering::Acquire);
             if found >= value {
+                *sleepers -= 1;
                 return found;
             }
-            guard = self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner);
+            sleepers = self.changed.wait(sleepers).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }

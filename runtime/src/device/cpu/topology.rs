@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "CPU affinity has no interface in std")]
 
-use std::{collections::BTreeSet, mem};
+use std::{collections::BTreeSet, marker::PhantomData, mem, ptr};
 
 use super::quota::{self, Read};
 use crate::error::{Error, Result};
@@ -108,28 +108,54 @@ pub fn name(read: Read) -> String {
 
 /// Pins the calling thread. It is a matter of speed only, so failure is ignored.
 pub fn pin(cpu: usize) {
-    if cpu >= libc::CPU_SETSIZE as usize {
-        return;
+    if cpu < libc::CPU_SETSIZE as usize {
+        let mut set = no_cpus();
+        // SAFETY: the index is within the set.
+        unsafe { libc::CPU_SET(cpu, &mut set) };
+        set_affinity(&set);
     }
-    // SAFETY: a CPU set is plain bits, for which zero is a valid value; the index is within the set.
-    let set = unsafe {
-        let mut set: libc::cpu_set_t = mem::zeroed();
-        libc::CPU_SET(cpu, &mut set);
-        set
-    };
+}
+
+/// Pins the calling thread until the value is dropped, which gives it back the CPUs that it had.
+pub fn pin_for_now(cpu: usize) -> Pinned {
+    let before = affinity();
+    pin(cpu);
+    Pinned { before, _here: PhantomData }
+}
+
+/// A thread is pinned.
+pub struct Pinned {
+    before: Option<libc::cpu_set_t>,
+    _here: PhantomData<*const ()>, // it must be dropped by the same thread
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        self.before.as_ref().inspect(|set| set_affinity(set));
+    }
+}
+
+fn no_cpus() -> libc::cpu_set_t {
+    // SAFETY: a CPU set is plain bits, for which zero is a valid value.
+    unsafe { mem::zeroed() }
+}
+
+/// The CPUs that the calling thread may use.
+fn affinity() -> Option<libc::cpu_set_t> {
+    let mut set = no_cpus();
     // SAFETY: the set outlives the call, and 0 means the calling thread.
-    unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) };
+    let result = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set) };
+    (result == 0).then_some(set)
+}
+
+fn set_affinity(set: &libc::cpu_set_t) {
+    // SAFETY: the set outlives the call, and 0 means the calling thread.
+    unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), ptr::from_ref(set)) };
 }
 
 /// The CPUs in the process's affinity mask.
 fn allowed() -> Vec<usize> {
-    // SAFETY: a CPU set is plain bits, for which zero is a valid value.
-    let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
-    // SAFETY: the set outlives the call, and 0 means the calling thread.
-    let result = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set) };
-    if result != 0 {
-        return Vec::new();
-    }
+    let Some(set) = affinity() else { return Vec::new() };
     // SAFETY: the indices are within the set.
     (0..libc::CPU_SETSIZE as usize).filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) }).collect()
 }

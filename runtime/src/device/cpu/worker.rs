@@ -7,14 +7,14 @@
 use std::{
     sync::{
         Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Instant,
 };
 
 use super::{
     machine::Machine,
-    sync::{Abandoned, Barrier, Signal, lock},
+    sync::{Abandoned, Barrier, lock},
 };
 use crate::{
     device::{
@@ -38,7 +38,7 @@ pub struct Shared {
     numbers: RwLock<Numbers>,
     samplers: Vec<Mutex<Sampler>>, // [workers]
     rows: Vec<Mutex<RowOutput>>,   // [R]
-    finished: Signal,              // steps whose output is there
+    finished: AtomicU64,           // steps whose output is there
     recording: AtomicBool,
     logs: Vec<Mutex<Vec<Span>>>, // [workers]
 }
@@ -75,7 +75,7 @@ impl Shared {
             numbers: RwLock::default(),
             samplers: (0..workers).map(sampler).collect(),
             rows,
-            finished: Signal::default(),
+            finished: AtomicU64::default(),
             recording: AtomicBool::new(false),
             logs: (0..workers).map(|_| Mutex::default()).collect(),
         }
@@ -103,9 +103,13 @@ impl Shared {
         self.slot(ticket).step.write().unwrap_or_else(PoisonError::into_inner).clone_from(step);
     }
 
-    /// Waits for a step and takes its output in exchange for an old one, whose memory is used again.
+    /// Whether a step has ended.
+    pub fn has_finished(&self, ticket: u64) -> bool {
+        self.finished.load(Ordering::Acquire) > ticket
+    }
+
+    /// Takes the output of a step that has ended in exchange for an old one, whose memory is used again.
     pub fn collect(&self, ticket: u64, output: &mut StepOutput) -> Result<()> {
-        self.finished.wait(ticket + 1);
         let mut result = lock(&self.slot(ticket).result);
         std::mem::swap(&mut result.0, output);
         result.1.take().map_or(Ok(()), Err)
@@ -117,7 +121,7 @@ impl Shared {
             lock(&self.known).recent[ticket as usize % IN_FLIGHT] = None;
             lock(&self.slot(ticket).result).1 = Some(error);
         }
-        self.finished.raise(ticket + 1);
+        self.finished.store(ticket + 1, Ordering::Release);
     }
 
     /// Runs a step from its inputs to its output, as worker 0. The others may join when it is `release`d.
