@@ -1,6 +1,7 @@
 //! What attention asks for before it needs it. Pages lie anywhere in memory, and each pass over a split reads keys only, or
 //! values only: so a page's values are fetched while its keys are multiplied, and while values are added, the keys of the
-//! page that takes their page's place in the next split, or in the next unit. Memory is busy in either pass.
+//! page that takes their page's place in the next split, or in the next unit. Of pairs a part of them comes while weights are
+//! made. So memory is always busy.
 //!
 //! Lines are asked for one by one among the products: on Zen 4 as many in a row kept the core's own loads waiting, and
 //! histories in memory were read at half the rate.
@@ -24,6 +25,8 @@ pub(super) struct Halves {
     values: Range<usize>,
     /// Scales of codes, which go with the keys; empty where numbers have none.
     scales: Range<usize>,
+    /// Where the keys end that are fetched while weights are made.
+    early: usize,
 }
 
 impl Halves {
@@ -33,13 +36,15 @@ impl Halves {
             DType::Int8 => {
                 let page = CodePage::new(head_dim);
                 let [keys, values] = [0..page.values, page.values..page.key_scales];
-                Halves { keys, values, scales: page.key_scales..page.bytes }
+                Halves { keys, values, scales: page.key_scales..page.bytes, early: 0 }
             }
             DType::Bf16 => {
                 let keys = paired_key_bytes(head_dim);
-                Halves { keys: 0..keys, values: keys..keys + bytes, scales: 0..0 }
+                // Products of bf16 are done faster than a quarter of the keys comes from memory.
+                let early = (keys / 4).next_multiple_of(LINE);
+                Halves { keys: 0..keys, values: keys..keys + bytes, scales: 0..0, early }
             }
-            _ => Halves { keys: 0..bytes, values: bytes..2 * bytes, scales: 0..0 },
+            _ => Halves { keys: 0..bytes, values: bytes..2 * bytes, scales: 0..0, early: 0 },
         }
     }
 }
@@ -87,10 +92,16 @@ impl<'c> Attention<'_, 'c> {
         self.keys(&ahead, b.select(is_inside, later, of_next))
     }
 
-    /// Asks for a share of the keys of a page: of as large a part of them as these blocks are of a value.
+    /// Asks for a row's share of those keys of a page that are fetched while the weights of all rows are made.
+    pub(super) fn fetch_early_keys(&self, page: PointerValue<'c>, row: Val<'c>, rows: usize) {
+        fetch(self.b, page, &(0..self.halves.early), row, rows);
+    }
+
+    /// Asks for a share of the other keys of a page: of as large a part of them as these blocks are of a value.
     pub(super) fn fetch_keys(&self, page: PointerValue<'c>, blocks: &[usize], share: Val<'c>, shares: usize) {
-        let (b, Halves { keys, scales, .. }) = (self.b, &self.halves);
-        let line = |block: usize| keys.len().div_ceil(LINE) * block / (self.head_dim / LANES) * LINE;
+        let (b, Halves { keys, scales, early, .. }) = (self.b, &self.halves);
+        let lines = (keys.len() - early).div_ceil(LINE);
+        let line = |block: usize| early + lines * block / (self.head_dim / LANES) * LINE;
         fetch(b, page, &(line(blocks[0])..line(blocks[0] + blocks.len())), share, shares);
         if blocks[0] == 0 {
             fetch(b, page, scales, share, shares);

@@ -106,6 +106,8 @@ impl<'c> Attention<'_, 'c> {
     /// the totals, and rounds the weights.
     pub(super) fn weigh_pairs(&self, tile: &Tile<'c>, span: Span<'c>, pairs: &Pairs<'c>) {
         let b = self.b;
+        // The keys of a prompt's tokens, which go together, are near as a rule.
+        let is_alone = tile.rows == self.group;
         self.for_rows(tile.rows, |row| {
             let position = b.add(tile.position, b.udiv(row, b.int(self.group as i64)));
             let scores = b.element(self.frames.weights, row, 4 * SPLIT_PAGES * PAGE_TOKENS);
@@ -123,7 +125,10 @@ impl<'c> Attention<'_, 'c> {
             });
             let max = b.max(b.get(largest));
             let sum = b.var(b.float_lanes(0.0));
-            for_pages(&|_, slot| {
+            for_pages(&|page, slot| {
+                if is_alone {
+                    self.fetch_early_keys(self.page_ahead(tile, span, page), row, tile.rows);
+                }
                 let score = b.load_lanes(Kind::F32, b.element(scores, slot, 4 * PAGE_TOKENS));
                 let weight = b.exp_coarse(b.fsub(score, b.splat(max)));
                 b.set(sum, b.fadd(b.get(sum), weight));
