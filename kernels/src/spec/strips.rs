@@ -1,6 +1,6 @@
 //! How the weight rows of a product are cut into strips, and what a kernel of it writes.
 
-use lathe_ir::scheme::Scheme;
+use lathe_ir::scheme::{Scheme, Zero};
 use lathe_ir::types::DType;
 
 use super::{
@@ -74,12 +74,20 @@ impl KernelSpec {
         write("out", if is_formed { 2 } else { 4 }, &[0, 1])
     }
 
-    /// Bytes per row and group of 32 of weights unpacked to scratch: f32 elements, or bytes with f32 scales and minima.
+    /// Bytes per row and group of 32 of weights unpacked to scratch: f32 elements, or bytes with f32 scales and minima and what
+    /// dot products begin at.
     pub fn unpacked_group_bytes(scheme: Scheme, act: Activation) -> usize {
+        let starts = usize::from(Self::has_starts(scheme, act));
         match act {
             Activation::F32 | Activation::Bf16 => 4 * GROUP,
-            Activation::Int8 => GROUP + 4 * (GROUP / scheme.group * scheme.parameters()),
+            Activation::Int8 => GROUP + 4 * (GROUP / scheme.group * (scheme.parameters() + starts)),
         }
+    }
+
+    /// Whether dot products with unpacked weights may begin at what the weights say: where each row would have to add its
+    /// codes over parts of its groups otherwise, and levels leave the highest bit of a byte free.
+    pub fn has_starts(scheme: Scheme, act: Activation) -> bool {
+        act == Activation::Int8 && scheme.group < GROUP && scheme.zero == Zero::Symmetric && scheme.most_level() < 128
     }
 
     /// The unpacked weights of a strip; nothing for [`Tile::Stream`].

@@ -37,6 +37,14 @@ const AHEAD_ROWS: usize = 4;
 /// Rows of activations from which on their halves go one after the other; for fewer, unpacking twice would cost more.
 const HALVED_ROWS: i64 = 192;
 
+/// Turns, of as many rows as go at once, in which the weights of the next strip are fetched.
+const FETCH_TURNS: usize = 2;
+/// Bytes of a cache line.
+const CACHE_LINE: usize = 64;
+
+/// The highest bit of each byte.
+const SIGNS: i32 = 0x8080_8080_u32 as i32;
+
 /// Operands: x, w, those of the stages, out, scratch. Params: M, N, G and those of the stages.
 pub fn linear(b: &Builder<'_>, scheme: Scheme, act: Activation, tile: Tile, epilogue: &[Stage]) {
     let kernel = Linear { b, scheme, act, blocks: KernelSpec::strip_blocks(epilogue) };
@@ -103,8 +111,9 @@ struct Place<'c> {
 
 /// 32 columns of a block, ready to be multiplied.
 enum Group<'c> {
-    /// Byte levels by quad, scales and minima.
-    Codes { quads: Vec<Val<'c>>, parameters: Parameters<'c> },
+    /// Byte levels by quad, scales and minima. Where the levels are signed, what dot products with unsigned activations begin
+    /// at, for each part.
+    Codes { quads: Vec<Val<'c>>, parameters: Parameters<'c>, starts: Vec<Val<'c>> },
     /// Dequantized elements by k.
     Values(Vec<Val<'c>>),
 }
@@ -172,6 +181,12 @@ impl<'c> Linear<'_, 'c> {
         let sums: Vec<Vec<_>> = (0..count).map(|_| blocks.iter().map(|_| b.var(zero)).collect()).collect();
         b.for_range(b.int(0), b.param(2), b.int(1), |span| {
             b.repeat(span_groups(self.scheme), |index| {
+                if let Tile::Stream { tokens } = tile
+                    && tokens == count
+                    && b.is_vector()
+                {
+                    self.fetch_next_strip(weights, row, tokens, Place { block: blocks[0], span, index });
+                }
                 let places = blocks.iter().map(|&block| Place { block, span, index });
                 if count >= AHEAD_ROWS {
                     places.clone().for_each(|place| self.look_ahead(tile, weights, place));
@@ -185,6 +200,27 @@ impl<'c> Linear<'_, 'c> {
             });
         });
         sums.iter().map(|row| row.iter().map(|&sum| b.get(sum)).collect()).collect()
+    }
+
+    /// Asks for the weights of the next strip that lie where these lie in this one, half of them in the first turn and half in
+    /// the second. One turn is as fast as memory by itself; where there are more, on Zen 4 the first would wait for it, at 8
+    /// rows for a third of the time.
+    fn fetch_next_strip(&self, weights: PointerValue<'c>, row: Val<'c>, tokens: usize, place: Place<'c>) {
+        let b = self.b;
+        let turn = b.udiv(row, b.int(tokens as i64));
+        let is_early = b.icmp(IntPredicate::SLT, turn, b.int(FETCH_TURNS as i64));
+        let has_turns = b.icmp(IntPredicate::SGT, b.param(0), b.int(tokens as i64));
+        b.when(b.and(is_early, has_turns), || {
+            let bytes = block_span_bytes(self.scheme);
+            let lines = bytes.div_ceil(span_groups(self.scheme) * CACHE_LINE).div_ceil(FETCH_TURNS);
+            let spans = b.mul(b.param(2), b.int((self.blocks + place.block) as i64));
+            let span = b.element(weights, b.add(spans, place.span), bytes);
+            let columns = b.element(span, place.index, bytes / span_groups(self.scheme));
+            let first = b.element(columns, turn, lines * CACHE_LINE);
+            for line in 0..lines {
+                b.prefetch(b.offset(first, b.int((line * CACHE_LINE) as i64)));
+            }
+        });
     }
 
     /// Where the activations of row `row + i` begin.
@@ -209,24 +245,44 @@ impl<'c> Linear<'_, 'c> {
 
     fn add_codes(&self, loaded: &[Group<'c>], rows: &[PointerValue<'c>], g: Val<'c>, sums: &[Vec<Var<'c>>]) {
         let b = self.b;
-        let codes = |group: &Group<'c>| match group {
-            Group::Codes { quads, parameters } => (quads.clone(), parameters.clone()),
-            Group::Values(_) => unreachable!("int8 activations meet codes"),
-        };
-        let (quads, parameters): (Vec<_>, Vec<_>) = loaded.iter().map(codes).unzip();
+        let mut quads = Vec::new();
+        let mut parameters = Vec::new();
+        let mut own_starts = Vec::new();
+        for group in loaded {
+            let Group::Codes { quads: levels, parameters: of_group, starts } = group else {
+                unreachable!("int8 activations meet codes")
+            };
+            quads.push(levels);
+            parameters.push(of_group);
+            own_starts.push(starts);
+        }
+        let is_signed = own_starts.iter().any(|starts| !starts.is_empty());
         let parts = GROUP / self.scheme.group;
-        let (code_sums, starts): (Vec<_>, Vec<_>) = rows.iter().map(|&row| self.starts(row, g)).unzip();
+        let (code_sums, mut dots): (Vec<_>, Vec<Vec<Vec<Dot<'c>>>>) = if is_signed {
+            // By part of the columns and block; the same for all rows.
+            let of_part = |part: usize| own_starts.iter().map(|starts| Dot::from(starts[part])).collect();
+            let dots: Vec<Vec<Dot<'c>>> = (0..parts).map(of_part).collect();
+            rows.iter().map(|_| (Vec::new(), dots.clone())).unzip()
+        } else {
+            // Dot products by row, part of the columns and block.
+            let of_row = |&row: &PointerValue<'c>| {
+                let (sums, starts) = self.starts(row, g);
+                (sums, starts.into_iter().map(|start| vec![Dot::from(start); loaded.len()]).collect())
+            };
+            rows.iter().map(of_row).unzip()
+        };
         let most = self.scheme.most_level();
-        // Dot products by row, part of the columns and block.
-        let mut dots: Vec<Vec<Vec<Dot<'c>>>> = starts
-            .into_iter()
-            .map(|parts: Vec<Val<'c>>| parts.into_iter().map(|start| vec![Dot::from(start); loaded.len()]).collect())
-            .collect();
+        let signs = b.int_lanes(SIGNS);
         for quad in 0..GROUP / 4 {
             for (&row, dots) in rows.iter().zip(&mut dots) {
                 let activations = self.activations(row, g, quad);
+                let unsigned = if is_signed { b.xor(activations, signs) } else { activations };
                 for (quads, dot) in quads.iter().zip(&mut dots[quad * parts / (GROUP / 4)]) {
-                    *dot = b.dot4(*dot, quads[quad], activations, most);
+                    *dot = if is_signed {
+                        b.dot4(*dot, unsigned, quads[quad], u8::MAX)
+                    } else {
+                        b.dot4(*dot, quads[quad], activations, most)
+                    };
                 }
             }
         }
@@ -349,7 +405,9 @@ impl<'c> Linear<'_, 'c> {
         let span = b.element(weights, span, block_span_bytes(scheme));
         let columns = Columns { b, scheme, span, index, row: None };
         match self.act {
-            Activation::Int8 => Group::Codes { quads: columns.quads(), parameters: columns.parameters() },
+            Activation::Int8 => {
+                Group::Codes { quads: columns.quads(), parameters: columns.parameters(), starts: Vec::new() }
+            }
             Activation::F32 | Activation::Bf16 => Group::Values(columns.values()),
         }
     }
@@ -370,7 +428,12 @@ impl<'c> Linear<'_, 'c> {
                 let mut rest = (GROUP / 4..).map(|index| line(Kind::F32, index));
                 let scales = rest.by_ref().take(parts).collect();
                 let mins = rest.take(parts * (self.scheme.parameters() - 1)).collect();
-                Group::Codes { quads, parameters: Parameters { scales, mins } }
+                let starts = if self.unpacks_signed() {
+                    (0..parts).map(|part| line(Kind::I32, GROUP / 4 + parts + part)).collect()
+                } else {
+                    Vec::new()
+                };
+                Group::Codes { quads, parameters: Parameters { scales, mins }, starts }
             }
             Activation::F32 | Activation::Bf16 => Group::Values((0..GROUP).map(|k| line(Kind::F32, k)).collect()),
         }
@@ -384,18 +447,47 @@ impl<'c> Linear<'_, 'c> {
         b.for_range(b.int(0), total, b.int(1), |span| {
             b.repeat(span_groups(self.scheme), |index| {
                 let out = self.unpacked(scratch, span, index);
-                let (kind, lines, rest) = match self.decode(weights, span, index) {
-                    Group::Codes { quads, parameters: Parameters { scales, mins } } => {
-                        (Kind::I32, quads, [scales, mins].concat())
+                let (integers, floats) = match self.decode(weights, span, index) {
+                    Group::Codes { quads, parameters: Parameters { scales, mins }, .. } => {
+                        (quads, [scales, mins].concat())
                     }
-                    Group::Values(values) => (Kind::F32, values, Vec::new()),
+                    Group::Values(values) => (Vec::new(), values),
                 };
-                let kinds = std::iter::repeat_n(kind, lines.len()).chain(std::iter::repeat(Kind::F32));
-                for (line, (kind, value)) in kinds.zip(lines.into_iter().chain(rest)).enumerate() {
+                let (integers, starts) =
+                    if self.unpacks_signed() { self.signed(&integers) } else { (integers, Vec::new()) };
+                let lines = integers.into_iter().map(|value| (Kind::I32, value));
+                let lines = lines.chain(floats.into_iter().map(|value| (Kind::F32, value)));
+                let lines = lines.chain(starts.into_iter().map(|value| (Kind::I32, value)));
+                for (line, (kind, value)) in lines.enumerate() {
                     b.store_lanes(kind, b.offset(out, b.int((line * LINE) as i64)), value);
                 }
             });
         });
         scratch
+    }
+
+    /// Whether unpacked levels are signed, and activations made unsigned in registers instead. Then what corrects a dot
+    /// product depends on the weights alone, where otherwise each row needs the sums of its codes over every group of 16.
+    fn unpacks_signed(&self) -> bool {
+        let target = self.b.target;
+        KernelSpec::has_starts(self.scheme, self.act)
+            && (target.has("avx512_vnni") || target.has("avx_vnni"))
+            && !self.b.has_tiles()
+    }
+
+    /// Levels less the one that means zero, and -128 times their sum over each part of the columns: the products with
+    /// activations that are 128 too large come to that much too much.
+    fn signed(&self, quads: &[Val<'c>]) -> (Vec<Val<'c>>, Vec<Val<'c>>) {
+        let b = self.b;
+        let (signs, ones) = (b.int_lanes(SIGNS), b.int_lanes(0x0101_0101));
+        let zeros = b.int_lanes(0x0101_0101 * i32::from(self.scheme.zero_level()));
+        // With the highest bit set no byte borrows from its neighbour.
+        let quads: Vec<Val<'c>> = quads.iter().map(|&quad| b.xor(b.sub(b.or(quad, signs), zeros), signs)).collect();
+        let starts = quads.chunks(self.scheme.group / 4).map(|quads| {
+            let none = Dot::from(b.int_lanes(0));
+            let sum = b.total(quads.iter().fold(none, |dot, &quad| b.dot4(dot, ones, quad, 1)));
+            b.mul(sum, b.int_lanes(-128))
+        });
+        (quads.clone(), starts.collect())
     }
 }
