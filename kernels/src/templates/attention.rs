@@ -154,6 +154,7 @@ struct Seen<'c> {
 }
 
 /// The unit that a worker computes after this one.
+#[derive(Clone, Copy)]
 struct Follower<'c> {
     /// Its token and head.
     place: [Val<'c>; 2],
@@ -238,7 +239,7 @@ impl<'c> Attention<'_, 'c> {
         let first_row = b.mul(b.add(b.mul(token, heads), head), b.int(group as i64));
         let first_seen = if count == 1 { self.first_seen(position) } else { None };
         let seen = self.seen([token, head], count, first_seen);
-        let next = follower.as_ref().map_or(seen, |follower| {
+        let next = follower.map_or(seen, |follower| {
             let [token, _] = follower.place;
             self.seen(follower.place, 1, self.first_seen(b.load_index(b.operand(1), token)))
         });
@@ -392,7 +393,9 @@ impl<'c> Attention<'_, 'c> {
             for i in 0..KEY_STEP {
                 let d = b.add(first, b.int(i as i64));
                 if rows[0] == 0 {
-                    pages.iter().for_each(|&page| self.fetch_values(page, d, self.head_dim));
+                    for &page in &pages {
+                        self.fetch_values(page, d, self.head_dim);
+                    }
                 }
                 let keys: Vec<Val<'c>> =
                     pages.iter().map(|&keys| load(b, b.element(keys, d, key_bytes), self.dtype)).collect();

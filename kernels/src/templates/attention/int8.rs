@@ -119,7 +119,9 @@ impl<'c> Attention<'_, 'c> {
             for pair in 0..LANES {
                 if rows[0] == 0 {
                     let share = b.add(b.mul(group, b.int(LANES as i64)), b.int(pair as i64));
-                    pages.iter().for_each(|&page| self.fetch_values(page, share, LANES * layout.groups));
+                    for &page in &pages {
+                        self.fetch_values(page, share, LANES * layout.groups);
+                    }
                 }
                 let at = b.add(keys, b.int((pair * 2 * PAGE_TOKENS) as i64));
                 let keys: Vec<Val<'c>> = pages.iter().map(|&page| b.load_pairs(b.offset(page, at))).collect();

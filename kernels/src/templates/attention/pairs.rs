@@ -81,7 +81,9 @@ impl<'c> Attention<'_, 'c> {
             for pair in 0..LANES {
                 if rows[0] == 0 {
                     let share = b.add(b.mul(group, b.int(LANES as i64)), b.int(pair as i64));
-                    pages.iter().for_each(|&page| self.fetch_values(page, share, LANES * pairs.groups));
+                    for &page in &pages {
+                        self.fetch_values(page, share, LANES * pairs.groups);
+                    }
                 }
                 let lines: Vec<Val<'c>> =
                     pages.iter().map(|&page| load_line(b, b.offset(page, keys), pair * LINE)).collect();
