@@ -21,7 +21,8 @@ mod select;
 
 use std::{cmp::Ordering, f64::consts::LN_2};
 
-use self::select::{BLOCK, Select, greedy};
+pub(crate) use self::select::greedy;
+use self::select::{BLOCK, Select};
 use crate::{
     error::{Error, Result},
     math,
@@ -126,7 +127,7 @@ impl Sampler {
     #[inline]
     pub fn sample(&mut self, logits: &[f32], params: &SampleParams, key: NoiseKey) -> u32 {
         if params.is_greedy() {
-            return greedy(logits);
+            return greedy(logits, math::max(logits));
         }
         let stream = key.stream();
         let temperature = f64::from(params.temperature);

@@ -31,7 +31,7 @@ use lathe_plan::program::{Program, Retention, StepSize};
 use crate::{
     error::{Error, Result},
     exec, math,
-    sample::{NoiseKey, SampleParams, Sampler},
+    sample::{NoiseKey, SampleParams, Sampler, greedy},
 };
 
 use self::timeline::Timeline;
@@ -188,6 +188,7 @@ impl Row {
             return;
         }
         output.token = match &self.pick {
+            Pick::Sample(params, _) if self.edits.is_empty() && params.is_greedy() => greedy(logits, max),
             Pick::Sample(params, key) if self.edits.is_empty() => sampler.sample(logits, params, *key),
             Pick::Sample(params, key) => {
                 let edits = self.edits.iter().map(|edit| (edit.token, edit.apply(logits[edit.token as usize])));

@@ -28,10 +28,10 @@ fn check_kept(params: SampleParams, wanted: &[u32]) {
 
 #[test]
 fn greedy_takes_the_lowest_of_equals() {
-    assert_eq!(greedy(&[1.0, 3.0, 3.0, 2.0]), 1);
-    assert_eq!(greedy(&[0.0, -0.0]), 0);
-    assert_eq!(greedy(&[-0.0, 0.0]), 0);
-    assert_eq!(greedy(&[f32::NEG_INFINITY, f32::NEG_INFINITY, -5.0]), 2);
+    assert_eq!(greedy(&[1.0, 3.0, 3.0, 2.0], 3.0), 1);
+    assert_eq!(greedy(&[0.0, -0.0], 0.0), 0);
+    assert_eq!(greedy(&[-0.0, 0.0], 0.0), 0);
+    assert_eq!(greedy(&[f32::NEG_INFINITY, f32::NEG_INFINITY, -5.0], -5.0), 2);
     let params = SampleParams { top_k: 1, ..BASE };
     assert_eq!(Sampler::default().sample(&[1.0, 3.0, 3.0], &params, NoiseKey::default()), 1);
 }
