@@ -68,9 +68,11 @@ pub enum Place {
     },
 }
 
-/// What depends on the step's size: evaluated once per step, read by all workers.
+/// What depends on the step's size: evaluated when it changes, read by all workers.
 #[derive(Debug, Default)]
 pub struct Numbers {
+    /// The size.
+    of: Option<StepSize>,
     /// Index of the bucket that runs the step.
     pub bucket: usize,
     /// Units of each launch.
@@ -80,8 +82,13 @@ pub struct Numbers {
 }
 
 impl Numbers {
-    /// Evaluates the smallest bucket that holds the step. A larger one would compute the same bits more slowly.
+    /// Evaluates the smallest bucket that holds the step, of buckets that are always the same. A larger one would compute the
+    /// same bits more slowly.
     pub fn evaluate(&mut self, buckets: &[Prepared], size: StepSize) -> Result<()> {
+        if self.of == Some(size) {
+            return Ok(());
+        }
+        self.of = None;
         let fits =
             |max: StepSize| size.tokens <= max.tokens && size.sequences <= max.sequences && size.rows <= max.rows;
         let found = buckets.iter().position(|bucket| fits(bucket.max));
@@ -99,6 +106,7 @@ impl Numbers {
         for param in &bucket.params {
             self.params.push(value(param)?);
         }
+        self.of = Some(size);
         Ok(())
     }
 }

@@ -102,7 +102,7 @@ impl Crew {
             return;
         }
         let mut conducted = lock(&self.core.conducted);
-        let _pinned = self.cpu.map(topology::pin_for_now);
+        self.cpu.inspect(|&cpu| topology::move_to(cpu));
         while !program.has_finished(ticket) {
             let Some(job) = lock(&self.core.queue).pop_front() else { return };
             *conducted += 1;

@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "CPU affinity has no interface in std")]
 
-use std::{collections::BTreeSet, marker::PhantomData, mem, ptr};
+use std::{collections::BTreeSet, mem, ptr};
 
 use super::quota::{self, Read};
 use crate::error::{Error, Result};
@@ -116,22 +116,16 @@ pub fn pin(cpu: usize) {
     }
 }
 
-/// Pins the calling thread until the value is dropped, which gives it back the CPUs that it had.
-pub fn pin_for_now(cpu: usize) -> Pinned {
-    let before = affinity();
-    pin(cpu);
-    Pinned { before, _here: PhantomData }
-}
-
-/// A thread is pinned.
-pub struct Pinned {
-    before: Option<libc::cpu_set_t>,
-    _here: PhantomData<*const ()>, // it must be dropped by the same thread
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        self.before.as_ref().inspect(|set| set_affinity(set));
+/// Brings the calling thread to a CPU, from which the scheduler may take it again. A matter of speed only, as pinning is.
+pub fn move_to(cpu: usize) {
+    // SAFETY: it has no requirements.
+    let here = unsafe { libc::sched_getcpu() };
+    if usize::try_from(here).is_ok_and(|here| here == cpu) {
+        return;
+    }
+    if let Some(before) = affinity() {
+        pin(cpu);
+        set_affinity(&before);
     }
 }
 
