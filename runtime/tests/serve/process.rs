@@ -22,6 +22,9 @@ const ENDLESS: u32 = 1 << 24;
 /// Its steps take no time, so with guesses, which are all right, an endless stream would outrun any reader.
 const STEADY: [&str; 2] = ["--speculate", "off"];
 
+/// Steps that take as long as a model's: who does not read an endless stream would be dropped soon otherwise.
+const PACED: &str = "slow@1";
+
 fn plan(test: &str, context: u32) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("serve").join(test);
     fs::create_dir_all(&folder).expect("the target directory is writable");
@@ -179,7 +182,7 @@ fn without_a_supervisor_the_process_ends_with_its_engine() {
 #[test]
 fn one_signal_drains_and_two_end_at_once() {
     for (test, flags) in [("signals", &[][..]), ("signals_alone", &["--no-supervisor"])] {
-        let mut server = Server::start(test, "", flags);
+        let mut server = Server::start(test, PACED, flags);
         let stream = server.endless();
         server.signal("TERM");
         eventually("it drains", || server.client.get("/ready").status == 503);
@@ -197,7 +200,7 @@ fn one_signal_drains_and_two_end_at_once() {
 
 #[test]
 fn no_worker_outlives_its_supervisor() {
-    let mut server = Server::start("orphan", "", &[]);
+    let mut server = Server::start("orphan", PACED, &[]);
     let mut stream = server.endless();
     server.process.kill().expect("it runs");
     server.process.wait().expect("it ends");
@@ -298,7 +301,7 @@ fn a_process_without_file_descriptors_serves_on() {
         .arg(&plan)
         .args(["--port", "0", "-t", "1"])
         .args(STEADY)
-        .env("LATHE_FAULT", "slow@1");
+        .env("LATHE_FAULT", PACED);
     let server = Server::spawn(command, &plan.with_extension("log"));
     let stream = server.endless();
     // Its client reads on, and the model does not outrun it, or it would be dropped for taking too little.
