@@ -29,18 +29,15 @@ use crate::llvm::memory::Var;
 use crate::llvm::tiles::TILE_ROWS;
 use crate::spec::{Activation, BLOCK_ROWS, GROUP, KernelSpec, Stage, Tile};
 
-/// How far ahead weights are asked for where they are multiplied with several rows, in bytes. The machine looks ahead by
-/// itself while weights come line after line, but not while further rows are multiplied with the strip that is there.
+/// How far ahead weights are asked for where they are multiplied in one turn of several rows, in bytes: with so many the
+/// machine, which looks ahead by itself while weights come line after line, does not keep up.
 const AHEAD: usize = 4096;
-/// Rows at once from which on that pays. With fewer the machine keeps up.
+/// Rows at once from which on that pays.
 const AHEAD_ROWS: usize = 4;
+/// Turns in which the next strip's weights are asked for.
+const AHEAD_TURNS: usize = 2;
 /// Rows of activations from which on their halves go one after the other; for fewer, unpacking twice would cost more.
 const HALVED_ROWS: i64 = 192;
-
-/// Turns, of as many rows as go at once, in which the weights of the next strip are fetched.
-const FETCH_TURNS: usize = 2;
-/// Bytes of a cache line.
-const CACHE_LINE: usize = 64;
 
 /// The highest bit of each byte.
 const SIGNS: i32 = 0x8080_8080_u32 as i32;
@@ -181,15 +178,9 @@ impl<'c> Linear<'_, 'c> {
         let sums: Vec<Vec<_>> = (0..count).map(|_| blocks.iter().map(|_| b.var(zero)).collect()).collect();
         b.for_range(b.int(0), b.param(2), b.int(1), |span| {
             b.repeat(span_groups(self.scheme), |index| {
-                if let Tile::Stream { tokens } = tile
-                    && tokens == count
-                    && b.is_vector()
-                {
-                    self.fetch_next_strip(weights, row, tokens, Place { block: blocks[0], span, index });
-                }
                 let places = blocks.iter().map(|&block| Place { block, span, index });
                 if count >= AHEAD_ROWS {
-                    places.clone().for_each(|place| self.look_ahead(tile, weights, place));
+                    places.clone().for_each(|place| self.look_ahead(tile, weights, row, place));
                 }
                 let loaded: Vec<Group<'c>> = places.map(|place| self.load(tile, weights, place)).collect();
                 let g = self.group_index(span, index);
@@ -200,27 +191,6 @@ impl<'c> Linear<'_, 'c> {
             });
         });
         sums.iter().map(|row| row.iter().map(|&sum| b.get(sum)).collect()).collect()
-    }
-
-    /// Asks for the weights of the next strip that lie where these lie in this one, half of them in the first turn and half in
-    /// the second. One turn is as fast as memory by itself; where there are more, on Zen 4 the first would wait for it, at 8
-    /// rows for a third of the time.
-    fn fetch_next_strip(&self, weights: PointerValue<'c>, row: Val<'c>, tokens: usize, place: Place<'c>) {
-        let b = self.b;
-        let turn = b.udiv(row, b.int(tokens as i64));
-        let is_early = b.icmp(IntPredicate::SLT, turn, b.int(FETCH_TURNS as i64));
-        let has_turns = b.icmp(IntPredicate::SGT, b.param(0), b.int(tokens as i64));
-        b.when(b.and(is_early, has_turns), || {
-            let bytes = block_span_bytes(self.scheme);
-            let lines = bytes.div_ceil(span_groups(self.scheme) * CACHE_LINE).div_ceil(FETCH_TURNS);
-            let spans = b.mul(b.param(2), b.int((self.blocks + place.block) as i64));
-            let span = b.element(weights, b.add(spans, place.span), bytes);
-            let columns = b.element(span, place.index, bytes / span_groups(self.scheme));
-            let first = b.element(columns, turn, lines * CACHE_LINE);
-            for line in 0..lines {
-                b.prefetch(b.offset(first, b.int((line * CACHE_LINE) as i64)));
-            }
-        });
     }
 
     /// Where the activations of row `row + i` begin.
@@ -375,18 +345,37 @@ impl<'c> Linear<'_, 'c> {
         }
     }
 
-    /// Asks for packed weights that come later, as many as a place has.
-    fn look_ahead(&self, tile: Tile, weights: PointerValue<'c>, Place { block, span, index }: Place<'c>) {
+    /// Asks for packed weights that come later. Of one turn of rows, those a little further on. Of several turns only the first
+    /// reads weights, and would wait for them: so in the first two turns, those of the next strip, half of them in each.
+    fn look_ahead(&self, tile: Tile, weights: PointerValue<'c>, row: Val<'c>, Place { block, span, index }: Place<'c>) {
         let (b, bytes) = (self.b, block_span_bytes(self.scheme));
-        if !(b.is_vector() && matches!(tile, Tile::Stream { .. })) {
+        let Tile::Stream { tokens } = tile else { return };
+        if !b.is_vector() {
             return;
         }
-        let span = b.add(b.mul(b.param(2), b.int(block as i64)), span);
+        let spans = b.param(2);
+        let span = b.add(b.mul(spans, b.int(block as i64)), span);
         let own = bytes / span_groups(self.scheme);
         let at = b.element(b.element(weights, span, bytes), index, own);
-        for line in 0..own.div_ceil(LINE) {
-            b.prefetch(b.offset(at, b.int((AHEAD + line * LINE) as i64)));
-        }
+        let fetch = |from: PointerValue<'c>, lines: usize| {
+            for line in 0..lines {
+                b.prefetch(b.offset(from, b.int((line * LINE) as i64)));
+            }
+        };
+        let lines = own.div_ceil(LINE);
+        let of_turn = lines.div_ceil(AHEAD_TURNS);
+        let turn = b.udiv(row, b.int(tokens as i64));
+        let is_only_turn = b.icmp(IntPredicate::SLE, b.param(0), b.int(tokens as i64));
+        b.either(
+            is_only_turn,
+            || fetch(b.offset(at, b.int(AHEAD as i64)), lines),
+            || {
+                b.when(b.icmp(IntPredicate::SLT, turn, b.int(AHEAD_TURNS as i64)), || {
+                    let strip = b.element(at, b.mul(spans, b.int(self.blocks as i64)), bytes);
+                    fetch(b.element(strip, turn, of_turn * LINE), of_turn);
+                });
+            },
+        );
     }
 
     fn load(&self, tile: Tile, weights: PointerValue<'c>, place: Place<'c>) -> Group<'c> {
