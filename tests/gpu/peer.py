@@ -101,7 +101,7 @@ class Model:
         return x + F.linear(F.silu(gate) * up, down)
 
     def step(self, batch, tokens, depth):
-        """A function that computes a step, captured."""
+        """A function that computes a step, captured, and what must live as long as it does."""
         shape = self.shape
         room = lambda: torch.randn(batch, shape["kv"], depth + tokens, shape["dim"], device=DEVICE, dtype=DTYPE)
         # One cache for all layers would sit in the chip's own cache: each layer has its own where memory allows.
@@ -126,7 +126,8 @@ class Model:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 run()
-        return graph.replay, caches
+        # The captured graph reads ids and angles where they lie.
+        return graph.replay, (caches, ids, cos, sin)
 
 
 def main():
@@ -147,10 +148,10 @@ def main():
             if time.monotonic() - begin > arguments.seconds:
                 break
             try:
-                replay, caches = model.step(batch, tokens, depth)
+                replay, held = model.step(batch, tokens, depth)
                 with torch.no_grad():
                     ms = median_ms(replay)
-                del replay, caches
+                del replay, held
             except Exception as error:  # a shape that does not fit is a row that says so
                 result["rows"].append({"shape": name, "batch": batch, "tokens": tokens, "depth": depth, "error": str(error)[:200]})
                 continue

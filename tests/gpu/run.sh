@@ -61,6 +61,8 @@ for plan in "$folder"/*.plan; do
         [ "$with" = "$without" ] && [ -n "$with" ] && verdict="same with graphs and without" || verdict="FAILED: graphs differ"
         say "$name, prompt $number: $verdict: ${with:0:60}"
     done
+    step "company-$name" 120 "$python" "$here/company.py" "$lathe" "$plan" "$device"
+    say "$name: $(head -n 1 "$out/company-$name.out")"
 done
 
 for plan in "$folder"/*.plan; do
