@@ -17,7 +17,7 @@ use lathe_plan::program::{Bucket, Input, Program, Share};
 
 use super::{
     float::KernelMode,
-    memory::{HUGE, Kernels, Region},
+    memory::{HUGE, Kernels, PAGE, Region},
 };
 use crate::{
     device::{PageCopy, Step},
@@ -25,9 +25,16 @@ use crate::{
     exec::{self, Layout, Numbers, Place, Prepared},
 };
 
-/// Bytes of a cache tensor that lie in small pages. Cache pages are taken from the first on, and a run that keeps few tokens
-/// shall not wait for a huge page of every tensor.
+/// Least bytes of a cache tensor that lie in small pages. Cache pages are taken from the first on, and a run that keeps few
+/// tokens shall not wait for huge pages.
 const SMALL_BYTES: usize = 256 << 10;
+
+/// Bytes of the cache tensor of this index, among so many, that lie in small pages. As tensors fill alike, each begins its
+/// huge pages a little later than the one before: the system takes milliseconds to bring one, and a step shall not wait for
+/// one of every tensor.
+fn small_bytes(index: usize, tensors: usize) -> usize {
+    SMALL_BYTES + index * HUGE / tensors / PAGE * PAGE
+}
 
 /// The bytes of the weight section.
 pub type WeightBytes = Box<dyn Deref<Target = [u8]> + Send + Sync>;
@@ -66,6 +73,7 @@ struct Group {
 struct Tensor {
     offset: usize, // in the cache region
     page_bytes: usize,
+    huge_from: usize, // in the cache region
 }
 
 /// Addresses of all buffers of a bucket's launches, for one worker.
@@ -108,16 +116,19 @@ impl Machine {
         let input = Region::new("step inputs", layout.bytes())?;
         let mut layout = Layout::default();
         let mut groups = Vec::new();
+        let tensors_in_all = program.cache_groups.iter().map(|group| group.tensors.len()).sum();
+        let mut smalls = (0..tensors_in_all).map(|index| small_bytes(index, tensors_in_all));
         for (index, (group, &pages)) in program.cache_groups.iter().zip(pages).enumerate() {
             let mut tensors = Vec::new();
-            for tensor in &group.tensors {
+            for (tensor, small) in group.tensors.iter().zip(&mut smalls) {
                 let page_bytes = usize::try_from(tensor.page_bytes).unwrap_or(usize::MAX);
-                if page_bytes.saturating_mul(pages as usize) >= SMALL_BYTES + HUGE {
+                if page_bytes.saturating_mul(pages as usize) >= small + HUGE {
                     // So that huge pages begin where small ones end.
-                    let end = layout.bytes() + SMALL_BYTES;
+                    let end = layout.bytes() + small;
                     layout.add(end.next_multiple_of(HUGE) - end, 1)?;
                 }
-                tensors.push(Tensor { offset: layout.add(pages as usize, page_bytes)?, page_bytes });
+                let offset = layout.add(pages as usize, page_bytes)?;
+                tensors.push(Tensor { offset, page_bytes, huge_from: offset + small });
             }
             groups.push(Group { stride: exec::table_stride(program, index as u32)?, tensors });
         }
@@ -285,7 +296,7 @@ impl Memory {
     fn prefer_huge_pages(&self, pages: &[u32]) {
         for (group, &pages) in self.groups.iter().zip(pages) {
             for tensor in &group.tensors {
-                self.cache.prefer_huge(tensor.offset + SMALL_BYTES..tensor.offset + tensor.page_bytes * pages as usize);
+                self.cache.prefer_huge(tensor.huge_from..tensor.offset + tensor.page_bytes * pages as usize);
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 pub type Kernel = unsafe extern "C-unwind" fn(buffers: *const *mut u8, params: *const i64, begin: i64, end: i64);
 
 /// Size and alignment of a page.
-const PAGE: usize = 4 << 10;
+pub const PAGE: usize = 4 << 10;
 /// Size and alignment of a huge page.
 pub const HUGE: usize = 2 << 20;
 
