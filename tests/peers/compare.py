@@ -14,6 +14,8 @@ What it does, each part in rounds in which both take turns, so that both see the
           at the times of a Poisson process
   prefix  time to first token of prompts that share 1000 tokens, against that of prompts that share none
   gaps    16 streams, alone and while long prompts arrive: the gaps between their tokens
+  guess   answers to the prompts in tests/data/prompts with guesses and without: n-grams with SmolLM2 and Qwen
+          2.5 Coder 1.5B, and the latter with the 0.5B model as its draft
 
 Before each it checks that both find a text about as likely. It needs Rust, a C++ compiler and Python 3.11;
 llama.cpp is built once (10 minutes on two idle cores, not counted above) and kept in the cache with the
@@ -31,11 +33,12 @@ from pathlib import Path
 
 import chart
 import genai
+import guesses
 import llama
 import servers
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ["speed", "serve", "prefix", "gaps"]
+PARTS = ["speed", "serve", "prefix", "gaps", "guess"]
 # What is measured of each model: tokens of prefill, tokens of decode, sequences side by side.
 MODELS = {
     "smollm2": (512, 128, [8, 32]),
@@ -76,6 +79,13 @@ class Bench:
         plan = llama.cache() / f"{name}.plan"
         output(self.lathe, "compile", model, "-o", plan)
         return plan, model, llama.quantized(model)
+
+    def pair(self, name: str, draft: str) -> tuple[Path, Path]:
+        """The plan of a model and its draft, and the draft as Q4_0."""
+        large, small = (Path(output("cargo", "xtask", "model", each, cwd=ROOT).strip()) for each in (name, draft))
+        plan = llama.cache() / f"{name}+{draft}.plan"
+        output(self.lathe, "compile", large, "--draft", small, "-o", plan)
+        return plan, llama.quantized(small)
 
 
 def build() -> Path:
@@ -256,10 +266,39 @@ def gaps(bench: Bench, plan: Path, q4_0: Path) -> None:
     bench.table("Gaps of 16 streams, alone and while prompts of 1500 tokens arrive one after the other:", header, rows)
 
 
+def guess(bench: Bench) -> None:
+    """What guesses save, of each kind and with the prompts that it is made for."""
+    rounds, rows = 1 if bench.arguments.quick else min(bench.rounds, 3), []
+    size = (bench.arguments.threads, 128, rounds)
+    prompts = ROOT / "tests/data/prompts"
+    works = [("smollm2", "ngram", ["editing", "summarizing"]), ("smollm2", "auto", ["editing", "summarizing", "prose"])]
+    if not bench.arguments.quick:
+        pair = ["code"]
+        works += [("qwen2-coder-1.5b", "ngram", ["editing", "summarizing"])]
+        works += [("qwen2-coder-1.5b", kind, pair) for kind in ("draft", "auto")]
+    for name, kind, files in works:
+        plan, _, q4_0 = bench.files(name)
+        draft = None
+        if files == ["code"]:
+            plan, draft = bench.pair(name, "qwen2-coder-0.5b")
+        texts = [prompts / f"{file}.txt" for file in files]
+        found = guesses.measure(bench.lathe, plan, q4_0, draft, kind, texts, size)
+        bench.found[f"guess {name} {kind}"] = found
+        for file, both in found.items():
+            ours, theirs = both["lathe"], both.get("llama.cpp")
+            cells = [f"{name}, {kind}: {file}", f"{ours['off']:.1f}", f"{ours['on']:.1f}", f"{ours['share']:.2f}×"]
+            if theirs:
+                cells += [f"{theirs['off']:.1f}", f"{theirs['on']:.1f}", f"{theirs['share']:.2f}×"]
+                cells += [f"{ours['on'] / max(theirs['on'], theirs['off']):.2f}×"]
+            rows.append(cells + ["–"] * (8 - len(cells)))
+    header = ["prompts", "Lathe, off", "guessing", "saves", "llama.cpp, off", "guessing", "saves", "Lathe to the better"]
+    bench.table(f"Answers of 128 tokens, tokens/s, {rounds} rounds in turns:", header, rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, and only SmolLM2")
-    parser.add_argument("--only", metavar="PART,…", default=",".join(PARTS), help="some of speed, serve, prefix, gaps")
+    parser.add_argument("--only", metavar="PART,…", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}")
     parser.add_argument("--models", metavar="NAME,…", help=f"some of {', '.join(MODELS)} for the part speed")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds (default 5, or 2 with --quick)")
     parser.add_argument("--threads", type=int, metavar="N", default=2, help="threads of either (default 2)")
@@ -279,7 +318,9 @@ def main() -> None:
             plan, shipped, q4_0 = bench.files(name)
             sanity(bench, name, plan, q4_0)
             speed(bench, name, plan, shipped, q4_0)
-    if set(parts) - {"speed"}:
+    if "guess" in parts:
+        guess(bench)
+    if set(parts) - {"speed", "guess"}:
         plan, _, q4_0 = bench.files("smollm2")
         sanity(bench, "smollm2", plan, q4_0)
         for part in (serve, prefix, gaps):
